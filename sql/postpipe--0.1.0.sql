@@ -1,0 +1,264 @@
+-- postpipe 0.1.0
+--
+-- Rules: one word per thing; names are text; durations in views are double precision seconds, timeouts in arguments are
+-- interval; a new option is a key in `options`, never a new argument; view columns are only ever appended; unknown is NULL.
+\echo Use "CREATE EXTENSION postpipe" to load this file. \quit
+
+---------------------------------------------------------------------------------------------------------------------------
+-- Type: a stream entry's ID, as pg_lsn is for WAL. As text, '…-99' sorts above '…-271': max(id), ORDER BY id, id > … are wrong.
+-- Input: 'ms-seq' or 'ms' (= ms-0); output 'ms-seq'. Assigns to text columns by itself. 
+CREATE TYPE @extschema@.postpipe_id;
+CREATE FUNCTION @extschema@.postpipe_id_in(cstring) RETURNS @extschema@.postpipe_id AS 'MODULE_PATHNAME', 'postpipe_id_in' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_out(@extschema@.postpipe_id) RETURNS cstring AS 'MODULE_PATHNAME', 'postpipe_id_out' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE TYPE @extschema@.postpipe_id (INPUT = @extschema@.postpipe_id_in, OUTPUT = @extschema@.postpipe_id_out, INTERNALLENGTH = 16, ALIGNMENT = double);
+CREATE FUNCTION @extschema@.postpipe_id_cmp(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS integer AS 'MODULE_PATHNAME', 'postpipe_id_cmp' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_lt(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_id_lt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_le(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_id_le' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_eq(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_id_eq' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_ne(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_id_ne' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_ge(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_id_ge' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_gt(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_id_gt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_hash(@extschema@.postpipe_id) RETURNS integer AS 'MODULE_PATHNAME', 'postpipe_id_hash' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE OPERATOR @extschema@.<  (LEFTARG = @extschema@.postpipe_id, RIGHTARG = @extschema@.postpipe_id, FUNCTION = @extschema@.postpipe_id_lt, COMMUTATOR = >, NEGATOR = >=, RESTRICT = scalarltsel, JOIN = scalarltjoinsel);
+CREATE OPERATOR @extschema@.<= (LEFTARG = @extschema@.postpipe_id, RIGHTARG = @extschema@.postpipe_id, FUNCTION = @extschema@.postpipe_id_le, COMMUTATOR = >=, NEGATOR = >, RESTRICT = scalarlesel, JOIN = scalarlejoinsel);
+CREATE OPERATOR @extschema@.=  (LEFTARG = @extschema@.postpipe_id, RIGHTARG = @extschema@.postpipe_id, FUNCTION = @extschema@.postpipe_id_eq, COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES, MERGES);
+CREATE OPERATOR @extschema@.<> (LEFTARG = @extschema@.postpipe_id, RIGHTARG = @extschema@.postpipe_id, FUNCTION = @extschema@.postpipe_id_ne, COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR @extschema@.>= (LEFTARG = @extschema@.postpipe_id, RIGHTARG = @extschema@.postpipe_id, FUNCTION = @extschema@.postpipe_id_ge, COMMUTATOR = <=, NEGATOR = <, RESTRICT = scalargesel, JOIN = scalargejoinsel);
+CREATE OPERATOR @extschema@.>  (LEFTARG = @extschema@.postpipe_id, RIGHTARG = @extschema@.postpipe_id, FUNCTION = @extschema@.postpipe_id_gt, COMMUTATOR = <, NEGATOR = <=, RESTRICT = scalargtsel, JOIN = scalargtjoinsel);
+CREATE OPERATOR CLASS @extschema@.postpipe_id_ops DEFAULT FOR TYPE @extschema@.postpipe_id USING btree AS
+    OPERATOR 1 @extschema@.<, OPERATOR 2 @extschema@.<=, OPERATOR 3 @extschema@.=, OPERATOR 4 @extschema@.>=, OPERATOR 5 @extschema@.>,
+    FUNCTION 1 @extschema@.postpipe_id_cmp(@extschema@.postpipe_id, @extschema@.postpipe_id);
+CREATE OPERATOR CLASS @extschema@.postpipe_id_hash_ops DEFAULT FOR TYPE @extschema@.postpipe_id USING hash AS
+    OPERATOR 1 @extschema@.=, FUNCTION 1 @extschema@.postpipe_id_hash(@extschema@.postpipe_id);
+CREATE FUNCTION @extschema@.postpipe_id_larger(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS @extschema@.postpipe_id AS 'MODULE_PATHNAME', 'postpipe_id_larger' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION @extschema@.postpipe_id_smaller(@extschema@.postpipe_id, @extschema@.postpipe_id) RETURNS @extschema@.postpipe_id AS 'MODULE_PATHNAME', 'postpipe_id_smaller' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE AGGREGATE @extschema@.max(@extschema@.postpipe_id) (SFUNC = @extschema@.postpipe_id_larger, STYPE = @extschema@.postpipe_id, SORTOP = OPERATOR(@extschema@.>), PARALLEL = SAFE);
+CREATE AGGREGATE @extschema@.min(@extschema@.postpipe_id) (SFUNC = @extschema@.postpipe_id_smaller, STYPE = @extschema@.postpipe_id, SORTOP = OPERATOR(@extschema@.<), PARALLEL = SAFE);
+CREATE FUNCTION @extschema@.postpipe_id_time(id @extschema@.postpipe_id) RETURNS timestamptz AS 'MODULE_PATHNAME', 'postpipe_id_time' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+---------------------------------------------------------------------------------------------------------------------------
+-- Definitions. The pipeline `posts` is not inserted here: dump and restore would meet it twice.
+CREATE TABLE @extschema@.postpipe_pipeline (
+    pipeline        text PRIMARY KEY CHECK (pipeline OPERATOR(pg_catalog.~) '^[a-z_][a-z0-9_]{0,47}$'),
+    owner           regrole NOT NULL,                      -- by OID, so that ALTER ROLE ... RENAME is harmless
+    stream          text NOT NULL CHECK (pg_catalog.octet_length(stream) OPERATOR(pg_catalog.<) 256),
+    consumer_group  text NOT NULL CHECK (pg_catalog.octet_length(consumer_group) OPERATOR(pg_catalog.<) 256),
+    redis           text,                                  -- named server; NULL: postpipe.redis_url
+    target          text,                                  -- qualified, quoted; text because it may not exist yet
+    key             text[],
+    on_conflict     text NOT NULL DEFAULT 'update' CHECK (on_conflict OPERATOR(pg_catalog.=) ANY ('{update,nothing,newer,error}'::text[])),
+    newer_by        text,                                  -- the column that on_conflict newer compares
+    columns         jsonb,                                 -- {"content": {"fields": ["text", "content"], "merge": "replace|keep|greatest|first", "empty": "null"}}
+    event_types     text[],                                -- others are counted as filtered; NULL: all
+    statement       text,                                  -- NULL: generated from target
+    search_path     text NOT NULL,
+    workers         integer NOT NULL DEFAULT 1 CHECK (workers BETWEEN 1 AND 64),
+    enabled         boolean NOT NULL DEFAULT true,
+    enabled_reason  text,                                  -- why it was paused
+    options         jsonb NOT NULL DEFAULT '{}',
+    system_identifier bigint, database_oid oid,            -- where it is armed; another place: disarmed
+    created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    altered_at      timestamptz,
+    dropped         boolean NOT NULL DEFAULT false         -- only of `posts`, which would exist without a row
+);
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.postpipe_pipeline', '');
+
+CREATE TABLE @extschema@.postpipe_dead_letter (
+    pipeline        text NOT NULL,
+    epoch           integer NOT NULL,
+    id              @extschema@.postpipe_id NOT NULL,
+    stream          text NOT NULL,
+    state           text NOT NULL CHECK (state OPERATOR(pg_catalog.=) ANY ('{retrying,dead}'::text[])),
+    sqlstate        text NOT NULL CHECK (pg_catalog.length(sqlstate) OPERATOR(pg_catalog.=) 5),
+    message         text NOT NULL,
+    detail          text, hint text, context text,
+    schema_name     text, table_name text, column_name text, constraint_name text,   -- the words of GET STACKED DIAGNOSTICS
+    attempts        integer NOT NULL,
+    first_failed_at timestamptz NOT NULL, last_failed_at timestamptz NOT NULL, next_retry_at timestamptz,
+    added_at        timestamptz NOT NULL,
+    worker          integer,
+    event           jsonb,
+    fields          bytea[],                               -- name, value, name, value ... as Redis sent them
+    size_bytes      bigint NOT NULL,
+    PRIMARY KEY (pipeline, epoch, id)
+);
+
+-- Internal: which entries are settled (src/ledger.c has the encoding of ids), the epochs, and what was lost.
+CREATE TABLE @extschema@.postpipe_ledger (
+    pipeline        text NOT NULL,
+    epoch           integer NOT NULL,
+    worker          integer NOT NULL,
+    first_id        @extschema@.postpipe_id NOT NULL,
+    last_id         @extschema@.postpipe_id NOT NULL,
+    applied         integer NOT NULL,
+    filtered        integer NOT NULL,
+    dead            integer NOT NULL,
+    lost            integer NOT NULL,
+    ids             bytea NOT NULL
+);
+ALTER TABLE @extschema@.postpipe_ledger ALTER COLUMN ids SET STORAGE EXTERNAL;          -- hashes do not compress
+CREATE INDEX postpipe_ledger_range ON @extschema@.postpipe_ledger (pipeline, last_id, first_id);
+
+CREATE TABLE @extschema@.postpipe_epoch (
+    pipeline        text NOT NULL,
+    epoch           integer NOT NULL,
+    since_id        @extschema@.postpipe_id,
+    cause           text NOT NULL,
+    again           boolean NOT NULL DEFAULT false,        -- rewound: what earlier epochs settled is applied again
+    base_known      boolean NOT NULL DEFAULT false,
+    base_added      bigint,                                -- of the entries ever added, those that the epoch does not account for; NULL: not provable
+    opened_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (pipeline, epoch)
+);
+
+CREATE TABLE @extschema@.postpipe_lost_range (
+    pipeline        text NOT NULL,
+    epoch           integer NOT NULL,
+    first_id        @extschema@.postpipe_id NOT NULL,
+    last_id         @extschema@.postpipe_id NOT NULL,
+    entries         bigint,
+    cause           text NOT NULL,
+    noticed_at      timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+
+---------------------------------------------------------------------------------------------------------------------------
+-- Whatever writes the definitions, a function here or a restore: the supervisor looks at them at commit.
+CREATE FUNCTION @extschema@.postpipe_definition_changed() RETURNS trigger AS 'MODULE_PATHNAME', 'postpipe_definition_changed' LANGUAGE C;
+CREATE TRIGGER postpipe_definition_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON @extschema@.postpipe_pipeline
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.postpipe_definition_changed();
+
+---------------------------------------------------------------------------------------------------------------------------
+-- Pipelines
+CREATE FUNCTION @extschema@.postpipe_create_pipeline(
+    pipeline        text,
+    stream          text,
+    target          text        DEFAULT NULL,              -- target or statement, one of them
+    statement       text        DEFAULT NULL,
+    consumer_group  text        DEFAULT NULL,              -- 'postpipe_' || pipeline
+    key             text[]      DEFAULT NULL,              -- the target's primary key
+    on_conflict     text        DEFAULT 'update',
+    newer_by        text        DEFAULT NULL,
+    columns         jsonb       DEFAULT NULL,
+    event_types     text[]      DEFAULT NULL,
+    start_id        text        DEFAULT '0',               -- '0' earliest, '$' latest, or an ID; used only when the group is made
+    start_time      timestamptz DEFAULT NULL,              -- instead of start_id; an own argument: an overload would take '2026-11-23' as an ID
+    workers         integer     DEFAULT 1,
+    redis           text        DEFAULT NULL,
+    owner           text        DEFAULT NULL,              -- current_user; needs SET ROLE rights on it
+    enabled         boolean     DEFAULT true,              -- false: created paused, for postpipe_test first (as CREATE SUBSCRIPTION … enabled = false)
+    options         jsonb       DEFAULT '{}',              -- batch_size, batch_bytes, max_retries, retry_delay, claim_idle, statement_timeout, lock_timeout,
+                                                           -- synchronous_commit, error_threshold, dead_letter_retention, dead_letter_stream, claim_foreign, notify …
+    if_not_exists   boolean     DEFAULT false
+) RETURNS text                                             -- the statement that will run
+AS 'MODULE_PATHNAME', 'postpipe_create_pipeline' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_drop_pipeline(pipeline text, if_exists boolean DEFAULT false, destroy_group boolean DEFAULT false, discard_dead boolean DEFAULT false)
+    RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_drop_pipeline' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_pause(pipeline text, reason text DEFAULT NULL)               -- takes effect at commit
+    RETURNS void AS 'MODULE_PATHNAME', 'postpipe_pause' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_resume(pipeline text, take_over boolean DEFAULT false)       -- take_over: arms a clone, a restored or pg_upgraded server
+    RETURNS void AS 'MODULE_PATHNAME', 'postpipe_resume' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_wait_state(pipeline text, state text, timeout interval DEFAULT '30s')   -- 'paused' = no transaction of it is open any more
+    RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_wait_state' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_rewind(pipeline text, to_id text DEFAULT NULL, to_time timestamptz DEFAULT NULL)  -- applies AGAIN, on purpose: opens an epoch; needs a paused pipeline
+    RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_rewind' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;    -- entries that will be read
+
+CREATE FUNCTION @extschema@.postpipe_version(OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean) AS 'MODULE_PATHNAME', 'postpipe_version' LANGUAGE C STABLE PARALLEL SAFE;
+
+---------------------------------------------------------------------------------------------------------------------------
+-- Views. Under each a versioned C function: a new column is a new function, so an old SQL object never meets a new row type.
+CREATE FUNCTION @extschema@.postpipe_stats_0_1(
+    OUT pipeline text, OUT state text, OUT reason_code text, OUT reason text,
+    OUT stream text, OUT consumer_group text, OUT workers integer, OUT workers_wanted integer,
+    OUT entries_read bigint, OUT entries_applied bigint, OUT entries_conflicted bigint, OUT entries_filtered bigint, OUT entries_deduplicated bigint,
+    OUT entries_dead bigint, OUT entries_retried bigint, OUT entries_lost bigint, OUT entries_ingested bigint, OUT bytes_read bigint, OUT batches bigint,
+    OUT pending bigint, OUT lag bigint, OUT lag_seconds double precision, OUT oldest_pending_seconds double precision, OUT dead_letters bigint, OUT oldest_dead_letter_at timestamptz,
+    OUT entries_per_second double precision, OUT eta_seconds double precision,            -- over the last minute
+    OUT last_id @extschema@.postpipe_id, OUT last_read_at timestamptz, OUT last_applied_at timestamptz, OUT last_ack_at timestamptz,
+    OUT reconnects bigint, OUT worker_restarts bigint, OUT last_error text, OUT last_error_sqlstate text, OUT last_error_at timestamptz,
+    OUT measured_at timestamptz,                                                          -- when pending, lag, stream facts were last asked of Redis
+    OUT stats_reset timestamptz)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_stats_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
+CREATE VIEW @extschema@.postpipe_stats AS SELECT * FROM @extschema@.postpipe_stats_0_1();
+
+CREATE VIEW @extschema@.postpipe_status AS                                                -- fits 120 columns (tried): what \watch and a person at 02:00 need
+    SELECT pipeline, state, lag, pending, dead_letters AS dead, pg_catalog.round(entries_per_second::numeric) AS per_second,
+           pg_catalog.make_interval(secs => pg_catalog.round(lag_seconds)) AS behind, pg_catalog.make_interval(secs => pg_catalog.round(eta_seconds)) AS eta,
+           pg_catalog.left(coalesce(reason, ''), 28) AS reason
+    FROM @extschema@.postpipe_stats;
+
+CREATE FUNCTION @extschema@.postpipe_workers_0_1(
+    OUT pid integer, OUT datname text, OUT backend_type text, OUT pipeline text, OUT worker integer, OUT owner text,           -- launcher | supervisor | worker, of all databases
+    OUT state text, OUT reason_code text, OUT reason text, OUT consumer text,
+    OUT backend_start timestamptz, OUT state_change timestamptz, OUT last_read_at timestamptz, OUT last_commit_at timestamptz, OUT last_ack_at timestamptz,
+    OUT batch_entries integer, OUT batch_bytes bigint, OUT batch_first_id @extschema@.postpipe_id, OUT batch_last_id @extschema@.postpipe_id, OUT batch_started_at timestamptz,
+    OUT redis text, OUT redis_role text, OUT redis_version text, OUT redis_client_id bigint, OUT reconnects bigint, OUT restarts bigint, OUT next_attempt_at timestamptz,
+    OUT memory_bytes bigint, OUT last_error text, OUT last_error_sqlstate text, OUT last_error_at timestamptz)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_workers_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
+CREATE VIEW @extschema@.postpipe_workers AS SELECT * FROM @extschema@.postpipe_workers_0_1();
+
+CREATE FUNCTION @extschema@.postpipe_pipelines_0_1(                                        -- the statement as it runs; the pipeline `posts` also while it has no row
+    OUT pipeline text, OUT owner text, OUT stream text, OUT consumer_group text, OUT redis text, OUT target text, OUT key text[],
+    OUT on_conflict text, OUT newer_by text, OUT columns jsonb, OUT event_types text[], OUT statement text, OUT generated boolean,
+    OUT search_path text, OUT workers integer, OUT enabled boolean, OUT enabled_reason text, OUT options jsonb,
+    OUT created_at timestamptz, OUT altered_at timestamptz)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_pipelines_0_1' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE VIEW @extschema@.postpipe_pipelines AS SELECT * FROM @extschema@.postpipe_pipelines_0_1();
+
+-- Payloads are not for pg_monitor: rows go to members of the pipeline's owner.
+CREATE VIEW @extschema@.postpipe_dlq WITH (security_barrier) AS
+    SELECT d.pipeline, d.id, d.epoch, d.stream, d.state, d.sqlstate, d.message, d.detail, d.hint, d.context, d.schema_name, d.table_name, d.column_name, d.constraint_name,
+           d.attempts, d.first_failed_at, d.last_failed_at, d.next_retry_at, d.added_at, d.worker, d.size_bytes, d.event, d.fields
+    FROM @extschema@.postpipe_dead_letter d JOIN @extschema@.postpipe_pipelines_0_1() p USING (pipeline)
+    WHERE pg_catalog.pg_has_role(p.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_data', 'USAGE');
+
+-- added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance. From tables, so that it outlives a crash; one row per pipeline and epoch.
+-- deduplicated counts deliveries, not entries: it is shown, and it is not in the sum (a redelivered entry is in `applied` already).
+CREATE FUNCTION @extschema@.postpipe_audit_0_1(
+    OUT pipeline text, OUT epoch integer, OUT since_id @extschema@.postpipe_id, OUT sealed_id @extschema@.postpipe_id, OUT last_id @extschema@.postpipe_id,
+    OUT added bigint, OUT applied bigint, OUT filtered bigint, OUT retrying bigint, OUT dead bigint, OUT discarded bigint, OUT lost bigint, OUT pending bigint, OUT lag bigint,
+    OUT balance bigint, OUT deduplicated bigint, OUT ingested bigint, OUT exact boolean, OUT reason text, OUT measured_at timestamptz)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_audit_0_1' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE VIEW @extschema@.postpipe_audit AS SELECT * FROM @extschema@.postpipe_audit_0_1();
+
+---------------------------------------------------------------------------------------------------------------------------
+-- Who may. A function called in a view is checked against the reader, not the view's owner: both are granted.
+REVOKE EXECUTE ON FUNCTION
+    @extschema@.postpipe_create_pipeline,
+    @extschema@.postpipe_drop_pipeline,
+    @extschema@.postpipe_pause,
+    @extschema@.postpipe_resume,
+    @extschema@.postpipe_wait_state,
+    @extschema@.postpipe_rewind,
+    @extschema@.postpipe_version,
+    @extschema@.postpipe_stats_0_1,
+    @extschema@.postpipe_workers_0_1,
+    @extschema@.postpipe_audit_0_1
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_version() TO pg_monitor;
+GRANT SELECT ON @extschema@.postpipe_stats, @extschema@.postpipe_status, @extschema@.postpipe_workers, @extschema@.postpipe_audit TO pg_monitor;
+GRANT SELECT ON @extschema@.postpipe_pipelines, @extschema@.postpipe_dlq TO PUBLIC;
+
+COMMENT ON TYPE @extschema@.postpipe_id IS 'ID of a Redis stream entry: milliseconds and sequence number';
+COMMENT ON TABLE @extschema@.postpipe_pipeline IS 'definitions of pipelines; use the functions to change them';
+COMMENT ON TABLE @extschema@.postpipe_dead_letter IS 'entries that could not be applied; read them in postpipe_dlq';
+COMMENT ON TABLE @extschema@.postpipe_ledger IS 'internal: which entries are settled';
+COMMENT ON TABLE @extschema@.postpipe_epoch IS 'internal: epochs of each pipeline';
+COMMENT ON TABLE @extschema@.postpipe_lost_range IS 'entries that vanished from their stream before they could be applied';
+COMMENT ON FUNCTION @extschema@.postpipe_definition_changed() IS 'internal: wakes the supervisor at commit';
+COMMENT ON FUNCTION @extschema@.postpipe_create_pipeline IS 'makes a pipeline from a stream to a target table or a statement; returns the statement that will run';
+COMMENT ON FUNCTION @extschema@.postpipe_drop_pipeline IS 'drops a pipeline; refuses while it has dead letters, unless discard_dead';
+COMMENT ON FUNCTION @extschema@.postpipe_pause IS 'stops reading of a pipeline at commit; nothing is lost';
+COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over arms one that comes from another server';
+COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state; false when time is up';
+COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
+COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, the SQL objects and hiredis';
+COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';
+COMMENT ON VIEW @extschema@.postpipe_stats IS 'numbers of each pipeline of this database';
+COMMENT ON VIEW @extschema@.postpipe_status IS 'state of each pipeline in one line of at most 120 columns';
+COMMENT ON VIEW @extschema@.postpipe_workers IS 'processes of postpipe, of all databases';
+COMMENT ON VIEW @extschema@.postpipe_pipelines IS 'definitions of pipelines, with the statement that runs';
+COMMENT ON VIEW @extschema@.postpipe_dlq IS 'dead letters';
+COMMENT ON VIEW @extschema@.postpipe_audit IS 'added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance';
+
+-- Changes nothing; but its trigger tells whether the library is preloaded and this database listed, and wakes the supervisor.
+DELETE FROM @extschema@.postpipe_pipeline;

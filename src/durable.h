@@ -1,0 +1,16 @@
+/*
+ * durable.h
+ *		The barrier between COMMIT and XACK.
+ */
+#ifndef PP_DURABLE_H
+#define PP_DURABLE_H
+
+#include "postpipe.h"
+
+#include "access/xlogdefs.h"
+
+extern void pp_durable_before_commit(void);
+extern XLogRecPtr pp_durable_after_commit(void);
+extern bool pp_durable_wait(XLogRecPtr lsn);
+
+#endif /* PP_DURABLE_H */

@@ -1,0 +1,344 @@
+/*
+ * event.c
+ *		From an entry's fields to the event that a statement sees.
+ *
+ * Three formats occur, side by side in one stream:
+ *		flat		the fields are the event; every value is a JSON string
+ *		JSON		one field, data or payload, holds the event as a JSON object
+ *		envelope	the same, with more flat fields beside it: those are the envelope
+ *
+ * Nothing here needs a transaction or touches the catalogs, so an error can be caught without a
+ * subtransaction: there is nothing to roll back.  An entry that does not fit gets the verdict
+ * "dead" and the error, and the next one is looked at.
+ */
+#include "event.h"
+
+#include "common/hashfn.h"
+#include "mb/pg_wchar.h"
+#include "nodes/value.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+
+typedef struct FlatPair
+{
+	PpString	name;
+	PpString	value;
+	int			position;
+} FlatPair;
+
+/*
+ * pp_entry_error_capture
+ *		In a PG_CATCH block: takes the current error out of the error stack, as a copy in `cxt`.
+ */
+PpEntryError *
+pp_entry_error_capture(MemoryContext cxt)
+{
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	ErrorData  *edata = CopyErrorData();
+	PpEntryError *error = palloc0(sizeof(PpEntryError));
+
+	FlushErrorState();
+	error->sqlstate = edata->sqlerrcode;
+	error->message = edata->message ? edata->message : pstrdup("missing error text");
+	error->detail = edata->detail;
+	error->hint = edata->hint;
+	error->context = edata->context;
+	error->schema_name = edata->schema_name;
+	error->table_name = edata->table_name;
+	error->column_name = edata->column_name;
+	error->constraint_name = edata->constraint_name;
+	MemoryContextSwitchTo(old);
+	return error;
+}
+
+static bool
+string_is(const PpString *s, const char *word)
+{
+	size_t		len = strlen(word);
+
+	return s->len == len && memcmp(s->data, word, len) == 0;
+}
+
+/* Checks that it is UTF-8 without a NUL, and converts it to the server's encoding. */
+static PpString
+to_server(PpString s, const char *what, const PpString *name)
+{
+	if (!pg_verify_mbstr(PG_UTF8, s.data, (int) s.len, true))
+	{
+		bool		nul = memchr(s.data, '\0', s.len) != NULL;
+
+		ereport(ERROR,
+				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+				 nul ? errmsg("%s contains a NUL byte", what)
+				 : errmsg("%s is not valid UTF-8", what),
+				 name && pg_verify_mbstr(PG_UTF8, name->data, (int) name->len, true)
+				 ? errdetail("The field is \"%s\".", pnstrdup(name->data, name->len)) : 0));
+	}
+	if (GetDatabaseEncoding() != PG_UTF8)
+	{
+		s.data = pg_any_to_server(s.data, (int) s.len, PG_UTF8);
+		s.len = strlen(s.data);
+	}
+	return s;
+}
+
+/* jsonb's order of keys: shorter first, then by bytes; equal names in the order they came. */
+static int
+compare_pairs(const void *a, const void *b)
+{
+	const FlatPair *x = a;
+	const FlatPair *y = b;
+	int			order;
+
+	if (x->name.len != y->name.len)
+		return x->name.len < y->name.len ? -1 : 1;
+	order = memcmp(x->name.data, y->name.data, x->name.len);
+	return order != 0 ? order : x->position - y->position;
+}
+
+/* Writes one string of the object: its JEntry, and its bytes at *data. */
+static void
+put_string(JsonbContainer *root, int index, const PpString *s, char **data, uint32 *total)
+{
+	*total += (uint32) s->len;
+	root->children[index] = JENTRY_ISSTRING |
+		(index % JB_OFFSET_STRIDE == 0 ? (*total | JENTRY_HAS_OFF) : (uint32) s->len);
+	memcpy(*data, s->data, s->len);
+	*data += s->len;
+}
+
+/*
+ * The jsonb object of sorted pairs whose values are strings, in the binary form of
+ * utils/jsonb.h.  Written directly: through JsonbValues it takes three times as long, and this is
+ * done for every flat entry.
+ */
+static Jsonb *
+write_object(const FlatPair *pairs, int n)
+{
+	Size		bytes = 0;
+	Size		size;
+	Jsonb	   *jb;
+	char	   *data;
+	uint32		total = 0;
+
+	for (int i = 0; i < n; i++)
+		bytes += pairs[i].name.len + pairs[i].value.len;
+	if (bytes > JENTRY_OFFLENMASK || n > JB_CMASK)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("entry is too large for a jsonb event"),
+				 errdetail("It has %zu bytes; the limit is %u.", bytes, JENTRY_OFFLENMASK)));
+	size = offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + 2 * n * sizeof(JEntry);
+	jb = palloc(size + bytes);
+	SET_VARSIZE(jb, size + bytes);
+	jb->root.header = (uint32) n | JB_FOBJECT;
+	data = (char *) jb + size;
+	for (int i = 0; i < n; i++)
+		put_string(&jb->root, i, &pairs[i].name, &data, &total);
+	for (int i = 0; i < n; i++)
+		put_string(&jb->root, n + i, &pairs[i].value, &data, &total);
+	return jb;
+}
+
+/* The fields, but for number `skip` (-1: none), as a jsonb object; of equal names the last counts. */
+static Jsonb *
+build_flat(const PpEntry *entry, int skip)
+{
+	int			max = entry->nfields / 2;
+	FlatPair   *pairs = palloc(Max(max, 1) * sizeof(FlatPair));
+	int			n = 0;
+	int			unique = 0;
+	Jsonb	   *result;
+
+	for (int i = 0; i < max; i++)
+	{
+		if (i == skip)
+			continue;
+		pairs[n].name = to_server(entry->fields[2 * i], "name of a field", NULL);
+		pairs[n].value = to_server(entry->fields[2 * i + 1], "value of a field",
+								   &entry->fields[2 * i]);
+		pairs[n].position = i;
+		n++;
+	}
+	qsort(pairs, n, sizeof(FlatPair), compare_pairs);
+	for (int i = 0; i < n; i++)
+	{
+		if (unique > 0 && pairs[unique - 1].name.len == pairs[i].name.len &&
+			memcmp(pairs[unique - 1].name.data, pairs[i].name.data, pairs[i].name.len) == 0)
+			unique--;
+		pairs[unique++] = pairs[i];
+	}
+	result = write_object(pairs, unique);
+	pfree(pairs);
+	return result;
+}
+
+/* The JSON object in a data or payload field. */
+static Jsonb *
+parse_object(const PpString *name, PpString value)
+{
+	Jsonb	   *jb;
+
+	value = to_server(value, "value of a field", name);
+	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(value.data)));
+	if (!JB_ROOT_IS_OBJECT(jb))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("field \"%s\" is not a JSON object", pnstrdup(name->data, name->len)),
+				 errdetail("It is a JSON %s.", JB_ROOT_IS_SCALAR(jb) ? "scalar" : "array")));
+	return jb;
+}
+
+/* Which field holds the event as JSON: data, or else payload; -1: none, the entry is flat. */
+static int
+find_json_field(const PpEntry *entry)
+{
+	int			payload = -1;
+
+	for (int i = 0; i < entry->nfields / 2; i++)
+	{
+		if (string_is(&entry->fields[2 * i], "data"))
+			return i;
+		if (string_is(&entry->fields[2 * i], "payload"))
+			payload = i;
+	}
+	return payload;
+}
+
+/* Is its event type one of those that the pipeline wants?  No type at all is always wanted. */
+static bool
+type_is_wanted(const PpEntry *entry, List *event_types)
+{
+	JsonbValue	value;
+	ListCell   *lc;
+
+	if (event_types == NIL)
+		return true;
+	if (!(entry->envelope != NULL &&
+		  getKeyJsonValueFromContainer(&entry->envelope->root, "event_type", 10, &value)) &&
+		!getKeyJsonValueFromContainer(&entry->event->root, "event_type", 10, &value))
+		return true;
+	if (value.type != jbvString || value.val.string.len == 0)
+		return true;
+	foreach(lc, event_types)
+	{
+		const char *type = lfirst(lc);
+
+		if (strlen(type) == value.val.string.len &&
+			memcmp(type, value.val.string.val, value.val.string.len) == 0)
+			return true;
+	}
+	return false;
+}
+
+static void
+build_event(PpEntry *entry)
+{
+	int			json;
+
+	if (entry->nfields == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("entry has no fields")));
+	if (entry->nfields % 2 != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("entry has a field without a value")));
+	json = find_json_field(entry);
+	if (json < 0)
+		entry->event = build_flat(entry, -1);
+	else
+	{
+		entry->event = parse_object(&entry->fields[2 * json], entry->fields[2 * json + 1]);
+		if (entry->nfields > 2)
+			entry->envelope = build_flat(entry, json);
+	}
+}
+
+/*
+ * pp_event_normalize
+ *		Sets entry->event and entry->envelope, in the current memory context, or the verdict: dead
+ *		with an error when it has no proper event, filtered when event_types (strings) does not
+ *		name its type.  Never throws for what is in the entry.
+ */
+void
+pp_event_normalize(PpEntry *entry, List *event_types)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	if (entry->verdict != PP_VERDICT_OPEN)
+		return;
+	PG_TRY();
+	{
+		build_event(entry);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(cxt);
+		entry->error = pp_entry_error_capture(cxt);
+		entry->event = NULL;
+		entry->envelope = NULL;
+		entry->verdict = PP_VERDICT_DEAD;
+	}
+	PG_END_TRY();
+	if (entry->verdict == PP_VERDICT_OPEN && !type_is_wanted(entry, event_types))
+		entry->verdict = PP_VERDICT_FILTERED;
+}
+
+/* A 64-bit hash of names and values, in their order. */
+uint64
+pp_event_hash(const PpEntry *entry)
+{
+	uint64		hash = (uint64) entry->nfields;
+
+	for (int i = 0; i < entry->nfields; i++)
+		hash = hash_bytes_extended((const unsigned char *) entry->fields[i].data,
+								   (int) entry->fields[i].len, hash + entry->fields[i].len);
+	return hash;
+}
+
+/*
+ * pp_event_key_hash
+ *		A hash of the values of the key, as written in the event.  key_fields has a list of field
+ *		names (String nodes) for each column of the key.  Entries with one key have one hash if they write it
+ *		alike; the converse need not hold.
+ */
+uint64
+pp_event_key_hash(const PpEntry *entry, List *key_fields)
+{
+	uint64		hash = 0;
+	ListCell   *column;
+
+	foreach(column, key_fields)
+	{
+		ListCell   *lc;
+
+		foreach(lc, (List *) lfirst(column))
+		{
+			const char *field = strVal(lfirst(lc));
+			JsonbValue	value;
+			char	   *number;
+
+			if (!getKeyJsonValueFromContainer(&entry->event->root, field, (int) strlen(field),
+											  &value))
+				continue;
+			if (value.type == jbvString && value.val.string.len > 0)
+				hash = hash_bytes_extended((const unsigned char *) value.val.string.val,
+										   value.val.string.len, hash + 1);
+			else if (value.type == jbvNumeric)
+			{
+				/* As text, so that 7 in JSON meets '7' in a flat entry. */
+				number = DatumGetCString(DirectFunctionCall1(
+															 numeric_out, NumericGetDatum(value.val.numeric)));
+				hash = hash_bytes_extended((const unsigned char *) number, (int) strlen(number),
+										   hash + 1);
+				pfree(number);
+			}
+			else
+				continue;
+			break;
+		}
+	}
+	return hash;
+}

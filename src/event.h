@@ -1,0 +1,16 @@
+/*
+ * event.h
+ *		From an entry's fields to the event that a statement sees.
+ */
+#ifndef PP_EVENT_H
+#define PP_EVENT_H
+
+#include "batch.h"
+#include "nodes/pg_list.h"
+
+extern void pp_event_normalize(PpEntry *entry, List *event_types);
+extern uint64 pp_event_hash(const PpEntry *entry);
+extern uint64 pp_event_key_hash(const PpEntry *entry, List *key_fields);
+extern PpEntryError *pp_entry_error_capture(MemoryContext cxt);
+
+#endif /* PP_EVENT_H */

@@ -1,0 +1,293 @@
+/*
+ * launcher.c
+ *		The launcher: keeps a supervisor in each database of postpipe.databases.
+ *
+ * A static worker that the postmaster restarts by itself.  It is connected to no database, only to
+ * the shared catalogs, to find databases by name.  It is woken by the exit of a supervisor, by a
+ * reload, and by CREATE, DROP and ALTER DATABASE (utility_hook.c); it polls for nothing.
+ */
+#include "worker.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "backoff.h"
+#include "guc.h"
+#include "process.h"
+#include "stats.h"
+
+#define START_DEADLINE_MS 30000
+#define STOP_DEADLINE_MS 10000
+#define LONG_LIVED_MS 30000
+
+/* A database of the list, or one that is on its way out. */
+typedef struct Database
+{
+	char		name[NAMEDATALEN];
+	Oid			oid;			/* InvalidOid: does not exist, or takes no connections */
+	bool		listed;
+	bool		complained;		/* said so already */
+	PpProc	   *proc;
+	uint32		generation;
+	BackgroundWorkerHandle *handle;
+	TimestampTz started_at;
+	TimestampTz next_start_at;
+	TimestampTz stop_asked_at;
+	PpBackoff	backoff;
+} Database;
+
+static Database databases[PP_MAX_DATABASES];
+static int	num_databases;
+
+static Database *
+find_database(const char *name)
+{
+	for (int i = 0; i < num_databases; i++)
+		if (strcmp(databases[i].name, name) == 0)
+			return &databases[i];
+	return NULL;
+}
+
+/* Is it a database that a supervisor can live in?  A template is not: nobody could copy it. */
+static Oid
+usable_oid(HeapTuple tuple)
+{
+	Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+
+	return form->datallowconn && !form->datistemplate && form->datconnlimit != -2 ? form->oid
+		: InvalidOid;
+}
+
+/* Takes the names of the setting and looks their OIDs up. */
+static void
+read_databases(void)
+{
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+	ListCell   *lc;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	for (int i = 0; i < num_databases; i++)
+	{
+		databases[i].listed = false;
+		databases[i].oid = InvalidOid;
+	}
+	foreach(lc, pp_guc_database_list())
+	{
+		Database   *db = find_database(lfirst(lc));
+
+		if (db == NULL && num_databases < PP_MAX_DATABASES)
+		{
+			db = &databases[num_databases++];
+			memset(db, 0, sizeof(*db));
+			strlcpy(db->name, lfirst(lc), sizeof(db->name));
+			pp_backoff_init(&db->backoff, 1000, 60000);
+		}
+		if (db != NULL)
+			db->listed = true;
+	}
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Database   *db = find_database(NameStr(((Form_pg_database) GETSTRUCT(tuple))->datname));
+
+		if (db != NULL)
+			db->oid = usable_oid(tuple);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+}
+
+static void
+complain(Database *db)
+{
+	if (!db->complained)
+		ereport(LOG,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("postpipe launcher: database \"%s\" does not exist or takes no connections",
+						db->name),
+				 errhint("Create it, or take it out of postpipe.databases.")));
+	db->complained = true;
+}
+
+static bool
+is_alive(const Database *db)
+{
+	bool		alive;
+
+	if (db->proc == NULL)
+		return false;
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	alive = db->proc->in_use && db->proc->generation == db->generation;
+	LWLockRelease(&pp_shared->lock);
+	return alive;
+}
+
+static void
+bury(Database *db)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (db->stop_asked_at != 0 ||
+		TimestampDifferenceExceeds(db->started_at, now, LONG_LIVED_MS))
+		pp_backoff_reset(&db->backoff);
+	db->next_start_at = db->stop_asked_at != 0 ? now :
+		TimestampTzPlusMilliseconds(now, pp_backoff_next(&db->backoff));
+	db->proc = NULL;
+	db->stop_asked_at = 0;
+	if (db->handle != NULL)
+		pfree(db->handle);
+	db->handle = NULL;
+}
+
+/* A supervisor that never came, or cannot come (its database is gone), gives its slot back. */
+static void
+check_start(Database *db)
+{
+	pid_t		pid;
+	BgwHandleStatus status = GetBackgroundWorkerPid(db->handle, &pid);
+	bool		late = db->proc->pid == 0 &&
+		TimestampDifferenceExceeds(db->started_at, GetCurrentTimestamp(), START_DEADLINE_MS);
+
+	if (status != BGWH_STOPPED && !late)
+		return;
+	if (late)
+		TerminateBackgroundWorker(db->handle);
+	pp_proc_release(db->proc, db->generation);
+	bury(db);
+}
+
+static void
+start_supervisor(Database *db)
+{
+	MemoryContext old;
+	bool		ok = false;
+
+	db->started_at = GetCurrentTimestamp();
+	db->proc = pp_proc_reserve(PP_PROC_SUPERVISOR, db->oid, db->name, NULL, 0, 0);
+	if (db->proc != NULL)
+	{
+		db->generation = db->proc->generation;
+		old = MemoryContextSwitchTo(TopMemoryContext);
+		ok = pp_process_register(db->proc, "postpipe_supervisor_main",
+								 psprintf("postpipe supervisor %s", db->name),
+								 "postpipe supervisor", &db->handle);
+		MemoryContextSwitchTo(old);
+		if (!ok)
+			pp_proc_release(db->proc, db->generation);
+	}
+	if (ok)
+		return;
+	db->proc = NULL;
+	db->next_start_at =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&db->backoff));
+	pp_report_state(PP_STATE_WAITING, "no_slot", "no free worker slot for a supervisor",
+					"Raise max_worker_processes and restart the server.");
+}
+
+static void
+stop_supervisor(Database *db)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (db->stop_asked_at == 0)
+	{
+		db->stop_asked_at = now;
+		pp_proc_ask_stop(db->proc);
+	}
+	else if (TimestampDifferenceExceeds(db->stop_asked_at, now, STOP_DEADLINE_MS))
+		TerminateBackgroundWorker(db->handle);
+}
+
+/* One database: what should be against what is. Returns when to look again, in ms, or -1. */
+static long
+reconcile(Database *db)
+{
+	bool		aside = OidIsValid(db->oid) && pp_step_aside_wanted(db->oid);
+	bool		wanted = db->listed && OidIsValid(db->oid) && !aside;
+
+	if (db->listed && !OidIsValid(db->oid))
+		complain(db);
+	else
+		db->complained = false;
+	if (is_alive(db))
+		check_start(db);
+	if (db->proc != NULL && !is_alive(db))
+		bury(db);
+	if (db->proc != NULL && (!wanted || db->proc->dboid != db->oid))
+	{
+		stop_supervisor(db);
+		return 100;
+	}
+	if (db->proc != NULL)
+		return db->proc->pid == 0 ? 1000 : -1;
+	/* Processes that an earlier supervisor left are on their way out. */
+	if (wanted && pp_proc_count(db->oid) > 0)
+		return 100;
+	if (wanted && db->next_start_at <= GetCurrentTimestamp())
+		start_supervisor(db);
+	if (wanted)
+		return db->proc != NULL ? 1000 :
+			Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), db->next_start_at), 10);
+	return aside ? 500 : -1;
+}
+
+/* Forgets databases that are neither listed nor running. */
+static void
+forget_unlisted(void)
+{
+	int			n = 0;
+
+	for (int i = 0; i < num_databases; i++)
+		if (databases[i].listed || databases[i].proc != NULL)
+			databases[n++] = databases[i];
+	num_databases = n;
+}
+
+/* The main function. The postmaster starts it when recovery has ended: never on a standby. */
+void
+postpipe_launcher_main(Datum main_arg)
+{
+	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext, "postpipe launcher turn",
+											  ALLOCSET_DEFAULT_SIZES);
+
+	if (!pp_process_start(main_arg, InvalidOid, true))
+		proc_exit(1);
+	pp_report_state(PP_STATE_RUNNING, "", "", NULL);
+	for (;;)
+	{
+		long		next = -1;
+
+		MemoryContextSwitchTo(cxt);
+		MemoryContextReset(cxt);
+		(void) pp_process_reload();
+		read_databases();
+		MemoryContextSwitchTo(cxt);
+		for (int i = 0; i < num_databases; i++)
+		{
+			long		due = reconcile(&databases[i]);
+
+			if (due >= 0)
+				next = next < 0 ? due : Min(next, due);
+		}
+		forget_unlisted();
+		pp_process_activity(false, "watching the supervisors");
+		pp_process_sleep(next, PP_WAIT_LAUNCHER_MAIN);
+	}
+}

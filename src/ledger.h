@@ -1,0 +1,37 @@
+/*
+ * ledger.h
+ *		Which entries are settled.
+ */
+#ifndef PP_LEDGER_H
+#define PP_LEDGER_H
+
+#include "batch.h"
+#include "store.h"
+
+typedef struct PpLedger
+{
+	const PpExtension *ext;
+	const char *pipeline;
+	int			worker;
+	int			epoch;		 /* what is recorded now belongs to it */
+	int			floor_epoch; /* epochs before it do not count: the pipeline was rewound */
+	bool		base_known;	 /* pp_ledger_set_base() was called in this epoch */
+	SPIPlanPtr	lookup_plan;
+	SPIPlanPtr	record_plan;
+	SPIPlanPtr	lost_plan;
+	SPIPlanPtr	dead_plan;
+} PpLedger;
+
+extern PpId pp_ledger_open(PpLedger *ledger);
+extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
+extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
+extern void pp_ledger_set_base(PpLedger *ledger, int64 base);
+extern int	pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since,
+								const char *cause, bool again);
+extern void pp_ledger_forget(const PpExtension *ext, const char *pipeline);
+
+/* dead_letter.c */
+extern void pp_dead_letter_store(PpLedger *ledger, const PpEntry *entry, const char *stream);
+extern int64 pp_dead_letter_count(const PpExtension *ext, const char *pipeline);
+
+#endif /* PP_LEDGER_H */

@@ -1,0 +1,274 @@
+/*
+ * measure.c
+ *		Pending and lag of the pipelines of a database, measured in Redis.
+ *
+ * The supervisor's part that talks to Redis.  It never waits for an answer: pp_measure_step() does
+ * what can be done now, pp_measure_wait() waits for the latch, the socket, or what is due.  A round
+ * asks about all pipelines in one write.  While entries move it measures every second, else every
+ * few seconds.  When Redis does not answer, what it measured before is forgotten: a number is exact
+ * or absent.
+ */
+#include "measure.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+
+#include "backoff.h"
+#include "guc.h"
+#include "pipeline.h"
+#include "process.h"
+#include "redis.h"
+#include "stats.h"
+#include "stream.h"
+
+#define BUSY_MS 1000
+#define IDLE_MS 5000
+#define ANSWER_MS 5000
+#define REPLY_LIMIT ((size_t) 64 * 1024 * 1024) /* XINFO STREAM shows first and last entry */
+
+/* One pipeline in a round. */
+typedef struct Question
+{
+	PpPipe	   *pipe;
+	char		group[PP_STREAM_LEN];
+	uint64		settled;
+	PpReply    *replies[PP_STREAM_FACT_REPLIES];
+	int			count;
+} Question;
+
+struct PpMeasure
+{
+	MemoryContext cxt;
+	MemoryContext round_cxt;
+	PpRedis    *redis;
+	PpRedisUrl	url;
+	PpBackoff	backoff;
+	Question   *questions; /* of the round that is under way */
+	int			n;
+	int			answered;
+	bool		asking;
+	bool		busy;	   /* something moved since the round before */
+	TimestampTz next_at;
+	TimestampTz deadline;
+};
+
+PpMeasure *
+pp_measure_create(MemoryContext parent)
+{
+	PpMeasure  *m = MemoryContextAllocZero(parent, sizeof(PpMeasure));
+	char		name[PP_CONSUMER_LEN];
+
+	m->cxt = parent;
+	m->round_cxt = AllocSetContextCreate(parent, "postpipe measure", ALLOCSET_DEFAULT_SIZES);
+	snprintf(name, sizeof(name), "postpipe:" UINT64_FORMAT ":%u:supervisor", GetSystemIdentifier(),
+			 MyDatabaseId);
+	m->redis = pp_redis_create(parent, name);
+	pp_backoff_init(&m->backoff, 1000, 10000);
+	return m;
+}
+
+static void
+forget(List *pipelines)
+{
+	ListCell   *lc;
+
+	foreach(lc, pipelines)
+	{
+		PpPipe	   *pipe = pp_pipe_find(MyDatabaseId, ((PpPipeline *) lfirst(lc))->name);
+
+		if (pipe == NULL)
+			continue;
+		LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+		pipe->measured.at = 0;
+		LWLockRelease(&pipe->lock);
+	}
+}
+
+static void
+give_up(PpMeasure *m, List *pipelines)
+{
+	pp_redis_close(m->redis);
+	m->asking = false;
+	m->deadline = 0;
+	m->next_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&m->backoff));
+	forget(pipelines);
+}
+
+static void
+ask(PpMeasure *m, List *pipelines)
+{
+	ListCell   *lc;
+
+	MemoryContextReset(m->round_cxt);
+	pp_redis_reply_target(m->redis, m->round_cxt, REPLY_LIMIT);
+	m->questions = MemoryContextAllocZero(m->round_cxt,
+										  Max(list_length(pipelines), 1) * sizeof(Question));
+	m->n = 0;
+	m->answered = 0;
+	foreach(lc, pipelines)
+	{
+		PpPipeline *p = lfirst(lc);
+		PpPipe	   *pipe = pp_pipe_find(MyDatabaseId, p->name);
+		Question   *q = &m->questions[m->n];
+
+		if (pipe == NULL)
+			continue;
+		m->n++;
+		q->pipe = pipe;
+		q->settled = pp_pipe_settled(pipe);
+		strlcpy(q->group, p->group, sizeof(q->group));
+		pp_stream_send_facts(m->redis, p->stream, p->group);
+	}
+	m->asking = m->n > 0;
+	m->busy = false;
+	m->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS);
+}
+
+static double
+seconds_since(PpId id)
+{
+	TimestampTz at = pp_id_time(id);
+	TimestampTz now = GetCurrentTimestamp();
+
+	return at >= now ? 0 : (double) (now - at) / USECS_PER_SEC;
+}
+
+static void
+add_sample(PpPipe *pipe, TimestampTz now, uint64 settled)
+{
+	PpRateSample *sample = &pipe->samples[pipe->sample_next];
+
+	sample->at = now;
+	sample->settled = settled;
+	pipe->sample_next = (pipe->sample_next + 1) % PP_RATE_SAMPLES;
+	pipe->sample_count = Min(pipe->sample_count + 1, PP_RATE_SAMPLES);
+}
+
+/* All replies about one pipeline are there. */
+static void
+answer(PpMeasure *m, Question *q)
+{
+	PpStreamFacts facts;
+	PpRedisError error;
+	PpMeasured	result = {0};
+	uint64		settled = pp_pipe_settled(q->pipe);
+
+	if (pp_stream_parse_facts(q->replies, q->group, &facts, &error))
+	{
+		result.at = GetCurrentTimestamp();
+		result.pending = facts.group_exists ? facts.pending : -1;
+		result.lag = facts.undelivered;
+		result.length = facts.length;
+		result.added = facts.added;
+		result.lag_seconds = facts.undelivered == 0 ? 0 : -1;
+		if (facts.undelivered > 0 && !pp_id_is_zero(facts.last_delivered) &&
+			facts.last_generated.ms >= facts.last_delivered.ms)
+			result.lag_seconds =
+				(double) (facts.last_generated.ms - facts.last_delivered.ms) / 1000;
+		else if (facts.undelivered > 0)
+			result.lag_seconds = seconds_since(facts.first_entry);
+		result.oldest_pending_seconds = -1;
+		if (facts.pending > 0 && !pp_id_is_zero(facts.oldest_pending))
+			result.oldest_pending_seconds = seconds_since(facts.oldest_pending);
+		result.settled = settled;
+		result.still = settled == q->settled;
+	}
+	LWLockAcquire(&q->pipe->lock, LW_EXCLUSIVE);
+	m->busy |= settled != q->pipe->measured.settled || result.pending > 0 || result.lag > 0;
+	q->pipe->measured = result;
+	add_sample(q->pipe, GetCurrentTimestamp(), settled);
+	LWLockRelease(&q->pipe->lock);
+}
+
+/* Takes the replies that are there. Returns false when the connection failed. */
+static bool
+collect(PpMeasure *m)
+{
+	PpReply    *reply;
+	PpRedisResult result;
+
+	while ((result = pp_redis_poll(m->redis, &reply)) == PP_REDIS_REPLY)
+	{
+		Question   *q = &m->questions[m->answered];
+
+		q->replies[q->count++] = reply;
+		if (q->count < PP_STREAM_FACT_REPLIES)
+			continue;
+		answer(m, q);
+		if (++m->answered == m->n)
+		{
+			m->asking = false;
+			m->deadline = 0;
+			pp_backoff_reset(&m->backoff);
+			m->next_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 m->busy ? BUSY_MS : IDLE_MS);
+		}
+	}
+	return result != PP_REDIS_FAILED;
+}
+
+static bool
+url_changed(PpMeasure *m)
+{
+	PpRedisUrl	url;
+
+	pp_guc_redis_url(&url);
+	if (memcmp(&url, &m->url, sizeof(url)) == 0)
+		return false;
+	m->url = url;
+	return true;
+}
+
+/*
+ * pp_measure_step
+ *		Does what can be done without waiting.  Returns in how many ms something is due.
+ */
+long
+pp_measure_step(PpMeasure *m, List *pipelines)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (m->deadline != 0 && now >= m->deadline)
+		give_up(m, pipelines);
+	if (m->deadline == 0 && now >= m->next_at)
+	{
+		/* url_changed() reads the password file, so it is asked once a round, not at each turn. */
+		if (url_changed(m))
+			pp_redis_close(m->redis);
+		m->deadline = TimestampTzPlusMilliseconds(now, ANSWER_MS);
+		if (!pp_redis_is_open(m->redis) && !pp_redis_start(m->redis, &m->url))
+			give_up(m, pipelines);
+	}
+	if (m->deadline != 0)
+	{
+		if (!collect(m))
+			give_up(m, pipelines);
+		else if (!m->asking && m->deadline != 0 && pp_redis_is_open(m->redis))
+		{
+			ask(m, pipelines);
+			if (!m->asking)
+			{
+				m->deadline = 0;
+				m->next_at = TimestampTzPlusMilliseconds(now, IDLE_MS);
+			}
+			else if (!collect(m))
+				give_up(m, pipelines);
+		}
+	}
+	return Max(TimestampDifferenceMilliseconds(now, m->deadline != 0 ? m->deadline : m->next_at), 1);
+}
+
+/*
+ * pp_measure_wait
+ *		Waits for the latch, for Redis, until due_ms (-1: nothing is due) or timeout_ms (-1: no
+ *		limit) have passed.  Returns whether the latch was set.
+ */
+bool
+pp_measure_wait(PpMeasure *m, long timeout_ms, long due_ms)
+{
+	long		wait = due_ms < 0 ? timeout_ms : timeout_ms < 0 ? due_ms : Min(timeout_ms, due_ms);
+	bool		listen = due_ms >= 0 && m->deadline != 0;
+
+	return pp_redis_wait(listen ? m->redis : NULL, wait, PP_WAIT_SUPERVISOR_MAIN);
+}

@@ -1,0 +1,353 @@
+/*
+ * pipeline.c
+ *		Read and write pipeline definitions.
+ *
+ * Definitions are read by heap scan, not through SPI: the views show them to roles that may not
+ * read the table, and a supervisor must not leave statements in pg_stat_statements.
+ */
+#include "pipeline.h"
+#include "store.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xlog.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/varlena.h"
+
+/* Columns of postpipe_pipeline, in the script's order. */
+enum
+{
+	COL_PIPELINE = 1,
+	COL_OWNER,
+	COL_STREAM,
+	COL_GROUP,
+	COL_REDIS,
+	COL_TARGET,
+	COL_KEY,
+	COL_ON_CONFLICT,
+	COL_NEWER_BY,
+	COL_COLUMNS,
+	COL_EVENT_TYPES,
+	COL_STATEMENT,
+	COL_SEARCH_PATH,
+	COL_WORKERS,
+	COL_ENABLED,
+	COL_ENABLED_REASON,
+	COL_OPTIONS,
+	COL_SYSTEM_IDENTIFIER,
+	COL_DATABASE_OID,
+	COL_CREATED_AT,
+	COL_ALTERED_AT,
+	COL_DROPPED,
+	COL_COUNT = COL_DROPPED
+};
+
+/*
+ * pp_extension_lookup
+ *		Fills *ext, in the current memory context; returns false when the extension is not created
+ *		in this database.  Found through pg_extension, never by the name of a schema.
+ */
+bool
+pp_extension_lookup(PpExtension *ext)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum(PP_EXTENSION));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		Form_pg_extension form = (Form_pg_extension) GETSTRUCT(tuple);
+		bool		isnull;
+		Datum		version = heap_getattr(tuple, Anum_pg_extension_extversion,
+										   RelationGetDescr(rel), &isnull);
+
+		ext->oid = form->oid;
+		ext->schema = form->extnamespace;
+		ext->owner = form->extowner;
+		ext->schema_name = pstrdup(quote_identifier(get_namespace_name(form->extnamespace)));
+		ext->version = isnull ? NULL : TextDatumGetCString(version);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/* The OID of one of our tables. */
+Oid
+pp_relation_oid(const PpExtension *ext, const char *name)
+{
+	Oid			oid = get_relname_relid(name, ext->schema);
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table %s.%s of extension postpipe does not exist", ext->schema_name, name),
+				 errhint("Run DROP EXTENSION postpipe and CREATE EXTENSION postpipe.")));
+	return oid;
+}
+
+Oid
+pp_id_type_oid(const PpExtension *ext)
+{
+	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("postpipe_id"),
+						   ObjectIdGetDatum(ext->schema));
+}
+
+static char *
+text_or_null(const Datum *values, const bool *nulls, int col)
+{
+	return nulls[col - 1] ? NULL : TextDatumGetCString(values[col - 1]);
+}
+
+static List *
+text_array(const Datum *values, const bool *nulls, int col)
+{
+	List	   *result = NIL;
+	Datum	   *elems;
+	bool	   *elem_nulls;
+	int			n;
+
+	if (nulls[col - 1])
+		return NIL;
+	deconstruct_array(DatumGetArrayTypeP(values[col - 1]), TEXTOID, -1, false, TYPALIGN_INT, &elems,
+					  &elem_nulls, &n);
+	for (int i = 0; i < n; i++)
+		if (!elem_nulls[i])
+			result = lappend(result, TextDatumGetCString(elems[i]));
+	return result;
+}
+
+static PpPipeline *
+read_row(HeapTuple tuple, TupleDesc desc)
+{
+	PpPipeline *p = palloc0(sizeof(PpPipeline));
+	Datum		values[COL_COUNT];
+	bool		nulls[COL_COUNT];
+
+	if (desc->natts < COL_COUNT)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension postpipe is older than its library %s", PP_VERSION),
+				 errhint("Run ALTER EXTENSION postpipe UPDATE.")));
+	heap_deform_tuple(tuple, desc, values, nulls);
+	p->name = text_or_null(values, nulls, COL_PIPELINE);
+	p->owner = DatumGetObjectId(values[COL_OWNER - 1]);
+	p->stream = text_or_null(values, nulls, COL_STREAM);
+	p->group = text_or_null(values, nulls, COL_GROUP);
+	p->redis = text_or_null(values, nulls, COL_REDIS);
+	p->target = text_or_null(values, nulls, COL_TARGET);
+	p->key = text_array(values, nulls, COL_KEY);
+	p->on_conflict = text_or_null(values, nulls, COL_ON_CONFLICT);
+	p->newer_by = text_or_null(values, nulls, COL_NEWER_BY);
+	p->columns = nulls[COL_COLUMNS - 1] ? NULL : DatumGetJsonbPCopy(values[COL_COLUMNS - 1]);
+	p->event_types = text_array(values, nulls, COL_EVENT_TYPES);
+	p->statement = text_or_null(values, nulls, COL_STATEMENT);
+	p->search_path = text_or_null(values, nulls, COL_SEARCH_PATH);
+	p->workers = DatumGetInt32(values[COL_WORKERS - 1]);
+	p->enabled = DatumGetBool(values[COL_ENABLED - 1]);
+	p->enabled_reason = text_or_null(values, nulls, COL_ENABLED_REASON);
+	p->options = DatumGetJsonbPCopy(values[COL_OPTIONS - 1]);
+	p->system_identifier =
+		nulls[COL_SYSTEM_IDENTIFIER - 1] ? 0 : DatumGetInt64(values[COL_SYSTEM_IDENTIFIER - 1]);
+	p->database_oid =
+		nulls[COL_DATABASE_OID - 1] ? InvalidOid : DatumGetObjectId(values[COL_DATABASE_OID - 1]);
+	p->created_at = nulls[COL_CREATED_AT - 1] ? 0 : DatumGetTimestampTz(values[COL_CREATED_AT - 1]);
+	p->altered_at = nulls[COL_ALTERED_AT - 1] ? 0 : DatumGetTimestampTz(values[COL_ALTERED_AT - 1]);
+	p->dropped = DatumGetBool(values[COL_DROPPED - 1]);
+	p->version = hash_combine64(HeapTupleHeaderGetRawXmin(tuple->t_data),
+								hash_bytes_extended((unsigned char *) &tuple->t_self,
+													sizeof(tuple->t_self), 1));
+	return p;
+}
+
+/*
+ * pp_pipeline_list
+ *		All pipelines of this database, the built-in one first, in the current memory context.
+ *		Needs a transaction and an active snapshot.
+ */
+List *
+pp_pipeline_list(const PpExtension *ext)
+{
+	Relation	rel = table_open(pp_relation_oid(ext, "postpipe_pipeline"), AccessShareLock);
+	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
+	HeapTuple	tuple;
+	List	   *result = NIL;
+	bool		posts_stored = false;
+
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		PpPipeline *p = read_row(tuple, RelationGetDescr(rel));
+
+		posts_stored |= strcmp(p->name, PP_POSTS_PIPELINE) == 0;
+		if (!p->dropped)
+			result = lappend(result, p);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	if (!posts_stored)
+		result = lcons(pp_posts_definition(ext), result);
+	return result;
+}
+
+/* One pipeline, or NULL. As pp_pipeline_list(). */
+PpPipeline *
+pp_pipeline_get(const PpExtension *ext, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, pp_pipeline_list(ext))
+	{
+		PpPipeline *p = lfirst(lc);
+
+		if (strcmp(p->name, name) == 0)
+			return p;
+	}
+	return NULL;
+}
+
+/*
+ * Is it at home here?  A dump, a template copy or a pg_upgrade carries its row to another cluster
+ * or database; there it must not start to take production's entries by itself.
+ */
+bool
+pp_pipeline_is_armed(const PpPipeline *p)
+{
+	return p->builtin || (p->system_identifier == (int64) GetSystemIdentifier() &&
+						  p->database_oid == MyDatabaseId);
+}
+
+/* An option's value as text, or NULL when it is not set. */
+char *
+pp_pipeline_option(const PpPipeline *p, const char *name)
+{
+	JsonbValue	value;
+
+	if (!getKeyJsonValueFromContainer(&p->options->root, name, (int) strlen(name), &value))
+		return NULL;
+	switch (value.type)
+	{
+		case jbvString:
+			return pnstrdup(value.val.string.val, value.val.string.len);
+		case jbvNumeric:
+			return DatumGetCString(
+								   DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
+		case jbvBool:
+			return pstrdup(value.val.boolean ? "on" : "off");
+		default:
+			return NULL;
+	}
+}
+
+/* An option that is a whole number; `unset` when it is not set. */
+int
+pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset)
+{
+	char	   *value = pp_pipeline_option(p, name);
+
+	return value ? pg_strtoint32(value) : unset;
+}
+
+static void
+set_text(Datum *values, bool *nulls, int col, const char *value)
+{
+	nulls[col - 1] = value == NULL;
+	if (value != NULL)
+		values[col - 1] = CStringGetTextDatum(value);
+}
+
+static void
+set_text_array(Datum *values, bool *nulls, int col, List *strings)
+{
+	Datum	   *elems = palloc(Max(list_length(strings), 1) * sizeof(Datum));
+	int			n = 0;
+	ListCell   *lc;
+
+	nulls[col - 1] = strings == NIL;
+	foreach(lc, strings)
+		elems[n++] = CStringGetTextDatum((char *) lfirst(lc));
+	if (strings != NIL)
+		values[col - 1] =
+			PointerGetDatum(construct_array(elems, n, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/* Stores a definition as a new row; the table's own constraints and trigger apply. */
+void
+pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
+{
+	static const Oid types[COL_COUNT] = {
+		TEXTOID, REGROLEOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID,
+		TEXTOID, JSONBOID, TEXTARRAYOID, TEXTOID, TEXTOID, INT4OID, BOOLOID, TEXTOID,
+		JSONBOID, INT8OID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID};
+	Datum		values[COL_COUNT] = {0};
+	bool		nulls[COL_COUNT] = {0};
+	StringInfoData sql;
+
+	set_text(values, nulls, COL_PIPELINE, p->name);
+	values[COL_OWNER - 1] = ObjectIdGetDatum(p->owner);
+	set_text(values, nulls, COL_STREAM, p->stream);
+	set_text(values, nulls, COL_GROUP, p->group);
+	set_text(values, nulls, COL_REDIS, p->redis);
+	set_text(values, nulls, COL_TARGET, p->target);
+	set_text_array(values, nulls, COL_KEY, p->key);
+	set_text(values, nulls, COL_ON_CONFLICT, p->on_conflict);
+	set_text(values, nulls, COL_NEWER_BY, p->newer_by);
+	nulls[COL_COLUMNS - 1] = p->columns == NULL;
+	values[COL_COLUMNS - 1] = PointerGetDatum(p->columns);
+	set_text_array(values, nulls, COL_EVENT_TYPES, p->event_types);
+	set_text(values, nulls, COL_STATEMENT, p->statement);
+	set_text(values, nulls, COL_SEARCH_PATH, p->search_path);
+	values[COL_WORKERS - 1] = Int32GetDatum(p->workers);
+	values[COL_ENABLED - 1] = BoolGetDatum(p->enabled);
+	set_text(values, nulls, COL_ENABLED_REASON, p->enabled_reason);
+	values[COL_OPTIONS - 1] = JsonbPGetDatum(p->options);
+	values[COL_SYSTEM_IDENTIFIER - 1] = Int64GetDatum((int64) GetSystemIdentifier());
+	values[COL_DATABASE_OID - 1] = ObjectIdGetDatum(MyDatabaseId);
+	values[COL_CREATED_AT - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	nulls[COL_ALTERED_AT - 1] = true;
+	values[COL_DROPPED - 1] = BoolGetDatum(p->dropped);
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "INSERT INTO %s.postpipe_pipeline VALUES (", ext->schema_name);
+	for (int i = 1; i <= COL_COUNT; i++)
+		appendStringInfo(&sql, "%s$%d", i > 1 ? ", " : "", i);
+	appendStringInfoChar(&sql, ')');
+	pp_store_execute(ext, sql.data, COL_COUNT, types, values, nulls);
+}
+
+/*
+ * pp_target_open
+ *		Opens the target table with this lock, and returns NULL when it does not exist.
+ *		Names are stored qualified, so the search_path in force does not matter.
+ */
+Relation
+pp_target_open(const PpPipeline *p, LOCKMODE lock)
+{
+	RangeVar   *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(p->target)));
+	Oid			oid = RangeVarGetRelid(name, lock, true);
+
+	return OidIsValid(oid) ? table_open(oid, NoLock) : NULL;
+}

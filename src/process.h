@@ -1,0 +1,21 @@
+/*
+ * process.h
+ *		What launcher, supervisor and worker have in common as processes.
+ */
+#ifndef PP_PROCESS_H
+#define PP_PROCESS_H
+
+#include "shmem.h"
+#include "wait_event.h"
+
+#include "postmaster/bgworker.h"
+
+extern bool pp_process_start(Datum main_arg, Oid dboid, bool connect);
+extern void pp_process_interrupts(void);
+extern bool pp_process_reload(void);
+extern void pp_process_sleep(long timeout_ms, PpWaitEvent event);
+extern void pp_process_activity(bool running, const char *text);
+extern bool pp_process_register(PpProc *proc, const char *main_function, const char *name,
+								const char *type, BackgroundWorkerHandle **handle);
+
+#endif /* PP_PROCESS_H */

@@ -1,0 +1,151 @@
+/*
+ * redis_error.c
+ *		Classify Redis's error replies.
+ *
+ * An error reply begins with a code word (RESP: "-CODE text").  The words are those of Redis 6.2 to
+ * 8.x and Valkey (server.c, createSharedObjects; t_stream.c; acl.c); whatever is not in the table
+ * is taken as passing, shown, and tried again: Redis's own failures are never an entry's.
+ */
+#include "redis_error.h"
+
+#include "mb/pg_wchar.h"
+
+typedef struct ErrorRule
+{
+	const char *prefix;
+	PpRedisClass class;
+	const char *code;
+	const char *hint;
+} ErrorRule;
+
+#define HINT_LOGIN "Check postpipe.redis_url and postpipe.redis_password_file, then SELECT pg_reload_conf()."
+#define HINT_ACL \
+	"Allow the Redis user the commands XREADGROUP, XACK, XGROUP, XINFO, XPENDING and XRANGE on the " \
+	"stream's key."
+
+/* The first match counts: longer prefixes stand before shorter ones. */
+static const ErrorRule rules[] = {
+	{"LOADING", PP_REDIS_CLASS_MOMENT, "redis_loading", NULL},
+	{"BUSYGROUP", PP_REDIS_CLASS_MOMENT, "redis_busygroup", NULL},
+	{"BUSY", PP_REDIS_CLASS_MOMENT, "redis_busy", NULL},
+	{"MASTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_masterdown", NULL},
+	{"READONLY", PP_REDIS_CLASS_MOMENT, "redis_readonly",
+	"This Redis is a replica; postpipe.redis_url must name the master."},
+	{"NOREPLICAS", PP_REDIS_CLASS_MOMENT, "redis_noreplicas", NULL},
+	{"MISCONF", PP_REDIS_CLASS_MOMENT, "redis_misconf", NULL},
+	{"CLUSTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_clusterdown", NULL},
+	{"TRYAGAIN", PP_REDIS_CLASS_MOMENT, "redis_tryagain", NULL},
+	{"OOM", PP_REDIS_CLASS_MOMENT, "redis_oom", NULL},
+	{"ERR max number of clients", PP_REDIS_CLASS_MOMENT, "redis_maxclients", NULL},
+	{"UNBLOCKED", PP_REDIS_CLASS_STRUCTURE, "redis_unblocked", NULL},
+	{"NOGROUP", PP_REDIS_CLASS_STRUCTURE, "redis_nogroup", NULL},
+	{"ERR The XGROUP subcommand requires the key", PP_REDIS_CLASS_STRUCTURE, "redis_nokey", NULL},
+	{"ERR no such key", PP_REDIS_CLASS_STRUCTURE, "redis_nokey", NULL},
+	{"NOAUTH", PP_REDIS_CLASS_SETTING, "redis_auth", HINT_LOGIN},
+	{"WRONGPASS", PP_REDIS_CLASS_SETTING, "redis_auth", HINT_LOGIN},
+	{"ERR invalid password", PP_REDIS_CLASS_SETTING, "redis_auth", HINT_LOGIN},
+	{"ERR AUTH", PP_REDIS_CLASS_SETTING, "redis_auth", HINT_LOGIN},
+	{"ERR Client sent AUTH", PP_REDIS_CLASS_SETTING, "redis_auth", HINT_LOGIN},
+	{"NOPERM", PP_REDIS_CLASS_SETTING, "redis_noperm", HINT_ACL},
+	{"DENIED", PP_REDIS_CLASS_SETTING, "redis_denied", NULL},
+	{"NOPROTO", PP_REDIS_CLASS_SETTING, "redis_noproto", NULL},
+	{"MOVED", PP_REDIS_CLASS_SETTING, "redis_cluster",
+	"Redis Cluster is not supported; name the node that holds the stream's key."},
+	{"ASK", PP_REDIS_CLASS_SETTING, "redis_cluster", NULL},
+	{"CROSSSLOT", PP_REDIS_CLASS_SETTING, "redis_cluster", NULL},
+	{"WRONGTYPE", PP_REDIS_CLASS_SETTING, "redis_wrongtype",
+	"The pipeline's stream is a key of another type in Redis; look with TYPE."},
+	{"ERR unknown command", PP_REDIS_CLASS_SETTING, "redis_command",
+	"postpipe needs Redis 6.2 or later, or Valkey."},
+	{"ERR DB index", PP_REDIS_CLASS_SETTING, "redis_db",
+	"The database number in postpipe.redis_url is out of range."},
+};
+
+/* Copies text into a fixed buffer: control bytes and what is not UTF-8 as '?', cut at a character. */
+static void
+copy_text(char *dst, size_t size, const char *src, size_t len)
+{
+	size_t		n = 0;
+
+	while (len > 0 && *src != '\0')
+	{
+		int			width = pg_utf_mblen((const unsigned char *) src);
+
+		if ((size_t) width > len || !pg_utf8_islegal((const unsigned char *) src, width) ||
+			(unsigned char) *src < ' ')
+		{
+			width = 1;
+			if (n + 1 >= size)
+				break;
+			dst[n++] = '?';
+		}
+		else
+		{
+			if (n + width >= size)
+				break;
+			memcpy(dst + n, src, width);
+			n += width;
+		}
+		src += width;
+		len -= width;
+	}
+	dst[n] = '\0';
+}
+
+/* Fills *error from an error reply of `len` bytes, without the leading dash. */
+void
+pp_redis_error_reply(PpRedisError *error, const char *text, size_t len)
+{
+	error->class = PP_REDIS_CLASS_MOMENT;
+	error->code = "redis_error";
+	for (int i = 0; i < lengthof(rules); i++)
+	{
+		size_t		plen = strlen(rules[i].prefix);
+
+		if (len >= plen && strncmp(text, rules[i].prefix, plen) == 0)
+		{
+			error->class = rules[i].class;
+			error->code = rules[i].code;
+			break;
+		}
+	}
+	copy_text(error->message, sizeof(error->message), text, len);
+}
+
+/* Fills *error with a failure that we noticed ourselves. `code` is a constant. */
+void
+pp_redis_error_set(PpRedisError *error, PpRedisClass class, const char *code, const char *fmt,...)
+{
+	va_list		args;
+	char		text[2 * PP_REASON_LEN];
+
+	va_start(args, fmt);
+	vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	error->class = class;
+	error->code = code;
+	copy_text(error->message, sizeof(error->message), text, strlen(text));
+}
+
+/* The SQLSTATE for a failure of Redis: 08xxx as a rule, 28xxx for a refused log-in. */
+int
+pp_redis_error_sqlstate(const PpRedisError *error)
+{
+	if (strcmp(error->code, "redis_auth") == 0)
+		return ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
+	if (error->class == PP_REDIS_CLASS_SETTING)
+		return ERRCODE_FDW_ERROR;
+	return ERRCODE_CONNECTION_FAILURE;
+}
+
+/* What to do about it, a sentence, or NULL where there is nothing to do but to wait. */
+const char *
+pp_redis_error_hint(const PpRedisError *error)
+{
+	if (strcmp(error->code, "redis_connect") == 0)
+		return "Check that Redis runs and that postpipe.redis_url is right.";
+	for (int i = 0; i < lengthof(rules); i++)
+		if (rules[i].hint != NULL && strcmp(rules[i].code, error->code) == 0)
+			return rules[i].hint;
+	return NULL;
+}

@@ -1,0 +1,429 @@
+/*
+ * shmem.c
+ *		Make the shared memory, hand out its slots, wake processes.
+ *
+ * A process slot is reserved by the parent (launcher, supervisor) before it registers the worker,
+ * attached by the child when it runs, and released by the child when it exits, or by the parent
+ * when the child never came.  The generation tells a late child that its slot has been given away.
+ */
+#include "shmem.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/procarray.h"
+#include "storage/shmem.h"
+#include "utils/memutils.h"
+
+#include "guc.h"
+
+PpShared   *pp_shared;
+PpProc	   *pp_my_proc;
+
+static uint32 my_generation;
+static shmem_request_hook_type prev_shmem_request_hook;
+static shmem_startup_hook_type prev_shmem_startup_hook;
+
+static int
+max_procs(void)
+{
+	return 1 + PP_MAX_DATABASES + pp_guc_max_workers;
+}
+
+static Size
+shmem_size(void)
+{
+	return add_size(offsetof(PpShared, procs), mul_size(max_procs(), sizeof(PpProc)));
+}
+
+static void
+shmem_request(void)
+{
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+	RequestAddinShmemSpace(shmem_size());
+}
+
+static void
+shmem_startup(void)
+{
+	bool		found;
+
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	pp_shared = ShmemInitStruct("postpipe", shmem_size(), &found);
+	if (!found)
+	{
+		memset(pp_shared, 0, shmem_size());
+		pp_shared->tranche = LWLockNewTrancheId();
+		pp_shared->num_procs = max_procs();
+		LWLockInitialize(&pp_shared->lock, pp_shared->tranche);
+		ConditionVariableInit(&pp_shared->state_cv);
+		for (int i = 0; i < pp_shared->num_procs; i++)
+			LWLockInitialize(&pp_shared->procs[i].lock, pp_shared->tranche);
+		for (int i = 0; i < PP_MAX_PIPELINES; i++)
+		{
+			LWLockInitialize(&pp_shared->pipes[i].lock, pp_shared->tranche);
+			for (int c = 0; c < PP_COUNT_NUM; c++)
+				pg_atomic_init_u64(&pp_shared->pipes[i].counters[c], 0);
+		}
+		/* The launcher's slot is its own from the start: the postmaster registers it, nobody else. */
+		pp_shared->procs[0].in_use = true;
+		pp_shared->procs[0].kind = PP_PROC_LAUNCHER;
+	}
+	LWLockRelease(AddinShmemInitLock);
+	LWLockRegisterTranche(pp_shared->tranche, "postpipe");
+}
+
+/* Installs the hooks that ask for the memory and set it up. Only from _PG_init() at preload. */
+void
+pp_shmem_init(void)
+{
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = shmem_request;
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = shmem_startup;
+}
+
+/* Throws, with the way out, when the library is not preloaded. */
+void
+pp_require_preload(void)
+{
+	if (pp_shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("postpipe must be loaded via \"shared_preload_libraries\""),
+				 errhint("Add postpipe to shared_preload_libraries in postgresql.conf and restart "
+						 "the server.")));
+}
+
+/* The word for a state, the same in views, functions and the log. */
+const char *
+pp_state_name(PpState state)
+{
+	static const char *const names[] = {
+		[PP_STATE_STOPPED] = "stopped",
+		[PP_STATE_STARTING] = "starting",
+		[PP_STATE_RUNNING] = "running",
+		[PP_STATE_IDLE] = "idle",
+		[PP_STATE_PAUSED] = "paused",
+		[PP_STATE_RETRYING] = "retrying",
+		[PP_STATE_FAILED] = "failed",
+		[PP_STATE_DISARMED] = "disarmed",
+		[PP_STATE_FENCED] = "fenced",
+		[PP_STATE_WAITING] = "waiting",
+	};
+
+	return names[state];
+}
+
+/* The slots in which a process of this kind may live. */
+static void
+slot_range(PpProcKind kind, int *first, int *end)
+{
+	*first = kind == PP_PROC_WORKER ? 1 + PP_MAX_DATABASES : 1;
+	*end = kind == PP_PROC_WORKER ? pp_shared->num_procs : 1 + PP_MAX_DATABASES;
+}
+
+/*
+ * pp_proc_reserve
+ *		Takes a slot for a process that is about to be registered.  Returns NULL when all are taken.
+ */
+PpProc *
+pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname, const char *pipeline, int pipe_no,
+				int worker)
+{
+	PpProc	   *found = NULL;
+	int			first,
+				end;
+
+	slot_range(kind, &first, &end);
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	for (int i = first; i < end && found == NULL; i++)
+	{
+		PpProc	   *proc = &pp_shared->procs[i];
+
+		if (proc->in_use)
+			continue;
+		found = proc;
+		proc->in_use = true;
+		proc->generation++;
+		proc->kind = kind;
+		proc->dboid = dboid;
+		strlcpy(proc->datname, datname, sizeof(proc->datname));
+		strlcpy(proc->pipeline, pipeline ? pipeline : "", sizeof(proc->pipeline));
+		proc->pipe_no = pipe_no;
+		proc->worker = worker;
+		proc->pid = 0;
+		proc->latch = NULL;
+		proc->started_at = GetCurrentTimestamp();
+		proc->stop = false;
+		LWLockAcquire(&proc->lock, LW_EXCLUSIVE);
+		memset(&proc->status, 0, sizeof(proc->status));
+		memset(&proc->info, 0, sizeof(proc->info));
+		proc->status.state = PP_STATE_STARTING;
+		proc->status.changed_at = proc->started_at;
+		LWLockRelease(&proc->lock);
+	}
+	LWLockRelease(&pp_shared->lock);
+	return found;
+}
+
+/* Gives a slot back, unless it has been given to somebody else since. */
+void
+pp_proc_release(PpProc *proc, uint32 generation)
+{
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	if (proc->in_use && proc->generation == generation)
+	{
+		proc->in_use = proc->kind == PP_PROC_LAUNCHER;
+		proc->pid = 0;
+		proc->latch = NULL;
+	}
+	LWLockRelease(&pp_shared->lock);
+	ConditionVariableBroadcast(&pp_shared->state_cv);
+}
+
+static void
+detach(int code, Datum arg)
+{
+	PpProc	   *proc = pp_my_proc;
+
+	pp_my_proc = NULL;
+	if (proc == NULL)
+		return;
+	if (proc->kind == PP_PROC_SUPERVISOR)
+	{
+		/* Workers have nobody left to restart or stop them: they go with the supervisor. */
+		pp_proc_stop_database(proc->dboid, true);
+		pp_wake_launcher();
+	}
+	else if (proc->kind == PP_PROC_WORKER)
+		pp_wake_supervisor(proc->dboid);
+	pp_proc_release(proc, my_generation);
+}
+
+/*
+ * pp_proc_attach
+ *		Called by a process of ours when it starts: makes slot number `slot` its own.  Returns false
+ *		when the parent has given up on it; the process then has to exit.
+ */
+bool
+pp_proc_attach(int slot, uint32 generation)
+{
+	PpProc	   *proc = &pp_shared->procs[slot];
+	bool		mine;
+
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	mine = proc->in_use && proc->generation == generation && proc->pid == 0;
+	if (mine)
+	{
+		proc->pid = MyProcPid;
+		proc->latch = MyLatch;
+	}
+	LWLockRelease(&pp_shared->lock);
+	if (!mine)
+		return false;
+
+	pp_my_proc = proc;
+	my_generation = generation;
+	before_shmem_exit(detach, (Datum) 0);
+	LWLockAcquire(&proc->lock, LW_EXCLUSIVE);
+	proc->info.backend_start = MyStartTimestamp;
+	LWLockRelease(&proc->lock);
+	return true;
+}
+
+/* Has somebody asked this process to stop? */
+bool
+pp_proc_must_stop(void)
+{
+	bool		stop;
+
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	stop = pp_my_proc->stop;
+	LWLockRelease(&pp_shared->lock);
+	return stop;
+}
+
+/* Asks a process to stop between two batches. The caller holds no lock of ours. */
+void
+pp_proc_ask_stop(PpProc *proc)
+{
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	proc->stop = true;
+	if (proc->latch != NULL)
+		SetLatch(proc->latch);
+	LWLockRelease(&pp_shared->lock);
+}
+
+/* Asks all processes of a database, or only its workers, to stop; returns how many there are. */
+int
+pp_proc_stop_database(Oid dboid, bool workers_only)
+{
+	int			n = 0;
+
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	for (int i = 1; i < pp_shared->num_procs; i++)
+	{
+		PpProc	   *proc = &pp_shared->procs[i];
+
+		if (!proc->in_use || proc->dboid != dboid ||
+			(workers_only && proc->kind != PP_PROC_WORKER))
+			continue;
+		n++;
+		proc->stop = true;
+		if (proc->latch != NULL)
+			SetLatch(proc->latch);
+	}
+	LWLockRelease(&pp_shared->lock);
+	return n;
+}
+
+/* How many processes of ours, attached or on their way, belong to a database. */
+int
+pp_proc_count(Oid dboid)
+{
+	int			n = 0;
+
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	for (int i = 1; i < pp_shared->num_procs; i++)
+		n += pp_shared->procs[i].in_use && pp_shared->procs[i].dboid == dboid;
+	LWLockRelease(&pp_shared->lock);
+	return n;
+}
+
+/* Wakes the supervisor of a database, if there is one. */
+void
+pp_wake_supervisor(Oid dboid)
+{
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	for (int i = 1; i < 1 + PP_MAX_DATABASES; i++)
+	{
+		PpProc	   *proc = &pp_shared->procs[i];
+
+		if (proc->in_use && proc->dboid == dboid && proc->latch != NULL)
+			SetLatch(proc->latch);
+	}
+	LWLockRelease(&pp_shared->lock);
+}
+
+void
+pp_wake_launcher(void)
+{
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	if (pp_shared->procs[0].latch != NULL)
+		SetLatch(pp_shared->procs[0].latch);
+	LWLockRelease(&pp_shared->lock);
+}
+
+static PpPipe *
+find_pipe_locked(Oid dboid, const char *name)
+{
+	for (int i = 0; i < PP_MAX_PIPELINES; i++)
+	{
+		PpPipe	   *pipe = &pp_shared->pipes[i];
+
+		if (pipe->in_use && pipe->dboid == dboid && strcmp(pipe->name, name) == 0)
+			return pipe;
+	}
+	return NULL;
+}
+
+/* The slot of a pipeline, or NULL. It stays the pipeline's until a supervisor releases it. */
+PpPipe *
+pp_pipe_find(Oid dboid, const char *name)
+{
+	PpPipe	   *pipe;
+
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	pipe = find_pipe_locked(dboid, name);
+	LWLockRelease(&pp_shared->lock);
+	return pipe;
+}
+
+/* The slot of a pipeline, a new one with zeroed numbers where it has none; NULL when all are taken. */
+PpPipe *
+pp_pipe_reserve(Oid dboid, const char *name)
+{
+	PpPipe	   *pipe;
+
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	pipe = find_pipe_locked(dboid, name);
+	for (int i = 0; i < PP_MAX_PIPELINES && pipe == NULL; i++)
+	{
+		PpPipe	   *candidate = &pp_shared->pipes[i];
+
+		if (candidate->in_use)
+			continue;
+		pipe = candidate;
+		LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+		memset((char *) pipe + offsetof(PpPipe, workers_wanted), 0,
+			   sizeof(PpPipe) - offsetof(PpPipe, workers_wanted));
+		for (int c = 0; c < PP_COUNT_NUM; c++)
+			pg_atomic_write_u64(&pipe->counters[c], 0);
+		LWLockRelease(&pipe->lock);
+		pipe->in_use = true;
+		pipe->generation++;
+		pipe->dboid = dboid;
+		strlcpy(pipe->name, name, sizeof(pipe->name));
+		pipe->since = GetCurrentTimestamp();
+	}
+	LWLockRelease(&pp_shared->lock);
+	return pipe;
+}
+
+void
+pp_pipe_release(PpPipe *pipe)
+{
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	pipe->in_use = false;
+	LWLockRelease(&pp_shared->lock);
+	ConditionVariableBroadcast(&pp_shared->state_cv);
+}
+
+/*
+ * pp_step_aside_set
+ *		Keeps our processes out of a database for as long as this backend wants to drop, rename or
+ *		copy it.  Returns false when the table is full (nothing is recorded then).
+ */
+bool
+pp_step_aside_set(Oid dboid, bool set)
+{
+	bool		done = false;
+
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < PP_MAX_DATABASES && !done; i++)
+	{
+		if (set ? pp_shared->step_aside_pid[i] == 0 :
+			(pp_shared->step_aside_pid[i] == MyProcPid && pp_shared->step_aside[i] == dboid))
+		{
+			pp_shared->step_aside[i] = set ? dboid : InvalidOid;
+			pp_shared->step_aside_pid[i] = set ? MyProcPid : 0;
+			done = true;
+		}
+	}
+	LWLockRelease(&pp_shared->lock);
+	return done;
+}
+
+/* Does a living backend want us out of this database?  Entries of dead ones are forgotten. */
+bool
+pp_step_aside_wanted(Oid dboid)
+{
+	bool		wanted = false;
+
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < PP_MAX_DATABASES; i++)
+	{
+		if (pp_shared->step_aside_pid[i] == 0 || pp_shared->step_aside[i] != dboid)
+			continue;
+		if (BackendPidGetProc(pp_shared->step_aside_pid[i]) == NULL)
+			pp_shared->step_aside_pid[i] = 0;
+		else
+			wanted = true;
+	}
+	LWLockRelease(&pp_shared->lock);
+	return wanted;
+}

@@ -1,0 +1,76 @@
+/*
+ * sqlfuncs_redis.c
+ *		Redis for SQL functions: a connection for the length of one call.
+ *
+ * Unlike our own processes, a function has a transaction open while it waits; so it waits only
+ * REDIS_MS for each answer.  A memory-context callback closes the connection when the call ends in
+ * an error.
+ */
+#include "sqlfuncs.h"
+
+#include "utils/memutils.h"
+
+#include "guc.h"
+
+#define REDIS_MS 5000
+
+static void
+close_connection(void *conn)
+{
+	pp_redis_close(conn);
+}
+
+static void
+fail(const PpRedisError *error)
+{
+	const char *hint = pp_redis_error_hint(error);
+
+	ereport(ERROR,
+			(errcode(pp_redis_error_sqlstate(error)), errmsg("Redis: %s", error->message),
+			 hint ? errhint("%s", hint) : 0));
+}
+
+/* Connects to postpipe.redis_url, or throws. */
+PpRedis *
+pp_function_connect(void)
+{
+	PpRedis    *conn = pp_redis_create(CurrentMemoryContext, "postpipe:function");
+	MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
+	PpRedisUrl	url;
+
+	callback->func = close_connection;
+	callback->arg = conn;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, callback);
+	pp_guc_redis_url(&url);
+	if (!pp_redis_start(conn, &url) ||
+		pp_redis_receive(conn, NULL, REDIS_MS, PP_WAIT_REDIS_CONNECT) == PP_REDIS_FAILED)
+		fail(pp_redis_error(conn));
+	pp_redis_reply_target(conn, CurrentMemoryContext, (size_t) 1024 * 1024 * 1024);
+	return conn;
+}
+
+/* The reply to the command that was sent last, or throws when none comes. */
+PpReply *
+pp_function_reply(PpRedis *conn)
+{
+	PpReply    *reply;
+
+	if (pp_redis_receive(conn, &reply, REDIS_MS, PP_WAIT_REDIS_REPLY) != PP_REDIS_REPLY)
+		fail(pp_redis_error(conn));
+	return reply;
+}
+
+/* Throws what an error reply says, or that the reply is not one that was expected. */
+void
+pp_function_fail(const PpReply *reply)
+{
+	PpRedisError error;
+
+	if (reply->type == PP_REPLY_ERROR)
+		pp_redis_error_reply(&error, reply->str, reply->len);
+	else
+		pp_redis_error_set(&error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
+						   "a reply has a shape that was not expected");
+	fail(&error);
+	pg_unreachable();
+}

@@ -1,0 +1,479 @@
+/*
+ * statement.c
+ *		A pipeline's statement: prepared, and run over a set of entries.
+ *
+ * The entries are a relation, postpipe_batch, that the statement reads: an ephemeral named
+ * relation registered with SPI, as the transition tables of triggers are.
+ *
+ * The statement runs as the target's owner, or for a statement of the user as the pipeline's
+ * owner, security-restricted, in a GUC nest level that is rolled back after each run, so that
+ * nothing a trigger sets stays.
+ *
+ * Two plans are kept, one made for a few entries and one for many: row estimates freeze with a
+ * kept plan, and a join that is right for 1000 entries is wrong for one.
+ */
+#include "statement.h"
+
+#include <limits.h>
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "parser/parsetree.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/rel.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "compat.h"
+
+#define BATCH_NAME "postpipe_batch"
+#define BATCH_COLUMNS 6
+#define SMALL_BATCH 16 /* entries, up to which the plan for a few is used */
+
+struct PpStatement
+{
+	MemoryContext cxt;
+	MemoryContext run_cxt; /* for one run */
+	const PpExtension *ext;
+	PpPipeline *pipeline;
+	char	   *sql;
+	List	   *key_fields;
+	Oid			role;
+	Oid			target;		/* OID of the target table; InvalidOid with a user's statement */
+	TupleDesc	desc;		/* of postpipe_batch */
+	SPIPlanPtr	plans[2];
+	int			timeout_ms; /* 0: none */
+};
+
+/* Counts what RETURNING returns, without keeping it. */
+typedef struct CountReceiver
+{
+	DestReceiver pub;
+	int			column; /* of a boolean "inserted"; -1: there is none */
+	int			not_inserted;
+} CountReceiver;
+
+/* Set by invalidation: some relation has changed, look at the definition again. */
+static bool relations_changed = true;
+static Oid	watched_target;
+
+static void
+relation_changed(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || !OidIsValid(watched_target) || relid == watched_target)
+		relations_changed = true;
+}
+
+static TupleDesc
+batch_descriptor(const PpExtension *ext)
+{
+	TupleDesc	desc = CreateTemplateTupleDesc(BATCH_COLUMNS);
+
+	TupleDescInitEntry(desc, 1, "id", pp_id_type_oid(ext), -1, 0);
+	TupleDescInitEntry(desc, 2, "ord", INT4OID, -1, 0);
+	TupleDescInitEntry(desc, 3, "stream", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, 4, "event", JSONBOID, -1, 0);
+	TupleDescInitEntry(desc, 5, "envelope", JSONBOID, -1, 0);
+	TupleDescInitEntry(desc, 6, "added_at", TIMESTAMPTZOID, -1, 0);
+	return desc;
+}
+
+/*
+ * pp_statement_create
+ *		For one pipeline, living in `cxt`.  Needs a transaction.  One per process: the invalidation
+ *		callback is shared.
+ */
+PpStatement *
+pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline)
+{
+	static bool registered = false;
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	PpStatement *s = palloc0(sizeof(PpStatement));
+
+	s->cxt = cxt;
+	s->run_cxt = AllocSetContextCreate(cxt, "postpipe statement run", ALLOCSET_DEFAULT_SIZES);
+	s->ext = ext;
+	s->pipeline = pipeline;
+	s->desc = batch_descriptor(ext);
+	s->timeout_ms = pp_pipeline_option_int(pipeline, "statement_timeout", StatementTimeout);
+	MemoryContextSwitchTo(old);
+	if (!registered)
+		CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	registered = true;
+	relations_changed = true;
+	return s;
+}
+
+/* Is the target a table that we can promise something about? */
+static void
+check_target(const PpStatement *s, Relation rel)
+{
+	const PpPipeline *p = s->pipeline;
+	Oid			owner = rel->rd_rel->relowner;
+
+	if (rel->rd_rel->relkind != RELKIND_RELATION &&
+		rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("target %s of pipeline \"%s\" is not a table", p->target, p->name),
+				 errhint("Give the pipeline a statement instead of a target.")));
+	if (rel->rd_rel->relpersistence == RELPERSISTENCE_UNLOGGED &&
+		pp_pipeline_option(p, "allow_unlogged") == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("target %s of pipeline \"%s\" is unlogged", p->target, p->name),
+				 errdetail("After a crash it would be empty, with every entry acknowledged."),
+				 errhint("ALTER TABLE %s SET LOGGED, or set the option allow_unlogged.",
+						 p->target)));
+	if (!pp_can_set_role(p->owner, owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("owner \"%s\" of pipeline \"%s\" may not act as \"%s\", the owner of %s",
+						GetUserNameFromId(p->owner, true), p->name,
+						GetUserNameFromId(owner, true), p->target),
+				 errhint("GRANT %s TO %s, or change the owner of one of them.",
+						 quote_identifier(GetUserNameFromId(owner, true)),
+						 quote_identifier(GetUserNameFromId(p->owner, true)))));
+}
+
+static void
+forget_plans(PpStatement *s)
+{
+	for (int i = 0; i < 2; i++)
+	{
+		if (s->plans[i] != NULL)
+			SPI_freeplan(s->plans[i]);
+		s->plans[i] = NULL;
+	}
+}
+
+/* Takes over the statement and the role, and forgets the plans when either has changed. */
+static void
+set_statement(PpStatement *s, const char *sql, List *key_fields, Oid role, Oid target)
+{
+	MemoryContext old;
+
+	if (s->sql == NULL || strcmp(s->sql, sql) != 0 || s->role != role)
+	{
+		forget_plans(s);
+		old = MemoryContextSwitchTo(s->cxt);
+		if (s->sql != NULL)
+			pfree(s->sql);
+		s->sql = pstrdup(sql);
+		s->key_fields = key_fields ? copyObject(key_fields) : NIL;
+		MemoryContextSwitchTo(old);
+	}
+	s->role = role;
+	s->target = target;
+	watched_target = target;
+}
+
+/* Names of fields as String nodes, so that copyObject() can copy the lists. */
+static List *
+as_string_nodes(List *key_fields)
+{
+	List	   *result = NIL;
+	ListCell   *column;
+	ListCell   *lc;
+
+	foreach(column, key_fields)
+	{
+		List	   *fields = NIL;
+
+		foreach(lc, (List *) lfirst(column))
+			fields = lappend(fields, makeString(lfirst(lc)));
+		result = lappend(result, fields);
+	}
+	return result;
+}
+
+/*
+ * pp_statement_prepare
+ *		Makes the statement, if anything has changed since it was made.  In a transaction with an
+ *		active snapshot; throws when the definition does not fit the database as it is now.
+ */
+void
+pp_statement_prepare(PpStatement *s)
+{
+	Relation	rel;
+	List	   *key_fields;
+	PpPipeline	adapted = *s->pipeline;
+	char	   *sql;
+
+	if (!relations_changed)
+		return;
+	if (s->pipeline->target == NULL)
+	{
+		/* Plans anew, because which tables it may write depends on who owns them now. */
+		forget_plans(s);
+		set_statement(s, s->pipeline->statement, NIL, s->pipeline->owner, InvalidOid);
+		relations_changed = false;
+		return;
+	}
+	watched_target = InvalidOid;
+	rel = pp_target_open(s->pipeline, RowExclusiveLock);
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("target table %s of pipeline \"%s\" does not exist", s->pipeline->target,
+						s->pipeline->name),
+				 s->pipeline->builtin
+				 ? errhint("Create it, or run postpipe_pause('%s') and postpipe_resume('%s') to let "
+						   "postpipe create it.", s->pipeline->name, s->pipeline->name)
+				 : errhint("Create it; the pipeline goes on by itself then.")));
+	check_target(s, rel);
+	if (strcmp(s->pipeline->name, PP_POSTS_PIPELINE) == 0)
+		pp_posts_adapt(&adapted, rel);
+	sql = pp_generate_statement(s->ext, &adapted, rel, &key_fields);
+	set_statement(s, sql, as_string_nodes(key_fields), rel->rd_rel->relowner,
+				  RelationGetRelid(rel));
+	table_close(rel, NoLock);
+	relations_changed = false;
+}
+
+/* A list with, for each column of the target's key, a list of field names (String nodes). */
+List *
+pp_statement_key_fields(const PpStatement *s)
+{
+	return s->key_fields;
+}
+
+/* The role that the statement runs as. */
+Oid
+pp_statement_role(const PpStatement *s)
+{
+	return s->role;
+}
+
+const char *
+pp_statement_sql(const PpStatement *s)
+{
+	return s->sql;
+}
+
+/* The batch as a tuplestore in memory. */
+static Tuplestorestate *
+make_relation(PpStatement *s, PpEntry **entries, int n)
+{
+	Tuplestorestate *store = tuplestore_begin_heap(false, false, INT_MAX / 2);
+	Datum		values[BATCH_COLUMNS];
+	bool		nulls[BATCH_COLUMNS] = {0};
+
+	values[2] = CStringGetTextDatum(s->pipeline->stream);
+	for (int i = 0; i < n; i++)
+	{
+		values[0] = PointerGetDatum(&entries[i]->id);
+		values[1] = Int32GetDatum(i + 1);
+		values[3] = PointerGetDatum(entries[i]->event);
+		values[4] = PointerGetDatum(entries[i]->envelope);
+		nulls[4] = entries[i]->envelope == NULL;
+		values[5] = TimestampTzGetDatum(pp_id_time(entries[i]->id));
+		tuplestore_putvalues(store, s->desc, values, nulls);
+	}
+	return store;
+}
+
+static void
+register_batch(PpStatement *s, PpEntry **entries, int n)
+{
+	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
+	int			rc;
+
+	enr->md.name = BATCH_NAME;
+	enr->md.reliddesc = InvalidOid;
+	enr->md.tupdesc = s->desc;
+	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
+	enr->md.enrtuples = n <= SMALL_BATCH ? 1 : 1000;
+	enr->reldata = make_relation(s, entries, n);
+	rc = SPI_register_relation(enr);
+	if (rc != SPI_OK_REL_REGISTER)
+		elog(ERROR, "could not register relation %s: %s", BATCH_NAME, SPI_result_code_string(rc));
+}
+
+static void
+count_startup(DestReceiver *self, int operation, TupleDesc typeinfo)
+{
+	CountReceiver *count = (CountReceiver *) self;
+
+	count->column = -1;
+	for (int i = 0; i < typeinfo->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(typeinfo, i);
+
+		if (att->atttypid == BOOLOID && strcmp(NameStr(att->attname), "inserted") == 0)
+			count->column = i + 1;
+	}
+}
+
+static bool
+count_tuple(TupleTableSlot *slot, DestReceiver *self)
+{
+	CountReceiver *count = (CountReceiver *) self;
+	bool		isnull;
+
+	if (count->column > 0)
+	{
+		Datum		inserted = slot_getattr(slot, count->column, &isnull);
+
+		count->not_inserted += !isnull && !DatumGetBool(inserted);
+	}
+	return true;
+}
+
+static void
+count_nothing(DestReceiver *self)
+{
+}
+
+/*
+ * A superuser's statement must not write where another role's triggers, defaults or index
+ * expressions would run with a superuser's rights.
+ */
+static void
+check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
+{
+	CachedPlan *cplan;
+	ListCell   *lc;
+	ListCell   *lc2;
+
+	if (s->pipeline->target != NULL || !superuser_arg(s->role))
+		return;
+	cplan = SPI_plan_get_cached_plan(plan);
+	if (cplan == NULL)
+		return;
+	foreach(lc, cplan->stmt_list)
+	{
+		PlannedStmt *stmt = lfirst_node(PlannedStmt, lc);
+
+		foreach(lc2, stmt->resultRelations)
+		{
+			Oid			relid = rt_fetch(lfirst_int(lc2), stmt->rtable)->relid;
+			Relation	rel = table_open(relid, AccessShareLock);
+			Oid			owner = rel->rd_rel->relowner;
+			char	   *name = pstrdup(RelationGetRelationName(rel));
+
+			table_close(rel, AccessShareLock);
+			if (owner == s->role || superuser_arg(owner))
+				continue;
+			ReleaseCachedPlan(cplan, CurrentResourceOwner);
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of "
+							"role \"%s\"",
+							s->pipeline->name, GetUserNameFromId(s->role, true), name,
+							GetUserNameFromId(owner, true)),
+					 errdetail("Triggers of the table would run with a superuser's rights."),
+					 errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(…, owner => "
+							 "'%s').",
+							 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
+		}
+	}
+	ReleaseCachedPlan(cplan, CurrentResourceOwner);
+}
+
+static SPIPlanPtr
+get_plan(PpStatement *s, int n)
+{
+	int			which = n <= SMALL_BATCH ? 0 : 1;
+	SPIPlanPtr	plan;
+
+	if (s->plans[which] != NULL)
+		return s->plans[which];
+	plan = SPI_prepare(s->sql, 0, NULL);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare the statement: %s", SPI_result_code_string(SPI_result));
+	if (list_length(SPI_plan_get_plan_sources(plan)) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("a pipeline needs exactly one statement"),
+				 errhint("Several changes fit into one statement with WITH.")));
+	check_superuser_targets(s, plan);
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not keep the plan of the statement");
+	s->plans[which] = plan;
+	return plan;
+}
+
+static void
+set_for_statement(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+							 false);
+}
+
+/* Deferred constraints would pass the savepoints and fail at commit: they are checked at once. */
+static void
+set_constraints_immediate(void)
+{
+	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
+
+	stmt->constraints = NIL;
+	stmt->deferred = false;
+	AfterTriggerSetState(stmt);
+}
+
+/*
+ * pp_statement_run
+ *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
+ *		connected.  Returns how many rows the statement said it did not insert.  Throws what the
+ *		statement throws; the caller's (sub)transaction abort puts role and settings back.
+ */
+int
+pp_statement_run(PpStatement *s, PpEntry **entries, int n)
+{
+	CountReceiver count = {{0}};
+	SPIExecuteOptions options = {0};
+	MemoryContext old;
+	Oid			save_user;
+	int			save_context;
+	int			nest;
+	int			rc;
+
+	count.pub.receiveSlot = count_tuple;
+	count.pub.rStartup = count_startup;
+	count.pub.rShutdown = count_nothing;
+	count.pub.rDestroy = count_nothing;
+	count.pub.mydest = DestNone;
+
+	/* One that an aborted run left behind lives in run_cxt: away with it before the reset. */
+	(void) SPI_unregister_relation(BATCH_NAME);
+	MemoryContextReset(s->run_cxt);
+	old = MemoryContextSwitchTo(s->run_cxt);
+	register_batch(s, entries, n);
+
+	GetUserIdAndSecContext(&save_user, &save_context);
+	SetUserIdAndSecContext(s->role, save_context | SECURITY_RESTRICTED_OPERATION);
+	nest = NewGUCNestLevel();
+	set_for_statement("search_path", s->pipeline->search_path);
+	set_for_statement("TimeZone", "UTC");
+	set_for_statement("DateStyle", "ISO, MDY");
+	set_constraints_immediate();
+	if (s->timeout_ms > 0)
+		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
+
+	options.dest = (DestReceiver *) &count;
+	rc = SPI_execute_plan_extended(get_plan(s, n), &options);
+	if (rc < 0)
+		elog(ERROR, "could not run the statement: %s", SPI_result_code_string(rc));
+
+	if (s->timeout_ms > 0)
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	AtEOXact_GUC(false, nest);
+	SetUserIdAndSecContext(save_user, save_context);
+	(void) SPI_unregister_relation(BATCH_NAME);
+	MemoryContextSwitchTo(old);
+	return count.not_inserted;
+}

@@ -1,0 +1,21 @@
+/*
+ * statement.h
+ *		A pipeline's statement: prepared, and run over a set of entries.
+ */
+#ifndef PP_STATEMENT_H
+#define PP_STATEMENT_H
+
+#include "batch.h"
+#include "pipeline.h"
+
+typedef struct PpStatement PpStatement;
+
+extern PpStatement *pp_statement_create(MemoryContext cxt, const PpExtension *ext,
+										PpPipeline *pipeline);
+extern void pp_statement_prepare(PpStatement *s);
+extern List *pp_statement_key_fields(const PpStatement *s);
+extern Oid	pp_statement_role(const PpStatement *s);
+extern const char *pp_statement_sql(const PpStatement *s);
+extern int	pp_statement_run(PpStatement *s, PpEntry **entries, int n);
+
+#endif /* PP_STATEMENT_H */

@@ -1,0 +1,247 @@
+/*
+ * stats.c
+ *		What this process tells the others about itself: its slot, and its pipeline's numbers.
+ *
+ * One log line for each change of state; between running and idle a worker goes to and fro with
+ * every entry, so that is no change worth a line.
+ */
+#include "stats.h"
+
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/elog.h"
+#include "utils/memutils.h"
+
+/* Copies a string into a fixed buffer, cut at a character of the database's encoding. */
+void
+pp_clip(char *dst, const char *src, size_t size)
+{
+	size_t		len = strlen(src);
+
+	if (len >= size)
+		len = pg_mbcliplen(src, (int) len, (int) size - 1);
+	memcpy(dst, src, len);
+	dst[len] = '\0';
+}
+
+/* Sets a status, under the lock that the caller holds; returns true if the state or code changed. */
+bool
+pp_status_set(PpStatus *status, PpState state, const char *code, const char *reason)
+{
+	bool		changed = status->state != state || strcmp(status->reason_code, code) != 0;
+
+	pp_clip(status->reason_code, code, sizeof(status->reason_code));
+	pp_clip(status->reason, reason, sizeof(status->reason));
+	status->state = state;
+	if (changed)
+		status->changed_at = GetCurrentTimestamp();
+	return changed;
+}
+
+static bool
+is_well(PpState state)
+{
+	return state == PP_STATE_RUNNING || state == PP_STATE_IDLE;
+}
+
+static void
+log_state(PpState state, const char *reason, const char *hint)
+{
+	const PpProc *proc = pp_my_proc;
+	char		who[2 * NAMEDATALEN];
+
+	if (proc->kind == PP_PROC_WORKER)
+		snprintf(who, sizeof(who), "pipeline \"%s\", worker %d", proc->pipeline, proc->worker);
+	else if (proc->kind == PP_PROC_SUPERVISOR)
+		snprintf(who, sizeof(who), "supervisor of database \"%s\"", proc->datname);
+	else
+		strlcpy(who, "launcher", sizeof(who));
+	ereport(LOG,
+			(errmsg("postpipe %s: %s%s%s", who, pp_state_name(state), reason[0] ? ": " : "", reason),
+			 hint ? errhint("%s", hint) : 0));
+}
+
+/*
+ * pp_report_state
+ *		This process is in this state now, for this reason (a stable code and words; both may be
+ *		empty).  Logs a change; wakes who waits for one.
+ */
+void
+pp_report_state(PpState state, const char *code, const char *reason, const char *hint)
+{
+	PpProc	   *proc = pp_my_proc;
+	PpState		before;
+	bool		changed;
+
+	LWLockAcquire(&proc->lock, LW_EXCLUSIVE);
+	before = proc->status.state;
+	changed = pp_status_set(&proc->status, state, code, reason);
+	if (is_well(state))
+		proc->info.next_attempt_at = 0;
+	LWLockRelease(&proc->lock);
+	if (!changed)
+		return;
+	if (!(is_well(before) && is_well(state)))
+		log_state(state, reason, hint);
+	ConditionVariableBroadcast(&pp_shared->state_cv);
+}
+
+static void
+set_error(PpLastError *error, int sqlstate, const char *message)
+{
+	pp_clip(error->message, message, sizeof(error->message));
+	strlcpy(error->sqlstate, unpack_sql_state(sqlstate), sizeof(error->sqlstate));
+	error->at = GetCurrentTimestamp();
+}
+
+/* Remembers the last error, for this process and its pipeline. */
+void
+pp_report_error(PpPipe *pipe, int sqlstate, const char *message)
+{
+	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
+	set_error(&pp_my_proc->info.last_error, sqlstate, message);
+	LWLockRelease(&pp_my_proc->lock);
+	if (pipe == NULL)
+		return;
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	set_error(&pipe->last_error, sqlstate, message);
+	LWLockRelease(&pipe->lock);
+}
+
+/* When the next attempt is due, after a failure. */
+void
+pp_report_next_attempt(TimestampTz at)
+{
+	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
+	pp_my_proc->info.next_attempt_at = at;
+	LWLockRelease(&pp_my_proc->lock);
+}
+
+/* The batch in hand; NULL: none any more, it is committed. */
+void
+pp_report_batch(const PpBatch *batch)
+{
+	PpProcInfo *info = &pp_my_proc->info;
+
+	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
+	if (batch != NULL)
+	{
+		info->batch_started_at = GetCurrentTimestamp();
+		info->batch_entries = batch->n;
+		info->batch_bytes = (int64) batch->bytes;
+		info->batch_first_id = batch->entries[0].id;
+		info->batch_last_id = batch->entries[batch->n - 1].id;
+		info->last_read_at = info->batch_started_at;
+	}
+	else
+	{
+		info->batch_started_at = 0;
+		info->last_commit_at = GetCurrentTimestamp();
+	}
+	LWLockRelease(&pp_my_proc->lock);
+}
+
+/* The connection, after log-in. */
+void
+pp_report_redis(const char *url, const char *role, const char *version, int64 client_id)
+{
+	PpProcInfo *info = &pp_my_proc->info;
+
+	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
+	pp_clip(info->redis, url, sizeof(info->redis));
+	pp_clip(info->redis_role, role, sizeof(info->redis_role));
+	pp_clip(info->redis_version, version, sizeof(info->redis_version));
+	info->redis_client_id = client_id;
+	LWLockRelease(&pp_my_proc->lock);
+}
+
+void
+pp_report_consumer(const char *consumer, const char *owner)
+{
+	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
+	strlcpy(pp_my_proc->info.consumer, consumer, sizeof(pp_my_proc->info.consumer));
+	strlcpy(pp_my_proc->info.owner, owner, sizeof(pp_my_proc->info.owner));
+	LWLockRelease(&pp_my_proc->lock);
+}
+
+/* What this process has allocated; walks all contexts, so not for every batch. */
+void
+pp_report_memory(void)
+{
+	int64		bytes = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
+
+	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
+	pp_my_proc->info.memory_bytes = bytes;
+	LWLockRelease(&pp_my_proc->lock);
+}
+
+void
+pp_count(PpPipe *pipe, PpCounter counter, uint64 n)
+{
+	if (n > 0)
+		pg_atomic_fetch_add_u64(&pipe->counters[counter], n);
+}
+
+/* Entries that have come to an end since the counters began. */
+uint64
+pp_pipe_settled(PpPipe *pipe)
+{
+	return pg_atomic_read_u64(&pipe->counters[PP_COUNT_APPLIED]) +
+		pg_atomic_read_u64(&pipe->counters[PP_COUNT_FILTERED]) +
+		pg_atomic_read_u64(&pipe->counters[PP_COUNT_DEAD]) +
+		pg_atomic_read_u64(&pipe->counters[PP_COUNT_LOST]);
+}
+
+/* A batch was read. */
+void
+pp_pipe_read(PpPipe *pipe, const PpBatch *batch)
+{
+	pp_count(pipe, PP_COUNT_READ, batch->n);
+	pp_count(pipe, PP_COUNT_BYTES, batch->bytes);
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->last_read_at = GetCurrentTimestamp();
+	LWLockRelease(&pipe->lock);
+}
+
+/*
+ * pp_pipe_receive
+ *		Entries first..last were received as new ones.  Returns true when all of them lie above
+ *		whatever any worker received before, so that none can be on record; else the ledger has to
+ *		be asked.
+ */
+bool
+pp_pipe_receive(PpPipe *pipe, PpId first, PpId last)
+{
+	bool		above;
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	above = pp_id_compare(first, pipe->mark) > 0;
+	if (pp_id_compare(last, pipe->mark) > 0)
+		pipe->mark = last;
+	LWLockRelease(&pipe->lock);
+	return above;
+}
+
+/* A batch up to `last` is committed. */
+void
+pp_pipe_applied(PpPipe *pipe, PpId last)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	if (pp_id_compare(last, pipe->last_id) > 0)
+		pipe->last_id = last;
+	pipe->last_applied_at = GetCurrentTimestamp();
+	LWLockRelease(&pipe->lock);
+}
+
+void
+pp_pipe_acknowledged(PpPipe *pipe)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->last_ack_at = now;
+	LWLockRelease(&pipe->lock);
+	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
+	pp_my_proc->info.last_ack_at = now;
+	LWLockRelease(&pp_my_proc->lock);
+}

@@ -1,0 +1,29 @@
+/*
+ * stats.h
+ *		What this process tells the others about itself.
+ */
+#ifndef PP_STATS_H
+#define PP_STATS_H
+
+#include "batch.h"
+#include "shmem.h"
+
+extern void pp_report_state(PpState state, const char *code, const char *reason, const char *hint);
+extern void pp_report_error(PpPipe *pipe, int sqlstate, const char *message);
+extern void pp_report_next_attempt(TimestampTz at);
+extern void pp_report_batch(const PpBatch *batch);
+extern void pp_report_redis(const char *url, const char *role, const char *version,
+							int64 client_id);
+extern void pp_report_consumer(const char *consumer, const char *owner);
+extern void pp_report_memory(void);
+extern bool pp_status_set(PpStatus *status, PpState state, const char *code, const char *reason);
+extern void pp_clip(char *dst, const char *src, size_t size);
+
+extern void pp_count(PpPipe *pipe, PpCounter counter, uint64 n);
+extern uint64 pp_pipe_settled(PpPipe *pipe);
+extern void pp_pipe_read(PpPipe *pipe, const PpBatch *batch);
+extern bool pp_pipe_receive(PpPipe *pipe, PpId first, PpId last);
+extern void pp_pipe_applied(PpPipe *pipe, PpId last);
+extern void pp_pipe_acknowledged(PpPipe *pipe);
+
+#endif /* PP_STATS_H */

@@ -1,0 +1,86 @@
+/*
+ * store.c
+ *		SQL on the extension's own tables.
+ *
+ * In a backend the caller of a function may not write these tables himself: the statement runs as
+ * the extension's owner, with a search_path in which nobody else's objects can be found.  Workers
+ * and supervisors are the server's own processes and keep their plans.
+ */
+#include "store.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+static Oid	save_user;
+static int	save_context;
+static int	nest_level;
+
+/*
+ * pp_store_begin
+ *		Connects SPI as the extension's owner.  pp_store_end() has to follow; an error between them
+ *		puts everything back, as any abort does.  Does not nest.
+ */
+void
+pp_store_begin(const PpExtension *ext)
+{
+	GetUserIdAndSecContext(&save_user, &save_context);
+	SetUserIdAndSecContext(ext->owner, save_context | SECURITY_RESTRICTED_OPERATION);
+	nest_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "could not connect to SPI");
+}
+
+void
+pp_store_end(void)
+{
+	SPI_finish();
+	AtEOXact_GUC(false, nest_level);
+	SetUserIdAndSecContext(save_user, save_context);
+}
+
+/*
+ * pp_store_execute
+ *		Runs one statement, its names qualified with ext->schema_name, as the extension's owner.
+ *		Returns how many rows it touched.
+ */
+uint64
+pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
+				 const Datum *values, const bool *nulls)
+{
+	uint64		processed;
+	char	   *null_chars = palloc0(nargs + 1);
+
+	for (int i = 0; i < nargs; i++)
+		null_chars[i] = nulls && nulls[i] ? 'n' : ' ';
+	pp_store_begin(ext);
+	if (SPI_execute_with_args(sql, nargs, (Oid *) types, (Datum *) values, null_chars, false, 0) < 0)
+		elog(ERROR, "could not execute \"%s\"", sql);
+	processed = SPI_processed;
+	pp_store_end();
+	return processed;
+}
+
+/*
+ * pp_store_execute_plan
+ *		In our own processes: runs a statement whose plan is kept in *plan.  SPI must be connected;
+ *		results, if any, are in SPI_tuptable.
+ */
+uint64
+pp_store_execute_plan(SPIPlanPtr *plan, const char *sql, int nargs, const Oid *types,
+					  const Datum *values, const char *nulls)
+{
+	if (*plan == NULL)
+	{
+		SPIPlanPtr	prepared = SPI_prepare(sql, nargs, (Oid *) types);
+
+		if (prepared == NULL || SPI_keepplan(prepared) != 0)
+			elog(ERROR, "could not prepare \"%s\": %s", sql, SPI_result_code_string(SPI_result));
+		*plan = prepared;
+	}
+	if (SPI_execute_plan(*plan, (Datum *) values, nulls, false, 0) < 0)
+		elog(ERROR, "could not execute \"%s\"", sql);
+	return SPI_processed;
+}

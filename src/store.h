@@ -1,0 +1,19 @@
+/*
+ * store.h
+ *		SQL on the extension's own tables.
+ */
+#ifndef PP_STORE_H
+#define PP_STORE_H
+
+#include "pipeline.h"
+
+#include "executor/spi.h"
+
+extern void pp_store_begin(const PpExtension *ext);
+extern void pp_store_end(void);
+extern uint64 pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
+							   const Datum *values, const bool *nulls);
+extern uint64 pp_store_execute_plan(SPIPlanPtr *plan, const char *sql, int nargs, const Oid *types,
+									const Datum *values, const char *nulls);
+
+#endif /* PP_STORE_H */

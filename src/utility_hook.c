@@ -1,0 +1,185 @@
+/*
+ * utility_hook.c
+ *		What our processes have to know of DDL in other backends.
+ *
+ *	- DROP, RENAME, MOVE or copy of a database: ours step aside first, because the server waits only
+ *	  five seconds for others to leave it.
+ *	- CREATE and ALTER DATABASE wake the launcher, which looks for its databases by name.
+ *	- A change of a definition, CREATE and DROP EXTENSION wake the supervisor.
+ * All wakes are at commit: before, there is nothing to see.
+ */
+#include "utility_hook.h"
+
+#include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_extension.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "storage/latch.h"
+#include "tcop/utility.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "process.h"
+#include "shmem.h"
+
+#define STEP_ASIDE_MS 10000 /* how long DDL waits for our processes to leave a database */
+
+static ProcessUtility_hook_type prev_process_utility;
+static object_access_hook_type prev_object_access;
+static bool wake_supervisor;
+static bool wake_launcher;
+
+static void
+at_xact_end(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_PARALLEL_COMMIT)
+	{
+		if (wake_supervisor)
+			pp_wake_supervisor(MyDatabaseId);
+		if (wake_launcher)
+			pp_wake_launcher();
+	}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		wake_supervisor = wake_launcher = false;
+}
+
+/* The supervisor of this database looks at the definitions when this transaction commits. */
+void
+pp_wake_at_commit(void)
+{
+	wake_supervisor = true;
+}
+
+/* CREATE and DROP EXTENSION, in whatever statement; also DROP OWNED and DROP SCHEMA … CASCADE. */
+static void
+object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, class_id, object_id, sub_id, arg);
+	if (class_id == ExtensionRelationId && (access == OAT_DROP || access == OAT_POST_CREATE))
+		pp_wake_at_commit();
+}
+
+/* The database that a statement needs to itself, or NULL. */
+static const char *
+database_wanted_empty(Node *parsetree)
+{
+	ListCell   *lc;
+
+	switch (nodeTag(parsetree))
+	{
+		case T_DropdbStmt:
+			return ((DropdbStmt *) parsetree)->dbname;
+		case T_RenameStmt:
+			if (((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE)
+				return ((RenameStmt *) parsetree)->subname;
+			return NULL;
+		case T_AlterDatabaseStmt:
+			foreach(lc, ((AlterDatabaseStmt *) parsetree)->options)
+				if (strcmp(lfirst_node(DefElem, lc)->defname, "tablespace") == 0)
+					return ((AlterDatabaseStmt *) parsetree)->dbname;
+			return NULL;
+		case T_CreatedbStmt:
+			foreach(lc, ((CreatedbStmt *) parsetree)->options)
+			{
+				DefElem    *option = lfirst_node(DefElem, lc);
+
+				if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
+					return strVal(option->arg);
+			}
+			return NULL;
+		default:
+			return NULL;
+	}
+}
+
+static bool
+is_database_statement(Node *parsetree)
+{
+	return IsA(parsetree, CreatedbStmt) || IsA(parsetree, DropdbStmt) ||
+		IsA(parsetree, AlterDatabaseStmt) || IsA(parsetree, AlterDatabaseSetStmt) ||
+		(IsA(parsetree, RenameStmt) &&
+		 ((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE);
+}
+
+/* Would the server let this user do it?  Nobody else may make our processes leave. */
+static bool
+may_claim(Node *parsetree, Oid dboid)
+{
+	if (IsA(parsetree, CreatedbStmt))
+		return have_createdb_privilege();
+	return pp_database_ownercheck(dboid, GetUserId());
+}
+
+/* Waits until our processes have left the database; whoever is still there then is the server's. */
+static void
+wait_until_empty(Oid dboid)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STEP_ASIDE_MS);
+
+	ConditionVariablePrepareToSleep(&pp_shared->state_cv);
+	pp_wake_launcher();
+	while (pp_proc_count(dboid) > 0)
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+
+		if (left <= 0 || ConditionVariableTimedSleep(&pp_shared->state_cv, left,
+													 pp_wait_event(PP_WAIT_PROCESS_EXIT)))
+			break;
+	}
+	ConditionVariableCancelSleep();
+}
+
+static void
+call_next(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
+		  ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_process_utility)
+		prev_process_utility(pstmt, query, read_only, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query, read_only, context, params, env, dest, qc);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only,
+				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
+				DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *parsetree = pstmt->utilityStmt;
+	const char *name = database_wanted_empty(parsetree);
+	Oid			dboid = name ? get_database_oid(name, true) : InvalidOid;
+
+	if (is_database_statement(parsetree))
+		wake_launcher = true;
+	if (!OidIsValid(dboid) || pp_proc_count(dboid) == 0 || !may_claim(parsetree, dboid) ||
+		!pp_step_aside_set(dboid, true))
+	{
+		call_next(pstmt, query, read_only, context, params, env, dest, qc);
+		return;
+	}
+	PG_TRY();
+	{
+		wait_until_empty(dboid);
+		call_next(pstmt, query, read_only, context, params, env, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		(void) pp_step_aside_set(dboid, false);
+		pp_wake_launcher();
+	}
+	PG_END_TRY();
+}
+
+/* Only from _PG_init() at preload. */
+void
+pp_utility_hook_install(void)
+{
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+	prev_object_access = object_access_hook;
+	object_access_hook = object_access;
+	RegisterXactCallback(at_xact_end, NULL);
+}

@@ -1,0 +1,152 @@
+# Postpipe::Test: what every test in test/t uses, on top of PostgreSQL::Test::Cluster.
+#
+#   use Postpipe::Test;                     # also exports Test::More, and loads Redis, FakeRedis and Proxy
+#   my $redis = Postpipe::Test::Redis->new;
+#   my $node = pp_node('main', redis => $redis);
+#   $node->safe_psql('postgres', 'CREATE EXTENSION postpipe');
+#   $redis->xadd('stream:posts:parsed', ...);
+#   wait_sql($node, 'postgres', 'SELECT count(*) FROM posts', '1', 'the post is in the table');
+package Postpipe::Test;
+
+use strict;
+use warnings;
+use Exporter 'import';
+use Fcntl qw(:flock);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Postpipe::Test::FakeRedis;
+use Postpipe::Test::Proxy;
+use Postpipe::Test::Redis;
+use Postpipe::Test::Wait;
+use Test::More;
+
+our @EXPORT = (
+	qw(pp_node wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
+
+# The sample events, and what has to come of them (see Postpipe::Test::Data).
+my ($data_dir) = map { s{perl/Postpipe/Test\.pm$}{data}r } __FILE__;
+sub sample_file { my ($name) = @_; return "$data_dir/$name.resp" }
+
+my @nodes;
+
+# pp_node(name, redis => object with url() or a URL, databases => list as in the setting, conf => lines, ...)
+#
+# A running server that preloads postpipe. Without `redis` it is told of a port where nothing listens, never of the
+# default, where somebody's Redis may be. start => 0: not started. fresh => 1: initdb instead of a copy of the template;
+# all copies have the same system identifier, so use it where two servers meet at one Redis. Other options go to
+# PostgreSQL::Test::Cluster->init (allows_streaming => 1 ...).
+sub pp_node
+{
+	my ($name, %opt) = @_;
+	my %ours = (start => 1, conf => '', databases => undef, redis => undef, fresh => 0);
+	for my $key (keys %ours)
+	{
+		$ours{$key} = delete $opt{$key} if exists $opt{$key};
+	}
+
+	my $node = PostgreSQL::Test::Cluster->new($name);
+	if ($ours{fresh} || $opt{extra}) { $node->init(%opt) }
+	else { _init_from_template($node, %opt) }
+
+	my $url = ref $ours{redis} ? $ours{redis}->url : $ours{redis} // 'redis://127.0.0.1:1';
+	$node->append_conf('postgresql.conf', join '', map { "$_\n" }
+		"shared_preload_libraries = 'postpipe'",
+		"postpipe.redis_url = '$url'",
+		defined $ours{databases} ? "postpipe.databases = '$ours{databases}'" : (),
+		# As in production, and not what PostgreSQL::Test::Cluster sets.
+		'restart_after_crash = on',
+		'log_statement = none',
+		'log_replication_commands = off',
+		"log_line_prefix = '%m [%p] %b '",
+		'max_worker_processes = 32',
+		$ours{conf});
+	$node->start if $ours{start};
+	push @nodes, $node;
+	return $node;
+}
+
+# initdb takes most of the time of a short test, so it runs once for all tests and its result is copied.
+sub _init_from_template
+{
+	my ($node, %opt) = @_;
+	my $template = "$PostgreSQL::Test::Utils::tmp_check/initdb-template";
+	my $run = \&PostgreSQL::Test::Utils::system_or_bail;
+
+	open(my $lock, '>', "$template.lock") or die "$template.lock: $!";
+	flock($lock, LOCK_EX) or die "$template.lock: $!";
+	no warnings 'redefine';
+	local *PostgreSQL::Test::Utils::system_or_bail = sub {
+		my (@command) = @_;
+		return $run->(@command) unless $command[0] eq 'initdb';
+		my ($at) = grep { $command[$_] =~ /^(?:-D|--pgdata)$/ } 0 .. $#command;
+		my $pgdata = $command[ $at + 1 ];
+		if (!-d $template)
+		{
+			$command[ $at + 1 ] = "$template.new";
+			$run->(@command);
+			rename("$template.new", $template) or die "$template: $!";
+		}
+		return $run->('cp', '-a', $template, $pgdata);
+	};
+	return $node->init(%opt);
+}
+
+# wait_sql(node, database, query, expected text, what, seconds): polls until the query prints what is expected, then is().
+# An error of the query (the server restarts, the table is not there yet) is an answer that is not the expected one.
+sub wait_sql
+{
+	my ($node, $db, $query, $expected, $what, $timeout) = @_;
+	my $answer = '';
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	my $poll = sub {
+		my ($status, $stdout, $stderr) = $node->psql($db, $query, on_error_die => 0);
+		$answer = $status == 0 ? $stdout : "error: $stderr";
+		return $answer eq $expected;
+	};
+	my $done = Postpipe::Test::Wait::poll($poll, $timeout);
+	is($answer, $expected, $what);
+	_show_servers() unless $done;
+	return $done;
+}
+
+# Number of consumers of the group, and of its pending entries; 0 when there is no such group.
+sub consumers
+{
+	my ($redis, $stream, $group) = @_;
+	my ($reply) = $redis->pipeline([ 'XINFO', 'CONSUMERS', $stream, $group ]);
+	return ref $reply eq 'ARRAY' ? scalar @$reply : 0;
+}
+
+sub pending
+{
+	my ($redis, $stream, $group) = @_;
+	my ($reply) = $redis->pipeline([ 'XPENDING', $stream, $group ]);
+	return ref $reply eq 'ARRAY' ? $reply->[0] : 0;
+}
+
+# my $from = log_offset($node); ... my @lines = log_lines($node, qr/could not/, $from);
+sub log_offset { my ($node) = @_; return -s $node->logfile // 0 }
+
+sub log_lines
+{
+	my ($node, $regex, $from) = @_;
+	return grep { $_ =~ $regex } split /\n/, slurp_file($node->logfile, $from // 0);
+}
+
+# After a wait that failed: what the views and the log of each server say.
+sub _show_servers
+{
+	for my $node (@nodes)
+	{
+		next unless -e $node->data_dir . '/postmaster.pid';
+		my (undef, $stats, $error) = $node->psql('postgres', 'SELECT * FROM postpipe_stats', extra_params => ['-x'], timeout => 10);
+		my @log = log_lines($node, qr/./);
+		splice(@log, 0, -20);
+		diag('server ', $node->name, ":\n", join("\n", grep { $_ } $stats, $error, @log));
+	}
+	return;
+}
+push @Postpipe::Test::Wait::on_timeout, \&_show_servers;
+
+1;
