@@ -1,29 +1,21 @@
 /*
  * apply.c
- *		A batch of entries through the pipeline's statement: isolate first, then judge.
+ *		A batch of entries through the pipeline's statement, in one transaction: the statement's
+ *		rows, the ledger's record of the entries, and the dead letters.
  *
- * One transaction holds the statement's rows, the ledger's record of the entries, and the dead
- * letters.  A good batch takes one run of the statement and no subtransaction.
- *
- * When the run fails, the transaction is rolled back and the error is looked at (errors.c).  What
- * is the moment's goes back to the caller.  Else the batch is split in halves, each in a
- * subtransaction, until the entries that fail alone are found: at most 2 log2(n) + 2 runs for one
- * of them.  After MAX_SUBTRANSACTIONS successful parts what is decided so far is committed, and
- * the rest goes on in a new transaction.
- *
- * An entry is dead only if it fails while others pass.  When the statement fails on an empty batch
- * too, or with an error of the pipeline's kind on all that was tried, the pipeline is at fault and
- * nothing is dead-lettered.
+ * A good batch takes one run of the statement and no subtransaction.  When the run fails, the
+ * transaction is rolled back and the error is looked at (errors.c).  What is the moment's goes back
+ * to the caller; when the statement fails on an empty batch, too, the pipeline is at fault; else
+ * the batch is split to find the entries that fail (split.c).
  *
  * This module takes a batch and knows no Redis.
  */
-#include "apply.h"
+#include "apply_internal.h"
 
 #include "access/xact.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
-#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -32,46 +24,12 @@
 #include "durable.h"
 #include "errors.h"
 #include "event.h"
-#include "statement.h"
-
-#define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
-#define MAX_HOPELESS_RUNS 24   /* failures of the pipeline's kind with no success between */
-
-struct PpApply
-{
-	MemoryContext cxt;
-	MemoryContext call_cxt; /* for one call of pp_apply_batch() */
-	const PpExtension *ext;
-	PpPipeline *pipeline;
-	PpLedger	ledger;
-	PpStatement *statement;
-};
-
-/* A part of the batch that is still to be run while it is split. */
-typedef struct Part
-{
-	int			first;
-	int			end;
-	bool		known_bad; /* the whole was, and the other half was not */
-	bool		is_left;   /* its right half is the part below it on the stack */
-} Part;
-
-typedef struct Split
-{
-	PpEntry   **open; /* entries without a verdict, by wave and stream order */
-	int			n;
-	Part	   *stack;
-	int			depth;
-	int			successes;	  /* runs that passed */
-	int			hopeless;	  /* failures of the pipeline's kind of single entries */
-	int			other_errors; /* failures of single entries of other kinds */
-} Split;
 
 /* For a worker of a pipeline; everything lives in `cxt`. pp_apply_open() comes next. */
 PpApply *
 pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline, int worker)
 {
-	PpApply    *a = MemoryContextAllocZero(cxt, sizeof(PpApply));
+	PpApply *a = MemoryContextAllocZero(cxt, sizeof(PpApply));
 
 	a->cxt = cxt;
 	a->call_cxt = AllocSetContextCreate(cxt, "postpipe apply", ALLOCSET_DEFAULT_SIZES);
@@ -90,8 +48,8 @@ pp_apply_role(const PpApply *a)
 }
 
 /* Starts a transaction; returns false, in it, when the extension has been dropped. */
-static bool
-begin(PpApply *a)
+bool
+pp_apply_begin(PpApply *a)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -109,8 +67,8 @@ begin(PpApply *a)
 	return true;
 }
 
-static XLogRecPtr
-commit(MemoryContext back_to)
+XLogRecPtr
+pp_apply_commit(MemoryContext back_to)
 {
 	SPI_finish();
 	PopActiveSnapshot();
@@ -121,8 +79,8 @@ commit(MemoryContext back_to)
 }
 
 /* In PG_CATCH: takes the error and rolls the transaction back. */
-static PpEntryError *
-roll_back(MemoryContext cxt)
+PpEntryError *
+pp_apply_roll_back(MemoryContext cxt)
 {
 	PpEntryError *error;
 
@@ -134,10 +92,11 @@ roll_back(MemoryContext cxt)
 	return error;
 }
 
-static PpOutcome
-outcome_of(const PpEntryError *error)
+PpOutcome
+pp_apply_outcome_of(const PpEntryError *error)
 {
-	return pp_fault_of(error->sqlstate) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT : PP_OUTCOME_PIPELINE;
+	return pp_fault_of(error->sqlstate) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT
+														   : PP_OUTCOME_PIPELINE;
 }
 
 /*
@@ -150,12 +109,12 @@ PpOutcome
 pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 {
 	MemoryContext cxt = CurrentMemoryContext;
-	PpOutcome	volatile outcome = PP_OUTCOME_DONE;
+	PpOutcome volatile outcome = PP_OUTCOME_DONE;
 
 	*error = NULL;
 	PG_TRY();
 	{
-		if (begin(a))
+		if (pp_apply_begin(a))
 		{
 			*mark = pp_ledger_open(&a->ledger);
 			if (a->statement == NULL)
@@ -164,7 +123,7 @@ pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 				pp_posts_create_table(a->ext, a->pipeline);
 			CommandCounterIncrement();
 			pp_statement_prepare(a->statement);
-			(void) commit(cxt);
+			(void) pp_apply_commit(cxt);
 		}
 		else
 		{
@@ -175,8 +134,8 @@ pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 	}
 	PG_CATCH();
 	{
-		*error = roll_back(cxt);
-		outcome = outcome_of(*error);
+		*error = pp_apply_roll_back(cxt);
+		outcome = pp_apply_outcome_of(*error);
 	}
 	PG_END_TRY();
 	return outcome;
@@ -194,15 +153,15 @@ PpOutcome
 pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error)
 {
 	MemoryContext cxt = CurrentMemoryContext;
-	PpOutcome	volatile outcome = PP_OUTCOME_DONE;
+	PpOutcome volatile outcome = PP_OUTCOME_DONE;
 
 	*error = NULL;
 	PG_TRY();
 	{
-		if (begin(a))
+		if (pp_apply_begin(a))
 		{
 			pp_ledger_set_base(&a->ledger, base);
-			(void) commit(cxt);
+			(void) pp_apply_commit(cxt);
 		}
 		else
 		{
@@ -213,15 +172,15 @@ pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error)
 	}
 	PG_CATCH();
 	{
-		*error = roll_back(cxt);
-		outcome = outcome_of(*error);
+		*error = pp_apply_roll_back(cxt);
+		outcome = pp_apply_outcome_of(*error);
 	}
 	PG_END_TRY();
 	return outcome;
 }
 
-static int
-compare_waves(const void *x, const void *y)
+int
+pp_apply_compare_waves(const void *x, const void *y)
 {
 	const PpEntry *a = *(PpEntry *const *) x;
 	const PpEntry *b = *(PpEntry *const *) y;
@@ -238,13 +197,13 @@ compare_waves(const void *x, const void *y)
 static int
 number_waves(List *key_fields, PpEntry **entries, int n)
 {
-	int			size = 16;
-	int			max = 0;
+	int size = 16;
+	int max = 0;
 	struct
 	{
-		uint64		hash;
-		int			count;
-	}		   *table;
+		uint64 hash;
+		int count;
+	} * table;
 
 	if (key_fields == NIL || n < 2)
 		return 0;
@@ -253,8 +212,8 @@ number_waves(List *key_fields, PpEntry **entries, int n)
 	table = palloc0(size * sizeof(*table));
 	for (int i = 0; i < n; i++)
 	{
-		uint64		hash = pp_event_key_hash(entries[i], key_fields);
-		int			slot = (int) (hash & (size - 1));
+		uint64 hash = pp_event_key_hash(entries[i], key_fields);
+		int slot = (int) (hash & (size - 1));
 
 		while (table[slot].count > 0 && table[slot].hash != hash)
 			slot = (slot + 1) & (size - 1);
@@ -264,19 +223,19 @@ number_waves(List *key_fields, PpEntry **entries, int n)
 	}
 	pfree(table);
 	if (max > 0)
-		qsort(entries, n, sizeof(PpEntry *), compare_waves);
+		qsort(entries, n, sizeof(PpEntry *), pp_apply_compare_waves);
 	return max;
 }
 
 /* Runs the statement over entries in wave order, wave by wave. */
-static void
-run_waves(PpApply *a, PpEntry **entries, int n, PpApplyResult *result)
+void
+pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, PpApplyResult *result)
 {
-	int			first = 0;
+	int first = 0;
 
 	while (first < n)
 	{
-		int			end = first + 1;
+		int end = first + 1;
 
 		while (end < n && entries[end]->wave == entries[first]->wave)
 			end++;
@@ -289,15 +248,15 @@ run_waves(PpApply *a, PpEntry **entries, int n, PpApplyResult *result)
 }
 
 /* Writes ledger and dead letters for the entries that have a verdict and are not settled yet. */
-static void
-record(PpApply *a, PpBatch *batch)
+void
+pp_apply_record(PpApply *a, PpBatch *batch)
 {
-	PpEntry   **decided = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
-	int			n = 0;
+	PpEntry **decided = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
+	int n = 0;
 
 	for (int i = 0; i < batch->n; i++)
 	{
-		PpEntry    *entry = &batch->entries[i];
+		PpEntry *entry = &batch->entries[i];
 
 		if (entry->settled || entry->verdict == PP_VERDICT_OPEN ||
 			entry->verdict == PP_VERDICT_DUPLICATE)
@@ -311,12 +270,12 @@ record(PpApply *a, PpBatch *batch)
 }
 
 /* The transaction is committed: what has a verdict is settled, and counted. */
-static void
-settle(PpBatch *batch, PpApplyResult *result)
+void
+pp_apply_settle(PpBatch *batch, PpApplyResult *result)
 {
 	for (int i = 0; i < batch->n; i++)
 	{
-		PpEntry    *entry = &batch->entries[i];
+		PpEntry *entry = &batch->entries[i];
 
 		if (entry->settled || entry->verdict == PP_VERDICT_OPEN)
 			continue;
@@ -330,12 +289,12 @@ settle(PpBatch *batch, PpApplyResult *result)
 }
 
 /* The transaction was rolled back: what only a run decided is open again. */
-static void
-reopen(PpBatch *batch)
+void
+pp_apply_reopen(PpBatch *batch)
 {
 	for (int i = 0; i < batch->n; i++)
 	{
-		PpEntry    *entry = &batch->entries[i];
+		PpEntry *entry = &batch->entries[i];
 
 		if (entry->settled || entry->event == NULL)
 			continue;
@@ -348,10 +307,10 @@ reopen(PpBatch *batch)
 }
 
 /* The open entries, in an array that lives as long as the call. */
-static int
-collect_open(PpApply *a, PpBatch *batch, PpEntry ***open)
+int
+pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open)
 {
-	int			n = 0;
+	int n = 0;
 
 	*open = MemoryContextAlloc(a->call_cxt, Max(batch->n, 1) * sizeof(PpEntry *));
 	for (int i = 0; i < batch->n; i++)
@@ -363,8 +322,8 @@ collect_open(PpApply *a, PpBatch *batch, PpEntry ***open)
 static void
 look_up_all(PpApply *a, PpBatch *batch)
 {
-	PpEntry   **entries = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
-	int			n = 0;
+	PpEntry **entries = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
+	int n = 0;
 
 	for (int i = 0; i < batch->n; i++)
 		if (!batch->entries[i].settled)
@@ -377,28 +336,28 @@ look_up_all(PpApply *a, PpBatch *batch)
 static PpOutcome
 try_whole(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 {
-	PpOutcome	volatile outcome = PP_OUTCOME_DONE;
-	int			conflicted = result->conflicted;
+	PpOutcome volatile outcome = PP_OUTCOME_DONE;
+	int conflicted = result->conflicted;
 
 	PG_TRY();
 	{
-		PpEntry   **open;
-		int			n;
+		PpEntry **open;
+		int n;
 
-		if (begin(a))
+		if (pp_apply_begin(a))
 		{
 			if (look_up)
 				look_up_all(a, batch);
-			n = collect_open(a, batch, &open);
+			n = pp_apply_collect_open(a, batch, &open);
 			if (n > 0)
 			{
 				pp_statement_prepare(a->statement);
 				number_waves(pp_statement_key_fields(a->statement), open, n);
-				run_waves(a, open, n, result);
+				pp_apply_run_waves(a, open, n, result);
 			}
-			record(a, batch);
-			result->lsn = commit(a->call_cxt);
-			settle(batch, result);
+			pp_apply_record(a, batch);
+			result->lsn = pp_apply_commit(a->call_cxt);
+			pp_apply_settle(batch, result);
 		}
 		else
 		{
@@ -409,10 +368,10 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 	}
 	PG_CATCH();
 	{
-		result->error = roll_back(a->call_cxt);
+		result->error = pp_apply_roll_back(a->call_cxt);
 		result->conflicted = conflicted;
-		reopen(batch);
-		outcome = outcome_of(result->error);
+		pp_apply_reopen(batch);
+		outcome = pp_apply_outcome_of(result->error);
 	}
 	PG_END_TRY();
 	return outcome;
@@ -422,11 +381,11 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 static bool
 fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
-	bool		volatile fails = false;
+	bool volatile fails = false;
 
 	PG_TRY();
 	{
-		if (begin(a))
+		if (pp_apply_begin(a))
 		{
 			pp_statement_prepare(a->statement);
 			result->runs++;
@@ -437,171 +396,11 @@ fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	}
 	PG_CATCH();
 	{
-		result->error = roll_back(a->call_cxt);
+		result->error = pp_apply_roll_back(a->call_cxt);
 		fails = true;
 	}
 	PG_END_TRY();
 	return fails;
-}
-
-/* Runs one part in a subtransaction. Returns NULL, or the error it failed with. */
-static PpEntryError *
-run_part(PpApply *a, PpBatch *batch, PpEntry **entries, int n, PpApplyResult *result)
-{
-	MemoryContext old = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	int			conflicted = result->conflicted;
-	PpEntryError *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(old);
-	PG_TRY();
-	{
-		run_waves(a, entries, n, result);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(a->call_cxt);
-		error = pp_entry_error_capture(a->call_cxt);
-		disable_timeout(STATEMENT_TIMEOUT, false);
-		RollbackAndReleaseCurrentSubTransaction();
-		result->conflicted = conflicted;
-		for (int i = 0; i < n; i++)
-			entries[i]->verdict = PP_VERDICT_OPEN;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	CurrentResourceOwner = owner;
-	return error;
-}
-
-static void
-push_halves(Split *split, int first, int end)
-{
-	int			mid = (first + end) / 2;
-
-	split->stack[split->depth++] = (Part) {mid, end, false, false};
-	split->stack[split->depth++] = (Part) {first, mid, false, true};
-}
-
-/*
- * Takes the next part from the stack and runs it, or splits it when it is known to fail.
- * Returns the error of the moment that makes it pointless to go on, or NULL.
- */
-static PpEntryError *
-split_step(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
-{
-	Part		part = split->stack[--split->depth];
-	PpEntry   **entries = split->open + part.first;
-	int			n = part.end - part.first;
-	PpEntryError *error;
-
-	if (n == 0)
-		return NULL;
-	if (part.known_bad && n > 1)
-	{
-		push_halves(split, part.first, part.end);
-		return NULL;
-	}
-	error = run_part(a, batch, entries, n, result);
-	if (error == NULL)
-	{
-		split->successes++;
-		/* The whole failed and its left half did not: then the right half need not be run whole. */
-		if (part.is_left)
-			split->stack[split->depth - 1].known_bad = true;
-		return NULL;
-	}
-	result->error = error;
-	if (pp_fault_of(error->sqlstate) == PP_FAULT_MOMENT)
-		return error;
-	if (n > 1)
-	{
-		push_halves(split, part.first, part.end);
-		return NULL;
-	}
-	if (pp_fault_of(error->sqlstate) == PP_FAULT_PIPELINE)
-		split->hopeless++;
-	else
-		split->other_errors++;
-	entries[0]->verdict = PP_VERDICT_DEAD;
-	entries[0]->error = error;
-	return NULL;
-}
-
-/* Has everything that was tried failed with an error of the pipeline's kind? */
-static bool
-is_hopeless(const Split *split, int limit)
-{
-	return split->successes == 0 && split->other_errors == 0 && split->hopeless >= limit;
-}
-
-/* One transaction of the split. Sets *done when nothing is left. */
-static PpOutcome
-split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
-{
-	PpOutcome	volatile outcome = PP_OUTCOME_DONE;
-
-	PG_TRY();
-	{
-		PpEntryError *error = NULL;
-		int			start = split->successes;
-
-		if (!begin(a))
-			outcome = PP_OUTCOME_GONE;
-		else
-		{
-			pp_statement_prepare(a->statement);
-			while (split->depth > 0 && error == NULL &&
-				   split->successes - start < MAX_SUBTRANSACTIONS)
-			{
-				error = split_step(a, batch, split, result);
-				if (is_hopeless(split, MAX_HOPELESS_RUNS))
-					break;
-			}
-			if (error != NULL)
-				outcome = PP_OUTCOME_MOMENT;
-			else if (is_hopeless(split, Min(split->n, MAX_HOPELESS_RUNS)) && split->n > 1)
-				outcome = PP_OUTCOME_PIPELINE;
-		}
-		if (outcome == PP_OUTCOME_DONE)
-		{
-			record(a, batch);
-			result->lsn = commit(a->call_cxt);
-			settle(batch, result);
-		}
-		else
-		{
-			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(a->call_cxt);
-			reopen(batch);
-		}
-	}
-	PG_CATCH();
-	{
-		result->error = roll_back(a->call_cxt);
-		reopen(batch);
-		outcome = outcome_of(result->error);
-	}
-	PG_END_TRY();
-	return outcome;
-}
-
-/* The batch is known to fail: finds the entries that do, and applies the others. */
-static PpOutcome
-split_batch(PpApply *a, PpBatch *batch, PpApplyResult *result)
-{
-	Split		split = {0};
-	PpOutcome	outcome = PP_OUTCOME_DONE;
-
-	split.n = collect_open(a, batch, &split.open);
-	qsort(split.open, split.n, sizeof(PpEntry *), compare_waves);
-	split.stack = MemoryContextAlloc(a->call_cxt, 2 * (split.n + 1) * sizeof(Part));
-	split.stack[split.depth++] = (Part) {0, split.n, true, false};
-	while (split.depth > 0 && outcome == PP_OUTCOME_DONE)
-		outcome = split_transaction(a, batch, &split, result);
-	return outcome;
 }
 
 /*
@@ -615,15 +414,14 @@ PpOutcome
 pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 {
 	MemoryContext old = MemoryContextSwitchTo(a->call_cxt);
-	PpOutcome	outcome;
+	PpOutcome outcome;
 
 	MemoryContextReset(a->call_cxt);
 	memset(result, 0, sizeof(*result));
 	outcome = try_whole(a, batch, look_up, result);
-	if (outcome == PP_OUTCOME_PIPELINE &&
-		(pp_fault_of(result->error->sqlstate) == PP_FAULT_ENTRY ||
-		 !fails_on_nothing(a, batch, result)))
-		outcome = split_batch(a, batch, result);
+	if (outcome == PP_OUTCOME_PIPELINE && (pp_fault_of(result->error->sqlstate) == PP_FAULT_ENTRY ||
+										   !fails_on_nothing(a, batch, result)))
+		outcome = pp_apply_split(a, batch, result);
 	MemoryContextSwitchTo(old);
 	return outcome;
 }

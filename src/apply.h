@@ -13,24 +13,24 @@ typedef struct PpApply PpApply;
 
 typedef enum PpOutcome
 {
-	PP_OUTCOME_DONE,	 /* every entry of the batch is settled */
-	PP_OUTCOME_MOMENT,	 /* try the batch again later; nothing is wrong with it or the pipeline */
+	PP_OUTCOME_DONE,     /* every entry of the batch is settled */
+	PP_OUTCOME_MOMENT,   /* try the batch again later; nothing is wrong with it or the pipeline */
 	PP_OUTCOME_PIPELINE, /* the pipeline has to be mended; the batch again later */
-	PP_OUTCOME_GONE		 /* the extension or the pipeline does not exist any more */
+	PP_OUTCOME_GONE      /* the extension or the pipeline does not exist any more */
 } PpOutcome;
 
 /* What one call has done, also if it did not settle all. */
 typedef struct PpApplyResult
 {
-	XLogRecPtr	lsn; /* what has to be durable before the batch is acknowledged */
-	int			applied;
-	int			conflicted; /* of applied: rows that were there before, where the statement tells */
-	int			filtered;
-	int			duplicates;
-	int			dead;
-	int			lost;
-	int			runs;		 /* of the statement */
-	PpEntryError *error;	 /* the last error; NULL: none. Valid until the next call */
+	XLogRecPtr lsn; /* what has to be durable before the batch is acknowledged */
+	int applied;
+	int conflicted; /* of applied: rows that were there before, where the statement tells */
+	int filtered;
+	int duplicates;
+	int dead;
+	int lost;
+	int runs;            /* of the statement */
+	PpEntryError *error; /* the last error; NULL: none. Valid until the next call */
 } PpApplyResult;
 
 extern PpApply *pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
@@ -39,6 +39,6 @@ extern PpOutcome pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error);
 extern PpOutcome pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result);
 extern bool pp_apply_base_known(const PpApply *a);
 extern PpOutcome pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error);
-extern Oid	pp_apply_role(const PpApply *a);
+extern Oid pp_apply_role(const PpApply *a);
 
 #endif /* PP_APPLY_H */

@@ -22,11 +22,12 @@ pp_backoff_init(PpBackoff *b, int first_ms, int cap_ms)
 int
 pp_backoff_next(PpBackoff *b)
 {
-	int			shift = Min(b->attempts, 20);
-	int64		ms = Min((int64) b->first_ms << shift, (int64) b->cap_ms);
+	int shift = Min(b->attempts, 20);
+	int64 ms = Min((int64) b->first_ms << shift, (int64) b->cap_ms);
 
 	b->attempts++;
-	return (int) (ms / 2 + (int64) (pg_prng_double(&pg_global_prng_state) * (double) (ms - ms / 2)));
+	return (int) (ms / 2 +
+				  (int64) (pg_prng_double(&pg_global_prng_state) * (double) (ms - ms / 2)));
 }
 
 /* An attempt succeeded: the next failure waits the first interval again. */

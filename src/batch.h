@@ -12,14 +12,14 @@
 typedef struct PpString
 {
 	const char *data; /* not terminated by a zero, may contain zeros */
-	size_t		len;
+	size_t len;
 } PpString;
 
 /* What became of an entry; the order is the one in which it is decided. */
 typedef enum PpVerdict
 {
 	PP_VERDICT_OPEN = 0,  /* to be applied */
-	PP_VERDICT_GONE,	  /* pending in the group, but deleted or trimmed in the stream */
+	PP_VERDICT_GONE,      /* pending in the group, but deleted or trimmed in the stream */
 	PP_VERDICT_DUPLICATE, /* already settled by an earlier delivery */
 	PP_VERDICT_FILTERED,  /* its event type is not one of the pipeline's */
 	PP_VERDICT_APPLIED,
@@ -29,39 +29,39 @@ typedef enum PpVerdict
 /* Why an entry could not be applied; as GET STACKED DIAGNOSTICS has it. */
 typedef struct PpEntryError
 {
-	int			sqlstate; /* packed, as in ErrorData.sqlerrcode */
-	char	   *message;
-	char	   *detail; /* this and all below: NULL when absent */
-	char	   *hint;
-	char	   *context;
-	char	   *schema_name;
-	char	   *table_name;
-	char	   *column_name;
-	char	   *constraint_name;
+	int sqlstate; /* packed, as in ErrorData.sqlerrcode */
+	char *message;
+	char *detail; /* this and all below: NULL when absent */
+	char *hint;
+	char *context;
+	char *schema_name;
+	char *table_name;
+	char *column_name;
+	char *constraint_name;
 } PpEntryError;
 
 typedef struct PpEntry
 {
-	PpId		id;
-	int			nfields; /* strings in fields: names and values in turn; -1: the entry is gone */
-	PpString   *fields;
-	size_t		bytes;		  /* of all names and values */
-	uint64		hash;		  /* of the content, see pp_event_hash() */
-	Jsonb	   *event;	  /* set by pp_event_normalize(); NULL when it failed */
-	Jsonb	   *envelope;	  /* NULL: a flat entry */
-	int			wave;		  /* how many entries before it in the batch have the same key */
-	PpVerdict	verdict;
-	bool		settled;	  /* its verdict is committed */
-	PpEntryError *error;	  /* for PP_VERDICT_DEAD */
+	PpId id;
+	int nfields; /* strings in fields: names and values in turn; -1: the entry is gone */
+	PpString *fields;
+	size_t bytes;    /* of all names and values */
+	uint64 hash;     /* of the content, see pp_event_hash() */
+	Jsonb *event;    /* set by pp_event_normalize(); NULL when it failed */
+	Jsonb *envelope; /* NULL: a flat entry */
+	int wave;        /* how many entries before it in the batch have the same key */
+	PpVerdict verdict;
+	bool settled;        /* its verdict is committed */
+	PpEntryError *error; /* for PP_VERDICT_DEAD */
 } PpEntry;
 
 typedef struct PpBatch
 {
 	MemoryContext cxt; /* holds the entries and all they point to */
-	int			n;
-	PpEntry    *entries;
-	size_t		bytes;
-	bool		redelivered; /* read from the consumer's own pending entries, not new ones */
+	int n;
+	PpEntry *entries;
+	size_t bytes;
+	bool redelivered; /* read from the consumer's own pending entries, not new ones */
 } PpBatch;
 
 #endif /* PP_BATCH_H */

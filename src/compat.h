@@ -13,10 +13,10 @@
 #include "utils/acl.h"
 
 #if PG_VERSION_NUM >= 160000
-#define pp_can_set_role(member, role) member_can_set_role(member, role)
+#define pp_can_set_role(member, role)     member_can_set_role(member, role)
 #define pp_database_ownercheck(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
 #else
-#define pp_can_set_role(member, role) is_member_of_role(member, role)
+#define pp_can_set_role(member, role)     is_member_of_role(member, role)
 #define pp_database_ownercheck(oid, role) pg_database_ownercheck(oid, role)
 #endif
 
@@ -25,6 +25,13 @@
 #define pp_log_marker() LogLogicalMessage("postpipe", "", 0, false, false)
 #else
 #define pp_log_marker() LogLogicalMessage("postpipe", "", 0, false)
+#endif
+
+/* Stands before a declaration. */
+#if PG_VERSION_NUM >= 180000
+#define PP_NORETURN pg_noreturn
+#else
+#define PP_NORETURN pg_attribute_noreturn()
 #endif
 
 #endif /* PP_COMPAT_H */

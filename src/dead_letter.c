@@ -26,12 +26,12 @@ text_or_null(const char *value, char *null)
 static Datum
 fields_array(const PpEntry *entry)
 {
-	int			n = Max(entry->nfields, 0);
-	Datum	   *elems = palloc(Max(n, 1) * sizeof(Datum));
+	int n = Max(entry->nfields, 0);
+	Datum *elems = palloc(Max(n, 1) * sizeof(Datum));
 
 	for (int i = 0; i < n; i++)
-		elems[i] = PointerGetDatum(cstring_to_text_with_len(entry->fields[i].data,
-															(int) entry->fields[i].len));
+		elems[i] = PointerGetDatum(
+			cstring_to_text_with_len(entry->fields[i].data, (int) entry->fields[i].len));
 	return PointerGetDatum(construct_array(elems, n, BYTEAOID, -1, false, TYPALIGN_INT));
 }
 
@@ -42,13 +42,16 @@ fields_array(const PpEntry *entry)
 void
 pp_dead_letter_store(PpLedger *ledger, const PpEntry *entry, const char *stream)
 {
-	Oid			types[DEAD_COLUMNS] = {TEXTOID, INT4OID, pp_id_type_oid(ledger->ext), TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	TIMESTAMPTZOID, INT4OID, JSONBOID, BYTEAARRAYOID, INT8OID};
-	Datum		values[DEAD_COLUMNS];
-	char		nulls[DEAD_COLUMNS + 1];
+	Oid types[DEAD_COLUMNS] = {TEXTOID,  INT4OID,        pp_id_type_oid(ledger->ext),
+							   TEXTOID,  TEXTOID,        TEXTOID,
+							   TEXTOID,  TEXTOID,        TEXTOID,
+							   TEXTOID,  TEXTOID,        TEXTOID,
+							   TEXTOID,  TIMESTAMPTZOID, INT4OID,
+							   JSONBOID, BYTEAARRAYOID,  INT8OID};
+	Datum values[DEAD_COLUMNS];
+	char nulls[DEAD_COLUMNS + 1];
 	const PpEntryError *error = entry->error;
-	char	   *sql = NULL;
+	char *sql = NULL;
 
 	memset(nulls, ' ', DEAD_COLUMNS);
 	nulls[DEAD_COLUMNS] = '\0';
@@ -88,11 +91,12 @@ pp_dead_letter_store(PpLedger *ledger, const PpEntry *entry, const char *stream)
 int64
 pp_dead_letter_count(const PpExtension *ext, const char *pipeline)
 {
-	Oid			types[] = {TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(pipeline)};
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(pipeline)};
 
 	return (int64) pp_store_execute(ext,
 									psprintf("SELECT FROM %s.postpipe_dead_letter "
-											 "WHERE pipeline = $1", ext->schema_name),
+											 "WHERE pipeline = $1",
+											 ext->schema_name),
 									1, types, values, NULL);
 }

@@ -30,7 +30,7 @@ pp_durable_before_commit(void)
 XLogRecPtr
 pp_durable_after_commit(void)
 {
-	XLogRecPtr	lsn = XactLastCommitEnd;
+	XLogRecPtr lsn = XactLastCommitEnd;
 
 	/* Nothing written: what settled these entries before lies below a record written now. */
 	return XLogRecPtrIsInvalid(lsn) ? pp_log_marker() : lsn;
@@ -39,10 +39,10 @@ pp_durable_after_commit(void)
 static bool
 replicated(XLogRecPtr lsn)
 {
-	int			mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY ? SYNC_REP_WAIT_APPLY :
-		synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ? SYNC_REP_WAIT_WRITE :
-		SYNC_REP_WAIT_FLUSH;
-	bool		reached;
+	int mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY   ? SYNC_REP_WAIT_APPLY
+			   : synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ? SYNC_REP_WAIT_WRITE
+																	   : SYNC_REP_WAIT_FLUSH;
+	bool reached;
 
 	LWLockAcquire(SyncRepLock, LW_SHARED);
 	reached = WalSndCtl->lsn[mode] >= lsn;

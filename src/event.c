@@ -23,9 +23,9 @@
 
 typedef struct FlatPair
 {
-	PpString	name;
-	PpString	value;
-	int			position;
+	PpString name;
+	PpString value;
+	int position;
 } FlatPair;
 
 /*
@@ -36,7 +36,7 @@ PpEntryError *
 pp_entry_error_capture(MemoryContext cxt)
 {
 	MemoryContext old = MemoryContextSwitchTo(cxt);
-	ErrorData  *edata = CopyErrorData();
+	ErrorData *edata = CopyErrorData();
 	PpEntryError *error = palloc0(sizeof(PpEntryError));
 
 	FlushErrorState();
@@ -56,7 +56,7 @@ pp_entry_error_capture(MemoryContext cxt)
 static bool
 string_is(const PpString *s, const char *word)
 {
-	size_t		len = strlen(word);
+	size_t len = strlen(word);
 
 	return s->len == len && memcmp(s->data, word, len) == 0;
 }
@@ -67,14 +67,14 @@ to_server(PpString s, const char *what, const PpString *name)
 {
 	if (!pg_verify_mbstr(PG_UTF8, s.data, (int) s.len, true))
 	{
-		bool		nul = memchr(s.data, '\0', s.len) != NULL;
+		bool nul = memchr(s.data, '\0', s.len) != NULL;
 
-		ereport(ERROR,
-				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
-				 nul ? errmsg("%s contains a NUL byte", what)
-				 : errmsg("%s is not valid UTF-8", what),
-				 name && pg_verify_mbstr(PG_UTF8, name->data, (int) name->len, true)
-				 ? errdetail("The field is \"%s\".", pnstrdup(name->data, name->len)) : 0));
+		ereport(ERROR, (errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+						nul ? errmsg("%s contains a NUL byte", what)
+							: errmsg("%s is not valid UTF-8", what),
+						name && pg_verify_mbstr(PG_UTF8, name->data, (int) name->len, true)
+							? errdetail("The field is \"%s\".", pnstrdup(name->data, name->len))
+							: 0));
 	}
 	if (GetDatabaseEncoding() != PG_UTF8)
 	{
@@ -90,7 +90,7 @@ compare_pairs(const void *a, const void *b)
 {
 	const FlatPair *x = a;
 	const FlatPair *y = b;
-	int			order;
+	int order;
 
 	if (x->name.len != y->name.len)
 		return x->name.len < y->name.len ? -1 : 1;
@@ -103,7 +103,8 @@ static void
 put_string(JsonbContainer *root, int index, const PpString *s, char **data, uint32 *total)
 {
 	*total += (uint32) s->len;
-	root->children[index] = JENTRY_ISSTRING |
+	root->children[index] =
+		JENTRY_ISSTRING |
 		(index % JB_OFFSET_STRIDE == 0 ? (*total | JENTRY_HAS_OFF) : (uint32) s->len);
 	memcpy(*data, s->data, s->len);
 	*data += s->len;
@@ -117,19 +118,18 @@ put_string(JsonbContainer *root, int index, const PpString *s, char **data, uint
 static Jsonb *
 write_object(const FlatPair *pairs, int n)
 {
-	Size		bytes = 0;
-	Size		size;
-	Jsonb	   *jb;
-	char	   *data;
-	uint32		total = 0;
+	Size bytes = 0;
+	Size size;
+	Jsonb *jb;
+	char *data;
+	uint32 total = 0;
 
 	for (int i = 0; i < n; i++)
 		bytes += pairs[i].name.len + pairs[i].value.len;
 	if (bytes > JENTRY_OFFLENMASK || n > JB_CMASK)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("entry is too large for a jsonb event"),
-				 errdetail("It has %zu bytes; the limit is %u.", bytes, JENTRY_OFFLENMASK)));
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("entry is too large for a jsonb event"),
+						errdetail("It has %zu bytes; the limit is %u.", bytes, JENTRY_OFFLENMASK)));
 	size = offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + 2 * n * sizeof(JEntry);
 	jb = palloc(size + bytes);
 	SET_VARSIZE(jb, size + bytes);
@@ -146,19 +146,19 @@ write_object(const FlatPair *pairs, int n)
 static Jsonb *
 build_flat(const PpEntry *entry, int skip)
 {
-	int			max = entry->nfields / 2;
-	FlatPair   *pairs = palloc(Max(max, 1) * sizeof(FlatPair));
-	int			n = 0;
-	int			unique = 0;
-	Jsonb	   *result;
+	int max = entry->nfields / 2;
+	FlatPair *pairs = palloc(Max(max, 1) * sizeof(FlatPair));
+	int n = 0;
+	int unique = 0;
+	Jsonb *result;
 
 	for (int i = 0; i < max; i++)
 	{
 		if (i == skip)
 			continue;
 		pairs[n].name = to_server(entry->fields[2 * i], "name of a field", NULL);
-		pairs[n].value = to_server(entry->fields[2 * i + 1], "value of a field",
-								   &entry->fields[2 * i]);
+		pairs[n].value =
+			to_server(entry->fields[2 * i + 1], "value of a field", &entry->fields[2 * i]);
 		pairs[n].position = i;
 		n++;
 	}
@@ -179,7 +179,7 @@ build_flat(const PpEntry *entry, int skip)
 static Jsonb *
 parse_object(const PpString *name, PpString value)
 {
-	Jsonb	   *jb;
+	Jsonb *jb;
 
 	value = to_server(value, "value of a field", name);
 	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(value.data)));
@@ -195,7 +195,7 @@ parse_object(const PpString *name, PpString value)
 static int
 find_json_field(const PpEntry *entry)
 {
-	int			payload = -1;
+	int payload = -1;
 
 	for (int i = 0; i < entry->nfields / 2; i++)
 	{
@@ -211,8 +211,8 @@ find_json_field(const PpEntry *entry)
 static bool
 type_is_wanted(const PpEntry *entry, List *event_types)
 {
-	JsonbValue	value;
-	ListCell   *lc;
+	JsonbValue value;
+	ListCell *lc;
 
 	if (event_types == NIL)
 		return true;
@@ -222,7 +222,7 @@ type_is_wanted(const PpEntry *entry, List *event_types)
 		return true;
 	if (value.type != jbvString || value.val.string.len == 0)
 		return true;
-	foreach(lc, event_types)
+	foreach (lc, event_types)
 	{
 		const char *type = lfirst(lc);
 
@@ -236,15 +236,13 @@ type_is_wanted(const PpEntry *entry, List *event_types)
 static void
 build_event(PpEntry *entry)
 {
-	int			json;
+	int json;
 
 	if (entry->nfields == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("entry has no fields")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("entry has no fields")));
 	if (entry->nfields % 2 != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("entry has a field without a value")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("entry has a field without a value")));
 	json = find_json_field(entry);
 	if (json < 0)
 		entry->event = build_flat(entry, -1);
@@ -290,7 +288,7 @@ pp_event_normalize(PpEntry *entry, List *event_types)
 uint64
 pp_event_hash(const PpEntry *entry)
 {
-	uint64		hash = (uint64) entry->nfields;
+	uint64 hash = (uint64) entry->nfields;
 
 	for (int i = 0; i < entry->nfields; i++)
 		hash = hash_bytes_extended((const unsigned char *) entry->fields[i].data,
@@ -307,18 +305,18 @@ pp_event_hash(const PpEntry *entry)
 uint64
 pp_event_key_hash(const PpEntry *entry, List *key_fields)
 {
-	uint64		hash = 0;
-	ListCell   *column;
+	uint64 hash = 0;
+	ListCell *column;
 
-	foreach(column, key_fields)
+	foreach (column, key_fields)
 	{
-		ListCell   *lc;
+		ListCell *lc;
 
-		foreach(lc, (List *) lfirst(column))
+		foreach (lc, (List *) lfirst(column))
 		{
 			const char *field = strVal(lfirst(lc));
-			JsonbValue	value;
-			char	   *number;
+			JsonbValue value;
+			char *number;
 
 			if (!getKeyJsonValueFromContainer(&entry->event->root, field, (int) strlen(field),
 											  &value))
@@ -329,8 +327,8 @@ pp_event_key_hash(const PpEntry *entry, List *key_fields)
 			else if (value.type == jbvNumeric)
 			{
 				/* As text, so that 7 in JSON meets '7' in a flat entry. */
-				number = DatumGetCString(DirectFunctionCall1(
-															 numeric_out, NumericGetDatum(value.val.numeric)));
+				number = DatumGetCString(
+					DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
 				hash = hash_bytes_extended((const unsigned char *) number, (int) strlen(number),
 										   hash + 1);
 				pfree(number);

@@ -30,14 +30,14 @@
 
 typedef struct Column
 {
-	const char *name;	/* quoted */
-	AttrNumber	attnum;
-	List	   *fields;
+	const char *name; /* quoted */
+	AttrNumber attnum;
+	List *fields;
 	const char *merge;
-	bool		empty_is_null;
-	bool		is_key;
-	char	   *value;		   /* expression for what the event has, NULL when absent */
-	char	   *default_value; /* expression, or NULL */
+	bool empty_is_null;
+	bool is_key;
+	char *value;         /* expression for what the event has, NULL when absent */
+	char *default_value; /* expression, or NULL */
 } Column;
 
 /* The fields of an envelope; a column looks there when the event has no such field. */
@@ -51,7 +51,7 @@ find_rule(const Jsonb *columns, const char *name, const char *key, JsonbValue *v
 
 	for (int i = 0; columns != NULL && i < 2; i++)
 	{
-		JsonbValue	rule;
+		JsonbValue rule;
 
 		if (getKeyJsonValueFromContainer((JsonbContainer *) &columns->root, names[i],
 										 (int) strlen(names[i]), &rule) &&
@@ -65,14 +65,13 @@ find_rule(const Jsonb *columns, const char *name, const char *key, JsonbValue *v
 static char *
 rule_text(const PpPipeline *p, const char *column, const char *key, const char *unset)
 {
-	JsonbValue	value;
+	JsonbValue value;
 
 	if (!find_rule(p->columns, column, key, &value))
 		return pstrdup(unset);
 	if (value.type != jbvString)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" of column \"%s\" must be a string", key, column)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" of column \"%s\" must be a string", key, column)));
 	return pnstrdup(value.val.string.val, value.val.string.len);
 }
 
@@ -80,11 +79,11 @@ rule_text(const PpPipeline *p, const char *column, const char *key, const char *
 static List *
 rule_fields(const PpPipeline *p, const char *column)
 {
-	JsonbValue	value;
+	JsonbValue value;
 	JsonbIterator *it;
 	JsonbIteratorToken token;
-	JsonbValue	item;
-	List	   *fields = NIL;
+	JsonbValue item;
+	List *fields = NIL;
 
 	if (!find_rule(p->columns, column, "fields", &value))
 		return list_make1(pstrdup(column));
@@ -96,9 +95,8 @@ rule_fields(const PpPipeline *p, const char *column)
 				fields = lappend(fields, pnstrdup(item.val.string.val, item.val.string.len));
 	}
 	if (fields == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"fields\" of column \"%s\" must be an array of names", column)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"fields\" of column \"%s\" must be an array of names", column)));
 	return fields;
 }
 
@@ -126,17 +124,17 @@ static char *
 text_expression(const Column *col)
 {
 	StringInfoData buf;
-	int			n = 0;
-	ListCell   *lc;
+	int n = 0;
+	ListCell *lc;
 
 	initStringInfo(&buf);
-	foreach(lc, col->fields)
+	foreach (lc, col->fields)
 	{
 		if (strcmp(lfirst(lc), "$id") == 0)
 			return pstrdup("b.id::text");
 		add_alternative(&buf, &n, col->empty_is_null, "event", lfirst(lc));
 	}
-	foreach(lc, col->fields)
+	foreach (lc, col->fields)
 		if (is_envelope_field(lfirst(lc)))
 			add_alternative(&buf, &n, col->empty_is_null, "envelope", lfirst(lc));
 	if (n > 1)
@@ -148,16 +146,17 @@ text_expression(const Column *col)
 static char *
 typed_expression(Form_pg_attribute att, const char *text)
 {
-	Oid			base = getBaseType(att->atttypid);
-	Oid			element = get_element_type(base);
-	char	   *type = format_type_be_qualified(att->atttypid);
+	Oid base = getBaseType(att->atttypid);
+	Oid element = get_element_type(base);
+	char *type = format_type_be_qualified(att->atttypid);
 
 	if (base == TEXTOID || base == VARCHAROID || base == BPCHAROID)
 		return pstrdup(text);
 	if (OidIsValid(element))
-		return psprintf("CASE WHEN left(%s, 1) = '[' THEN "
-						"ARRAY(SELECT jsonb_array_elements_text((%s)::jsonb))::%s ELSE (%s)::%s END",
-						text, text, type, text, type);
+		return psprintf(
+			"CASE WHEN left(%s, 1) = '[' THEN "
+			"ARRAY(SELECT jsonb_array_elements_text((%s)::jsonb))::%s ELSE (%s)::%s END",
+			text, text, type, text, type);
 	return psprintf("%s::%s", text, type);
 }
 
@@ -170,9 +169,8 @@ default_expression(Relation rel, AttrNumber attnum)
 	{
 		if (constr->defval[i].adnum == attnum)
 			return TextDatumGetCString(
-									   DirectFunctionCall2(pg_get_expr,
-														   CStringGetTextDatum(constr->defval[i].adbin),
-														   ObjectIdGetDatum(RelationGetRelid(rel))));
+				DirectFunctionCall2(pg_get_expr, CStringGetTextDatum(constr->defval[i].adbin),
+									ObjectIdGetDatum(RelationGetRelid(rel))));
 	}
 	return NULL;
 }
@@ -180,9 +178,9 @@ default_expression(Relation rel, AttrNumber attnum)
 static bool
 in_list(List *names, const char *name)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, names)
+	foreach (lc, names)
 		if (strcmp(lfirst(lc), name) == 0)
 			return true;
 	return false;
@@ -191,11 +189,11 @@ in_list(List *names, const char *name)
 static Column *
 make_column(const PpPipeline *p, Relation rel, Form_pg_attribute att, List *key)
 {
-	Column	   *col = palloc0(sizeof(Column));
+	Column *col = palloc0(sizeof(Column));
 	const char *name = NameStr(att->attname);
-	Oid			base = getBaseType(att->atttypid);
-	bool		is_text = base == TEXTOID || base == VARCHAROID || base == BPCHAROID;
-	bool		empty_null = strcmp(rule_text(p, name, "empty", "keep"), "null") == 0;
+	Oid base = getBaseType(att->atttypid);
+	bool is_text = base == TEXTOID || base == VARCHAROID || base == BPCHAROID;
+	bool empty_null = strcmp(rule_text(p, name, "empty", "keep"), "null") == 0;
 
 	col->name = quote_identifier(name);
 	col->attnum = att->attnum;
@@ -204,10 +202,9 @@ make_column(const PpPipeline *p, Relation rel, Form_pg_attribute att, List *key)
 	col->is_key = in_list(key, name);
 	if (strcmp(col->merge, "replace") != 0 && strcmp(col->merge, "keep") != 0 &&
 		strcmp(col->merge, "greatest") != 0 && strcmp(col->merge, "first") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid merge rule \"%s\" of column \"%s\"", col->merge, name),
-				 errhint("Valid rules are replace, keep, greatest and first.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid merge rule \"%s\" of column \"%s\"", col->merge, name),
+						errhint("Valid rules are replace, keep, greatest and first.")));
 	/* '' is a value of text; it is kept in a column that could not hold NULL in its place. */
 	col->empty_is_null = !is_text || (empty_null && (col->is_key || !att->attnotnull));
 	col->value = typed_expression(att, text_expression(col));
@@ -220,17 +217,17 @@ make_column(const PpPipeline *p, Relation rel, Form_pg_attribute att, List *key)
 static List *
 primary_key(Relation rel)
 {
-	List	   *indexes = RelationGetIndexList(rel);	/* finds rd_pkindex, too */
-	List	   *names = NIL;
-	Relation	index;
+	List *indexes = RelationGetIndexList(rel); /* finds rd_pkindex, too */
+	List *names = NIL;
+	Relation index;
 
 	list_free(indexes);
 	if (!OidIsValid(rel->rd_pkindex))
 		return NIL;
 	index = index_open(rel->rd_pkindex, AccessShareLock);
 	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
-		names = lappend(names,
-						get_attname(RelationGetRelid(rel), index->rd_index->indkey.values[i], false));
+		names = lappend(
+			names, get_attname(RelationGetRelid(rel), index->rd_index->indkey.values[i], false));
 	index_close(index, AccessShareLock);
 	return names;
 }
@@ -239,8 +236,8 @@ primary_key(Relation rel)
 static List *
 make_columns(const PpPipeline *p, Relation rel, List *key)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
-	List	   *columns = NIL;
+	TupleDesc desc = RelationGetDescr(rel);
+	List *columns = NIL;
 
 	for (int i = 0; i < desc->natts; i++)
 	{
@@ -258,12 +255,12 @@ static char *
 key_list(List *columns, const char *prefix)
 {
 	StringInfoData buf;
-	ListCell   *lc;
+	ListCell *lc;
 
 	initStringInfo(&buf);
-	foreach(lc, columns)
+	foreach (lc, columns)
 	{
-		Column	   *col = lfirst(lc);
+		Column *col = lfirst(lc);
 
 		if (!col->is_key)
 			continue;
@@ -281,13 +278,13 @@ key_list(List *columns, const char *prefix)
 static char *
 newer_condition(const PpExtension *ext, const PpPipeline *p, List *columns)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	if (strcmp(p->on_conflict, "newer") != 0)
 		return NULL;
-	foreach(lc, columns)
+	foreach (lc, columns)
 	{
-		Column	   *col = lfirst(lc);
+		Column *col = lfirst(lc);
 		const char *cast = "";
 
 		if (p->newer_by == NULL || strcmp(col->name, quote_identifier(p->newer_by)) != 0)
@@ -297,10 +294,9 @@ newer_condition(const PpExtension *ext, const PpPipeline *p, List *columns)
 		return psprintf("(t.%s IS NULL OR excluded.%s%s >= t.%s%s)", col->name, col->name, cast,
 						col->name, cast);
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("on_conflict newer needs newer_by to name a column of the target"),
-			 errhint("Set newer_by to the column that tells which row is newer.")));
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+					errmsg("on_conflict newer needs newer_by to name a column of the target"),
+					errhint("Set newer_by to the column that tells which row is newer.")));
 	return NULL;
 }
 
@@ -326,35 +322,36 @@ merged_value(const Column *col, List *columns, const char *newer)
 		return psprintf("greatest(t.%s, excluded.%s)", c, c);
 	if (strcmp(col->merge, "replace") == 0)
 		return newer ? psprintf("CASE WHEN %s THEN excluded.%s ELSE t.%s END", newer, c, c)
-			: psprintf("excluded.%s", c);
+					 : psprintf("excluded.%s", c);
 	if (col->default_value != NULL)
 		return psprintf("CASE WHEN %s%s THEN t.%s ELSE excluded.%s END",
 						newer ? psprintf("NOT %s AND t.%s IS NOT NULL OR ", newer, c) : "",
 						absent_condition(col, columns), c, c);
 	if (newer != NULL)
 		return psprintf("CASE WHEN %s THEN coalesce(excluded.%s, t.%s) "
-						"ELSE coalesce(t.%s, excluded.%s) END", newer, c, c, c, c);
+						"ELSE coalesce(t.%s, excluded.%s) END",
+						newer, c, c, c, c);
 	return psprintf("coalesce(excluded.%s, t.%s)", c, c);
 }
 
 static void
 append_conflict_clause(StringInfo sql, const PpExtension *ext, const PpPipeline *p, List *columns)
 {
-	char	   *newer = newer_condition(ext, p, columns);
-	bool		all_replace = true;
-	int			n = 0;
-	ListCell   *lc;
+	char *newer = newer_condition(ext, p, columns);
+	bool all_replace = true;
+	int n = 0;
+	ListCell *lc;
 
 	appendStringInfo(sql, "\nON CONFLICT (%s) DO ", key_list(columns, ""));
-	foreach(lc, columns)
+	foreach (lc, columns)
 	{
-		Column	   *col = lfirst(lc);
+		Column *col = lfirst(lc);
 
 		all_replace &= col->is_key || strcmp(col->merge, "replace") == 0;
 	}
-	foreach(lc, columns)
+	foreach (lc, columns)
 	{
-		Column	   *col = lfirst(lc);
+		Column *col = lfirst(lc);
 
 		if (col->is_key || strcmp(col->merge, "first") == 0 ||
 			strcmp(p->on_conflict, "nothing") == 0)
@@ -371,14 +368,14 @@ append_conflict_clause(StringInfo sql, const PpExtension *ext, const PpPipeline 
 static void
 check_key(const PpPipeline *p, Relation rel, List *key, List *columns)
 {
-	ListCell   *lc;
-	ListCell   *lc2;
+	ListCell *lc;
+	ListCell *lc2;
 
-	foreach(lc, key)
+	foreach (lc, key)
 	{
-		bool		found = false;
+		bool found = false;
 
-		foreach(lc2, columns)
+		foreach (lc2, columns)
 			found |= strcmp(((Column *) lfirst(lc2))->name, quote_identifier(lfirst(lc))) == 0;
 		if (!found)
 			ereport(ERROR,
@@ -399,25 +396,25 @@ char *
 pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation target,
 					  List **key_fields)
 {
-	List	   *key = p->key != NIL ? p->key : primary_key(target);
-	List	   *columns = make_columns(p, target, key);
-	bool		conflicts = key != NIL && strcmp(p->on_conflict, "error") != 0;
+	List *key = p->key != NIL ? p->key : primary_key(target);
+	List *columns = make_columns(p, target, key);
+	bool conflicts = key != NIL && strcmp(p->on_conflict, "error") != 0;
 	StringInfoData sql;
-	int			n = 0;
-	ListCell   *lc;
+	int n = 0;
+	ListCell *lc;
 
 	check_key(p, target, key, columns);
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "INSERT INTO %s AS t (",
 					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(target)),
 												RelationGetRelationName(target)));
-	foreach(lc, columns)
+	foreach (lc, columns)
 		appendStringInfo(&sql, "%s%s", n++ > 0 ? ", " : "", ((Column *) lfirst(lc))->name);
 	appendStringInfoString(&sql, ")\nSELECT");
 	n = 0;
-	foreach(lc, columns)
+	foreach (lc, columns)
 	{
-		Column	   *col = lfirst(lc);
+		Column *col = lfirst(lc);
 
 		appendStringInfoString(&sql, n++ > 0 ? ",\n    " : "\n    ");
 		if (col->default_value != NULL)
@@ -435,7 +432,7 @@ pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation targ
 	if (key_fields != NULL)
 	{
 		*key_fields = NIL;
-		foreach(lc, columns)
+		foreach (lc, columns)
 			if (conflicts && ((Column *) lfirst(lc))->is_key)
 				*key_fields = lappend(*key_fields, ((Column *) lfirst(lc))->fields);
 	}

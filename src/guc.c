@@ -15,14 +15,14 @@
 #include "utils/varlena.h"
 #include "storage/fd.h"
 
-char	   *pp_guc_databases;
-bool		pp_guc_enabled;
-int			pp_guc_batch_size;
-int			pp_guc_batch_bytes;
-int			pp_guc_max_retries;
-int			pp_guc_retry_delay;
-int			pp_guc_claim_idle;
-int			pp_guc_max_workers;
+char *pp_guc_databases;
+bool pp_guc_enabled;
+int pp_guc_batch_size;
+int pp_guc_batch_bytes;
+int pp_guc_max_retries;
+int pp_guc_retry_delay;
+int pp_guc_claim_idle;
+int pp_guc_max_workers;
 
 static char *redis_url_setting;
 static char *redis_password_file;
@@ -30,16 +30,16 @@ static PpRedisUrl *redis_url; /* the setting's extra data */
 
 #if PG_VERSION_NUM < 160000
 #define guc_malloc(elevel, size) malloc(size)
-#define guc_strdup(elevel, str) strdup(str)
-#define guc_free(ptr) free(ptr)
+#define guc_strdup(elevel, str)  strdup(str)
+#define guc_free(ptr)            free(ptr)
 #endif
 
 static bool
 check_redis_url(char **newval, void **extra, GucSource source)
 {
-	PpRedisUrl	url;
-	char		why[PP_REASON_LEN];
-	char	   *display;
+	PpRedisUrl url;
+	char why[PP_REASON_LEN];
+	char *display;
 
 	if (!pp_redis_url_parse(*newval, &url, why, sizeof(why)))
 	{
@@ -67,9 +67,9 @@ assign_redis_url(const char *newval, void *extra)
 static bool
 check_databases(char **newval, void **extra, GucSource source)
 {
-	char	   *copy = pstrdup(*newval);
-	List	   *names;
-	bool		ok = SplitGUCList(copy, ',', &names);
+	char *copy = pstrdup(*newval);
+	List *names;
+	bool ok = SplitGUCList(copy, ',', &names);
 
 	if (!ok)
 		GUC_check_errdetail("List syntax is invalid: it must be database names separated by "
@@ -88,120 +88,43 @@ check_databases(char **newval, void **extra, GucSource source)
 void
 pp_guc_define(void)
 {
-	DefineCustomStringVariable("postpipe.databases",
-							   "Databases in which pipelines run.",
+	DefineCustomStringVariable("postpipe.databases", "Databases in which pipelines run.",
 							   "Names separated by commas. Each needs CREATE EXTENSION postpipe.",
-							   &pp_guc_databases,
-							   "postgres",
-							   PGC_SIGHUP,
-							   GUC_LIST_INPUT,
-							   check_databases,
-							   NULL,
-							   NULL);
-	DefineCustomStringVariable("postpipe.redis_url",
-							   "The Redis server that streams are read from.",
+							   &pp_guc_databases, "postgres", PGC_SIGHUP, GUC_LIST_INPUT,
+							   check_databases, NULL, NULL);
+	DefineCustomStringVariable("postpipe.redis_url", "The Redis server that streams are read from.",
 							   "redis://[user[:password]@]host[:port][/db] or unix:///path?db=n.",
-							   &redis_url_setting,
-							   "redis://localhost:6379",
-							   PGC_SIGHUP,
-							   GUC_SUPERUSER_ONLY,
-							   check_redis_url,
-							   assign_redis_url,
-							   NULL);
-	DefineCustomStringVariable("postpipe.redis_password_file",
-							   "A file whose first line is the password for Redis.",
-							   "Read at each connection; it wins over a password in "
-							   "postpipe.redis_url. Empty: none.",
-							   &redis_password_file,
-							   "",
-							   PGC_SIGHUP,
-							   GUC_SUPERUSER_ONLY,
-							   NULL,
-							   NULL,
-							   NULL);
-	DefineCustomBoolVariable("postpipe.enabled",
-							 "Read from Redis.",
+							   &redis_url_setting, "redis://localhost:6379", PGC_SIGHUP,
+							   GUC_SUPERUSER_ONLY, check_redis_url, assign_redis_url, NULL);
+	DefineCustomStringVariable(
+		"postpipe.redis_password_file", "A file whose first line is the password for Redis.",
+		"Read at each connection; it wins over a password in "
+		"postpipe.redis_url. Empty: none.",
+		&redis_password_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	DefineCustomBoolVariable("postpipe.enabled", "Read from Redis.",
 							 "Off stops all reading at reload; entries stay in their streams.",
-							 &pp_guc_enabled,
-							 true,
-							 PGC_SIGHUP,
-							 0,
-							 NULL,
-							 NULL,
-							 NULL);
-	DefineCustomIntVariable("postpipe.batch_size",
-							"Entries in a batch, at most.",
-							NULL,
-							&pp_guc_batch_size,
-							1000,
-							1,
-							100000,
-							PGC_SIGHUP,
-							0,
-							NULL,
-							NULL,
-							NULL);
-	DefineCustomIntVariable("postpipe.batch_bytes",
-							"Bytes in a batch, about.",
+							 &pp_guc_enabled, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("postpipe.batch_size", "Entries in a batch, at most.", NULL,
+							&pp_guc_batch_size, 1000, 1, 100000, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("postpipe.batch_bytes", "Bytes in a batch, about.",
 							"A batch of large entries is read in smaller numbers; one entry is "
 							"always read whole.",
-							&pp_guc_batch_bytes,
-							16 * 1024,
-							64,
-							1024 * 1024,
-							PGC_SIGHUP,
-							GUC_UNIT_KB,
-							NULL,
-							NULL,
-							NULL);
+							&pp_guc_batch_bytes, 16 * 1024, 64, 1024 * 1024, PGC_SIGHUP,
+							GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomIntVariable("postpipe.max_retries",
-							"Attempts to apply a failing entry again before it is dead.",
-							NULL,
-							&pp_guc_max_retries,
-							3,
-							0,
-							1000,
-							PGC_SIGHUP,
-							0,
-							NULL,
-							NULL,
-							NULL);
+							"Attempts to apply a failing entry again before it is dead.", NULL,
+							&pp_guc_max_retries, 3, 0, 1000, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("postpipe.retry_delay",
-							"Wait before the first retry; it doubles with each further one.",
-							NULL,
-							&pp_guc_retry_delay,
-							5000,
-							10,
-							3600 * 1000,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL,
-							NULL,
-							NULL);
-	DefineCustomIntVariable("postpipe.claim_idle",
-							"Idle time after which entries of foreign consumers may be claimed.",
-							NULL,
-							&pp_guc_claim_idle,
-							60000,
-							1000,
-							INT_MAX,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL,
-							NULL,
-							NULL);
+							"Wait before the first retry; it doubles with each further one.", NULL,
+							&pp_guc_retry_delay, 5000, 10, 3600 * 1000, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"postpipe.claim_idle", "Idle time after which entries of foreign consumers may be claimed.",
+		NULL, &pp_guc_claim_idle, 60000, 1000, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("postpipe.max_workers",
 							"Workers of all pipelines and databases, at most.",
-							"Each also takes one of max_worker_processes.",
-							&pp_guc_max_workers,
-							32,
-							1,
-							1024,
-							PGC_POSTMASTER,
-							0,
-							NULL,
-							NULL,
-							NULL);
+							"Each also takes one of max_worker_processes.", &pp_guc_max_workers, 32,
+							1, 1024, PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("postpipe");
 }
 
@@ -210,15 +133,14 @@ pp_guc_define(void)
 static void
 read_password_file(PpRedisUrl *url)
 {
-	FILE	   *file = AllocateFile(redis_password_file, "r");
-	char		line[sizeof(url->password)];
+	FILE *file = AllocateFile(redis_password_file, "r");
+	char line[sizeof(url->password)];
 
 	if (file == NULL)
 	{
-		ereport(LOG,
-				(errcode_for_file_access(),
-				 errmsg("could not open postpipe.redis_password_file \"%s\": %m",
-						redis_password_file)));
+		ereport(LOG, (errcode_for_file_access(),
+					  errmsg("could not open postpipe.redis_password_file \"%s\": %m",
+							 redis_password_file)));
 		return;
 	}
 	if (fgets(line, sizeof(line), file) != NULL)
@@ -242,19 +164,19 @@ pp_guc_redis_url(PpRedisUrl *url)
 List *
 pp_guc_database_list(void)
 {
-	List	   *names = NIL;
+	List *names = NIL;
 
 	if (!SplitGUCList(pstrdup(pp_guc_databases), ',', &names))
-		return NIL;				/* cannot happen: the check hook parsed it */
+		return NIL; /* cannot happen: the check hook parsed it */
 	return names;
 }
 
 bool
 pp_guc_lists_database(const char *datname)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, pp_guc_database_list())
+	foreach (lc, pp_guc_database_list())
 	{
 		if (strcmp((const char *) lfirst(lc), datname) == 0)
 			return true;

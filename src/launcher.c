@@ -28,27 +28,27 @@
 #include "stats.h"
 
 #define START_DEADLINE_MS 30000
-#define STOP_DEADLINE_MS 10000
-#define LONG_LIVED_MS 30000
+#define STOP_DEADLINE_MS  10000
+#define LONG_LIVED_MS     30000
 
 /* A database of the list, or one that is on its way out. */
 typedef struct Database
 {
-	char		name[NAMEDATALEN];
-	Oid			oid;			/* InvalidOid: does not exist, or takes no connections */
-	bool		listed;
-	bool		complained;		/* said so already */
-	PpProc	   *proc;
-	uint32		generation;
+	char name[NAMEDATALEN];
+	Oid oid; /* InvalidOid: does not exist, or takes no connections */
+	bool listed;
+	bool complained; /* said so already */
+	PpProc *proc;
+	uint32 generation;
 	BackgroundWorkerHandle *handle;
 	TimestampTz started_at;
 	TimestampTz next_start_at;
 	TimestampTz stop_asked_at;
-	PpBackoff	backoff;
+	PpBackoff backoff;
 } Database;
 
 static Database databases[PP_MAX_DATABASES];
-static int	num_databases;
+static int num_databases;
 
 static Database *
 find_database(const char *name)
@@ -66,17 +66,17 @@ usable_oid(HeapTuple tuple)
 	Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
 	return form->datallowconn && !form->datistemplate && form->datconnlimit != -2 ? form->oid
-		: InvalidOid;
+																				  : InvalidOid;
 }
 
 /* Takes the names of the setting and looks their OIDs up. */
 static void
 read_databases(void)
 {
-	Relation	rel;
+	Relation rel;
 	TableScanDesc scan;
-	HeapTuple	tuple;
-	ListCell   *lc;
+	HeapTuple tuple;
+	ListCell *lc;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -86,9 +86,9 @@ read_databases(void)
 		databases[i].listed = false;
 		databases[i].oid = InvalidOid;
 	}
-	foreach(lc, pp_guc_database_list())
+	foreach (lc, pp_guc_database_list())
 	{
-		Database   *db = find_database(lfirst(lc));
+		Database *db = find_database(lfirst(lc));
 
 		if (db == NULL && num_databases < PP_MAX_DATABASES)
 		{
@@ -104,7 +104,7 @@ read_databases(void)
 	scan = table_beginscan_catalog(rel, 0, NULL);
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
-		Database   *db = find_database(NameStr(((Form_pg_database) GETSTRUCT(tuple))->datname));
+		Database *db = find_database(NameStr(((Form_pg_database) GETSTRUCT(tuple))->datname));
 
 		if (db != NULL)
 			db->oid = usable_oid(tuple);
@@ -129,7 +129,7 @@ complain(Database *db)
 static bool
 is_alive(const Database *db)
 {
-	bool		alive;
+	bool alive;
 
 	if (db->proc == NULL)
 		return false;
@@ -144,11 +144,11 @@ bury(Database *db)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (db->stop_asked_at != 0 ||
-		TimestampDifferenceExceeds(db->started_at, now, LONG_LIVED_MS))
+	if (db->stop_asked_at != 0 || TimestampDifferenceExceeds(db->started_at, now, LONG_LIVED_MS))
 		pp_backoff_reset(&db->backoff);
-	db->next_start_at = db->stop_asked_at != 0 ? now :
-		TimestampTzPlusMilliseconds(now, pp_backoff_next(&db->backoff));
+	db->next_start_at = db->stop_asked_at != 0
+							? now
+							: TimestampTzPlusMilliseconds(now, pp_backoff_next(&db->backoff));
 	db->proc = NULL;
 	db->stop_asked_at = 0;
 	if (db->handle != NULL)
@@ -160,10 +160,10 @@ bury(Database *db)
 static void
 check_start(Database *db)
 {
-	pid_t		pid;
+	pid_t pid;
 	BgwHandleStatus status = GetBackgroundWorkerPid(db->handle, &pid);
-	bool		late = db->proc->pid == 0 &&
-		TimestampDifferenceExceeds(db->started_at, GetCurrentTimestamp(), START_DEADLINE_MS);
+	bool late = db->proc->pid == 0 && TimestampDifferenceExceeds(
+										  db->started_at, GetCurrentTimestamp(), START_DEADLINE_MS);
 
 	if (status != BGWH_STOPPED && !late)
 		return;
@@ -177,7 +177,7 @@ static void
 start_supervisor(Database *db)
 {
 	MemoryContext old;
-	bool		ok = false;
+	bool ok = false;
 
 	db->started_at = GetCurrentTimestamp();
 	db->proc = pp_proc_reserve(PP_PROC_SUPERVISOR, db->oid, db->name, NULL, 0, 0);
@@ -219,8 +219,8 @@ stop_supervisor(Database *db)
 static long
 reconcile(Database *db)
 {
-	bool		aside = OidIsValid(db->oid) && pp_step_aside_wanted(db->oid);
-	bool		wanted = db->listed && OidIsValid(db->oid) && !aside;
+	bool aside = OidIsValid(db->oid) && pp_step_aside_wanted(db->oid);
+	bool wanted = db->listed && OidIsValid(db->oid) && !aside;
 
 	if (db->listed && !OidIsValid(db->oid))
 		complain(db);
@@ -243,8 +243,10 @@ reconcile(Database *db)
 	if (wanted && db->next_start_at <= GetCurrentTimestamp())
 		start_supervisor(db);
 	if (wanted)
-		return db->proc != NULL ? 1000 :
-			Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), db->next_start_at), 10);
+		return db->proc != NULL
+				   ? 1000
+				   : Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), db->next_start_at),
+						 10);
 	return aside ? 500 : -1;
 }
 
@@ -252,7 +254,7 @@ reconcile(Database *db)
 static void
 forget_unlisted(void)
 {
-	int			n = 0;
+	int n = 0;
 
 	for (int i = 0; i < num_databases; i++)
 		if (databases[i].listed || databases[i].proc != NULL)
@@ -264,15 +266,15 @@ forget_unlisted(void)
 void
 postpipe_launcher_main(Datum main_arg)
 {
-	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext, "postpipe launcher turn",
-											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext cxt =
+		AllocSetContextCreate(TopMemoryContext, "postpipe launcher turn", ALLOCSET_DEFAULT_SIZES);
 
 	if (!pp_process_start(main_arg, InvalidOid, true))
 		proc_exit(1);
 	pp_report_state(PP_STATE_RUNNING, "", "", NULL);
 	for (;;)
 	{
-		long		next = -1;
+		long next = -1;
 
 		MemoryContextSwitchTo(cxt);
 		MemoryContextReset(cxt);
@@ -281,7 +283,7 @@ postpipe_launcher_main(Datum main_arg)
 		MemoryContextSwitchTo(cxt);
 		for (int i = 0; i < num_databases; i++)
 		{
-			long		due = reconcile(&databases[i]);
+			long due = reconcile(&databases[i]);
 
 			if (due >= 0)
 				next = next < 0 ? due : Min(next, due);

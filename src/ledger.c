@@ -17,7 +17,7 @@
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
 
-#define IDS_VERSION 1
+#define IDS_VERSION     1
 #define MAX_ENTRY_BYTES (10 + 10 + 8)
 
 static unsigned char *
@@ -47,15 +47,15 @@ get_varint(const unsigned char *p, const unsigned char *end, uint64 *value)
 static bytea *
 encode(PpEntry **entries, int n)
 {
-	bytea	   *result = palloc(VARHDRSZ + 1 + (Size) n * MAX_ENTRY_BYTES);
+	bytea *result = palloc(VARHDRSZ + 1 + (Size) n * MAX_ENTRY_BYTES);
 	unsigned char *p = (unsigned char *) VARDATA(result);
-	PpId		last = {0, 0};
+	PpId last = {0, 0};
 
 	*p++ = IDS_VERSION;
 	for (int i = 0; i < n; i++)
 	{
-		PpId		id = entries[i]->id;
-		uint64		hash = pg_hton64(entries[i]->hash);
+		PpId id = entries[i]->id;
+		uint64 hash = pg_hton64(entries[i]->hash);
 
 		p = put_varint(p, id.ms - last.ms);
 		p = put_varint(p, id.ms == last.ms ? id.seq - last.seq : id.seq);
@@ -71,12 +71,12 @@ encode(PpEntry **entries, int n)
 static PpEntry *
 find_entry(PpEntry **entries, int n, PpId id)
 {
-	int			lo = 0;
+	int lo = 0;
 
 	while (lo < n)
 	{
-		int			mid = (lo + n) / 2;
-		int			order = pp_id_compare(entries[mid]->id, id);
+		int mid = (lo + n) / 2;
+		int order = pp_id_compare(entries[mid]->id, id);
 
 		if (order == 0)
 			return entries[mid];
@@ -94,16 +94,16 @@ mark_duplicates(const bytea *ids, PpEntry **entries, int n)
 {
 	const unsigned char *p = (const unsigned char *) VARDATA_ANY(ids);
 	const unsigned char *end = p + VARSIZE_ANY_EXHDR(ids);
-	PpId		id = {0, 0};
+	PpId id = {0, 0};
 
 	if (p == end || *p++ != IDS_VERSION)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("ledger row is damaged")));
 	while (p < end)
 	{
-		PpEntry    *entry;
-		uint64		ms;
-		uint64		seq;
-		uint64		hash;
+		PpEntry *entry;
+		uint64 ms;
+		uint64 seq;
+		uint64 hash;
 
 		p = get_varint(p, end, &ms);
 		p = get_varint(p, end, &seq);
@@ -129,29 +129,31 @@ mark_duplicates(const bytea *ids, PpEntry **entries, int n)
 PpId
 pp_ledger_open(PpLedger *ledger)
 {
-	Oid			types[] = {TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(ledger->pipeline)};
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
 	const char *s = ledger->ext->schema_name;
-	bool		isnull;
-	Datum		datum;
-	PpId		mark = {0, 0};
+	bool isnull;
+	Datum datum;
+	PpId mark = {0, 0};
 
 	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_epoch (pipeline, epoch, cause) "
-								   "VALUES ($1, 1, 'first') ON CONFLICT DO NOTHING", s),
+								   "VALUES ($1, 1, 'first') ON CONFLICT DO NOTHING",
+								   s),
 						  1, types, values, NULL, false, 0);
 	SPI_execute_with_args(psprintf("SELECT max(epoch), "
 								   "coalesce(max(epoch) FILTER (WHERE again), 0), "
 								   "(array_agg(base_known ORDER BY epoch DESC))[1] "
-								   "FROM %s.postpipe_epoch WHERE pipeline = $1", s),
+								   "FROM %s.postpipe_epoch WHERE pipeline = $1",
+								   s),
 						  1, types, values, NULL, false, 0);
 	if (SPI_processed != 1)
 		elog(ERROR, "could not read the epoch of pipeline \"%s\"", ledger->pipeline);
-	ledger->epoch = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-												&isnull));
-	ledger->floor_epoch = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
-													  SPI_tuptable->tupdesc, 2, &isnull));
-	ledger->base_known = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-													3, &isnull));
+	ledger->epoch =
+		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	ledger->floor_epoch =
+		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	ledger->base_known =
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
 	SPI_execute_with_args(psprintf("SELECT last_id FROM %s.postpipe_ledger WHERE pipeline = $1 "
 								   "AND epoch >= %d ORDER BY last_id DESC LIMIT 1",
 								   s, ledger->floor_epoch),
@@ -172,9 +174,9 @@ pp_ledger_open(PpLedger *ledger)
 void
 pp_ledger_set_base(PpLedger *ledger, int64 base)
 {
-	Oid			types[] = {TEXTOID, INT4OID, INT8OID};
-	Datum		values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
-	Int64GetDatum(base)};
+	Oid types[] = {TEXTOID, INT4OID, INT8OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
+					  Int64GetDatum(base)};
 	const char *nulls = base < 0 ? "  n" : "   ";
 
 	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_epoch SET base_known = true, "
@@ -192,10 +194,10 @@ pp_ledger_set_base(PpLedger *ledger, int64 base)
 void
 pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
 {
-	Oid			id_type = pp_id_type_oid(ledger->ext);
-	Oid			types[] = {TEXTOID, INT4OID, id_type, id_type};
-	Datum		values[4];
-	char	   *sql = NULL;
+	Oid id_type = pp_id_type_oid(ledger->ext);
+	Oid types[] = {TEXTOID, INT4OID, id_type, id_type};
+	Datum values[4];
+	char *sql = NULL;
 
 	if (n == 0)
 		return;
@@ -204,15 +206,15 @@ pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
 	values[2] = PointerGetDatum(&entries[0]->id);
 	values[3] = PointerGetDatum(&entries[n - 1]->id);
 	if (ledger->lookup_plan == NULL)
-		sql = psprintf("SELECT ids FROM %s.postpipe_ledger WHERE pipeline = $1 AND epoch >= $2 "
-					   "AND last_id OPERATOR(%s.>=) $3 AND first_id OPERATOR(%s.<=) $4",
-					   ledger->ext->schema_name, ledger->ext->schema_name,
-					   ledger->ext->schema_name);
+		sql =
+			psprintf("SELECT ids FROM %s.postpipe_ledger WHERE pipeline = $1 AND epoch >= $2 "
+					 "AND last_id OPERATOR(%s.>=) $3 AND first_id OPERATOR(%s.<=) $4",
+					 ledger->ext->schema_name, ledger->ext->schema_name, ledger->ext->schema_name);
 	pp_store_execute_plan(&ledger->lookup_plan, sql, 4, types, values, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		Datum		ids = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		bool isnull;
+		Datum ids = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 
 		mark_duplicates(DatumGetByteaPP(ids), entries, n);
 	}
@@ -222,11 +224,11 @@ pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
 static void
 record_lost(PpLedger *ledger, const PpEntry *entry)
 {
-	Oid			id_type = pp_id_type_oid(ledger->ext);
-	Oid			types[] = {TEXTOID, INT4OID, id_type};
-	Datum		values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
-	PointerGetDatum(&entry->id)};
-	char	   *sql = NULL;
+	Oid id_type = pp_id_type_oid(ledger->ext);
+	Oid types[] = {TEXTOID, INT4OID, id_type};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
+					  PointerGetDatum(&entry->id)};
+	char *sql = NULL;
 
 	if (ledger->lost_plan == NULL)
 		sql = psprintf("INSERT INTO %s.postpipe_lost_range "
@@ -244,12 +246,12 @@ record_lost(PpLedger *ledger, const PpEntry *entry)
 void
 pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n)
 {
-	Oid			id_type = pp_id_type_oid(ledger->ext);
-	Oid			types[] = {TEXTOID, INT4OID, INT4OID, id_type, id_type, INT4OID, INT4OID, INT4OID,
-	INT4OID, BYTEAOID};
-	Datum		values[10];
-	int			counts[PP_VERDICT_DEAD + 1] = {0};
-	char	   *sql = NULL;
+	Oid id_type = pp_id_type_oid(ledger->ext);
+	Oid types[] = {TEXTOID, INT4OID, INT4OID, id_type, id_type,
+				   INT4OID, INT4OID, INT4OID, INT4OID, BYTEAOID};
+	Datum values[10];
+	int counts[PP_VERDICT_DEAD + 1] = {0};
+	char *sql = NULL;
 
 	if (n == 0)
 		return;
@@ -286,9 +288,9 @@ int
 pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, const char *cause,
 					bool again)
 {
-	Oid			types[] = {TEXTOID, TEXTOID, BOOLOID, TEXTOID};
-	char		id[PP_ID_LEN];
-	Datum		values[4];
+	Oid types[] = {TEXTOID, TEXTOID, BOOLOID, TEXTOID};
+	char id[PP_ID_LEN];
+	Datum values[4];
 
 	pp_id_print(since, id);
 	values[0] = CStringGetTextDatum(pipeline);
@@ -309,14 +311,13 @@ pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, co
 void
 pp_ledger_forget(const PpExtension *ext, const char *pipeline)
 {
-	static const char *const tables[] = {"postpipe_ledger", "postpipe_epoch",
-		"postpipe_lost_range", "postpipe_dead_letter"};
-	Oid			types[] = {TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(pipeline)};
+	static const char *const tables[] = {"postpipe_ledger", "postpipe_epoch", "postpipe_lost_range",
+										 "postpipe_dead_letter"};
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(pipeline)};
 
 	for (int i = 0; i < lengthof(tables); i++)
-		pp_store_execute(ext,
-						 psprintf("DELETE FROM %s.%s WHERE pipeline = $1", ext->schema_name,
-								  tables[i]),
-						 1, types, values, NULL);
+		pp_store_execute(
+			ext, psprintf("DELETE FROM %s.%s WHERE pipeline = $1", ext->schema_name, tables[i]), 1,
+			types, values, NULL);
 }

@@ -12,22 +12,22 @@ typedef struct PpLedger
 {
 	const PpExtension *ext;
 	const char *pipeline;
-	int			worker;
-	int			epoch;		 /* what is recorded now belongs to it */
-	int			floor_epoch; /* epochs before it do not count: the pipeline was rewound */
-	bool		base_known;	 /* pp_ledger_set_base() was called in this epoch */
-	SPIPlanPtr	lookup_plan;
-	SPIPlanPtr	record_plan;
-	SPIPlanPtr	lost_plan;
-	SPIPlanPtr	dead_plan;
+	int worker;
+	int epoch;       /* what is recorded now belongs to it */
+	int floor_epoch; /* epochs before it do not count: the pipeline was rewound */
+	bool base_known; /* pp_ledger_set_base() was called in this epoch */
+	SPIPlanPtr lookup_plan;
+	SPIPlanPtr record_plan;
+	SPIPlanPtr lost_plan;
+	SPIPlanPtr dead_plan;
 } PpLedger;
 
 extern PpId pp_ledger_open(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_set_base(PpLedger *ledger, int64 base);
-extern int	pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since,
-								const char *cause, bool again);
+extern int pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since,
+							   const char *cause, bool again);
 extern void pp_ledger_forget(const PpExtension *ext, const char *pipeline);
 
 /* dead_letter.c */

@@ -22,33 +22,33 @@
 #include "stats.h"
 #include "stream.h"
 
-#define BUSY_MS 1000
-#define IDLE_MS 5000
-#define ANSWER_MS 5000
+#define BUSY_MS     1000
+#define IDLE_MS     5000
+#define ANSWER_MS   5000
 #define REPLY_LIMIT ((size_t) 64 * 1024 * 1024) /* XINFO STREAM shows first and last entry */
 
 /* One pipeline in a round. */
 typedef struct Question
 {
-	PpPipe	   *pipe;
-	char		group[PP_STREAM_LEN];
-	uint64		settled;
-	PpReply    *replies[PP_STREAM_FACT_REPLIES];
-	int			count;
+	PpPipe *pipe;
+	char group[PP_STREAM_LEN];
+	uint64 settled;
+	PpReply *replies[PP_STREAM_FACT_REPLIES];
+	int count;
 } Question;
 
 struct PpMeasure
 {
 	MemoryContext cxt;
 	MemoryContext round_cxt;
-	PpRedis    *redis;
-	PpRedisUrl	url;
-	PpBackoff	backoff;
-	Question   *questions; /* of the round that is under way */
-	int			n;
-	int			answered;
-	bool		asking;
-	bool		busy;	   /* something moved since the round before */
+	PpRedis *redis;
+	PpRedisUrl url;
+	PpBackoff backoff;
+	Question *questions; /* of the round that is under way */
+	int n;
+	int answered;
+	bool asking;
+	bool busy; /* something moved since the round before */
 	TimestampTz next_at;
 	TimestampTz deadline;
 };
@@ -56,8 +56,8 @@ struct PpMeasure
 PpMeasure *
 pp_measure_create(MemoryContext parent)
 {
-	PpMeasure  *m = MemoryContextAllocZero(parent, sizeof(PpMeasure));
-	char		name[PP_CONSUMER_LEN];
+	PpMeasure *m = MemoryContextAllocZero(parent, sizeof(PpMeasure));
+	char name[PP_CONSUMER_LEN];
 
 	m->cxt = parent;
 	m->round_cxt = AllocSetContextCreate(parent, "postpipe measure", ALLOCSET_DEFAULT_SIZES);
@@ -71,11 +71,11 @@ pp_measure_create(MemoryContext parent)
 static void
 forget(List *pipelines)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, pipelines)
+	foreach (lc, pipelines)
 	{
-		PpPipe	   *pipe = pp_pipe_find(MyDatabaseId, ((PpPipeline *) lfirst(lc))->name);
+		PpPipe *pipe = pp_pipe_find(MyDatabaseId, ((PpPipeline *) lfirst(lc))->name);
 
 		if (pipe == NULL)
 			continue;
@@ -98,19 +98,19 @@ give_up(PpMeasure *m, List *pipelines)
 static void
 ask(PpMeasure *m, List *pipelines)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	MemoryContextReset(m->round_cxt);
 	pp_redis_reply_target(m->redis, m->round_cxt, REPLY_LIMIT);
-	m->questions = MemoryContextAllocZero(m->round_cxt,
-										  Max(list_length(pipelines), 1) * sizeof(Question));
+	m->questions =
+		MemoryContextAllocZero(m->round_cxt, Max(list_length(pipelines), 1) * sizeof(Question));
 	m->n = 0;
 	m->answered = 0;
-	foreach(lc, pipelines)
+	foreach (lc, pipelines)
 	{
 		PpPipeline *p = lfirst(lc);
-		PpPipe	   *pipe = pp_pipe_find(MyDatabaseId, p->name);
-		Question   *q = &m->questions[m->n];
+		PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
+		Question *q = &m->questions[m->n];
 
 		if (pipe == NULL)
 			continue;
@@ -151,8 +151,8 @@ answer(PpMeasure *m, Question *q)
 {
 	PpStreamFacts facts;
 	PpRedisError error;
-	PpMeasured	result = {0};
-	uint64		settled = pp_pipe_settled(q->pipe);
+	PpMeasured result = {0};
+	uint64 settled = pp_pipe_settled(q->pipe);
 
 	if (pp_stream_parse_facts(q->replies, q->group, &facts, &error))
 	{
@@ -185,12 +185,12 @@ answer(PpMeasure *m, Question *q)
 static bool
 collect(PpMeasure *m)
 {
-	PpReply    *reply;
+	PpReply *reply;
 	PpRedisResult result;
 
 	while ((result = pp_redis_poll(m->redis, &reply)) == PP_REDIS_REPLY)
 	{
-		Question   *q = &m->questions[m->answered];
+		Question *q = &m->questions[m->answered];
 
 		q->replies[q->count++] = reply;
 		if (q->count < PP_STREAM_FACT_REPLIES)
@@ -201,8 +201,8 @@ collect(PpMeasure *m)
 			m->asking = false;
 			m->deadline = 0;
 			pp_backoff_reset(&m->backoff);
-			m->next_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													 m->busy ? BUSY_MS : IDLE_MS);
+			m->next_at =
+				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), m->busy ? BUSY_MS : IDLE_MS);
 		}
 	}
 	return result != PP_REDIS_FAILED;
@@ -211,7 +211,7 @@ collect(PpMeasure *m)
 static bool
 url_changed(PpMeasure *m)
 {
-	PpRedisUrl	url;
+	PpRedisUrl url;
 
 	pp_guc_redis_url(&url);
 	if (memcmp(&url, &m->url, sizeof(url)) == 0)
@@ -256,7 +256,8 @@ pp_measure_step(PpMeasure *m, List *pipelines)
 				give_up(m, pipelines);
 		}
 	}
-	return Max(TimestampDifferenceMilliseconds(now, m->deadline != 0 ? m->deadline : m->next_at), 1);
+	return Max(TimestampDifferenceMilliseconds(now, m->deadline != 0 ? m->deadline : m->next_at),
+			   1);
 }
 
 /*
@@ -267,8 +268,8 @@ pp_measure_step(PpMeasure *m, List *pipelines)
 bool
 pp_measure_wait(PpMeasure *m, long timeout_ms, long due_ms)
 {
-	long		wait = due_ms < 0 ? timeout_ms : timeout_ms < 0 ? due_ms : Min(timeout_ms, due_ms);
-	bool		listen = due_ms >= 0 && m->deadline != 0;
+	long wait = due_ms < 0 ? timeout_ms : timeout_ms < 0 ? due_ms : Min(timeout_ms, due_ms);
+	bool listen = due_ms >= 0 && m->deadline != 0;
 
 	return pp_redis_wait(listen ? m->redis : NULL, wait, PP_WAIT_SUPERVISOR_MAIN);
 }

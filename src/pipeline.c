@@ -67,11 +67,11 @@ enum
 bool
 pp_extension_lookup(PpExtension *ext)
 {
-	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	Relation rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found;
+	HeapTuple tuple;
+	bool found;
 
 	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
 				CStringGetDatum(PP_EXTENSION));
@@ -81,9 +81,9 @@ pp_extension_lookup(PpExtension *ext)
 	if (found)
 	{
 		Form_pg_extension form = (Form_pg_extension) GETSTRUCT(tuple);
-		bool		isnull;
-		Datum		version = heap_getattr(tuple, Anum_pg_extension_extversion,
-										   RelationGetDescr(rel), &isnull);
+		bool isnull;
+		Datum version =
+			heap_getattr(tuple, Anum_pg_extension_extversion, RelationGetDescr(rel), &isnull);
 
 		ext->oid = form->oid;
 		ext->schema = form->extnamespace;
@@ -100,7 +100,7 @@ pp_extension_lookup(PpExtension *ext)
 Oid
 pp_relation_oid(const PpExtension *ext, const char *name)
 {
-	Oid			oid = get_relname_relid(name, ext->schema);
+	Oid oid = get_relname_relid(name, ext->schema);
 
 	if (!OidIsValid(oid))
 		ereport(ERROR,
@@ -126,10 +126,10 @@ text_or_null(const Datum *values, const bool *nulls, int col)
 static List *
 text_array(const Datum *values, const bool *nulls, int col)
 {
-	List	   *result = NIL;
-	Datum	   *elems;
-	bool	   *elem_nulls;
-	int			n;
+	List *result = NIL;
+	Datum *elems;
+	bool *elem_nulls;
+	int n;
 
 	if (nulls[col - 1])
 		return NIL;
@@ -145,14 +145,13 @@ static PpPipeline *
 read_row(HeapTuple tuple, TupleDesc desc)
 {
 	PpPipeline *p = palloc0(sizeof(PpPipeline));
-	Datum		values[COL_COUNT];
-	bool		nulls[COL_COUNT];
+	Datum values[COL_COUNT];
+	bool nulls[COL_COUNT];
 
 	if (desc->natts < COL_COUNT)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("extension postpipe is older than its library %s", PP_VERSION),
-				 errhint("Run ALTER EXTENSION postpipe UPDATE.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("extension postpipe is older than its library %s", PP_VERSION),
+						errhint("Run ALTER EXTENSION postpipe UPDATE.")));
 	heap_deform_tuple(tuple, desc, values, nulls);
 	p->name = text_or_null(values, nulls, COL_PIPELINE);
 	p->owner = DatumGetObjectId(values[COL_OWNER - 1]);
@@ -178,9 +177,9 @@ read_row(HeapTuple tuple, TupleDesc desc)
 	p->created_at = nulls[COL_CREATED_AT - 1] ? 0 : DatumGetTimestampTz(values[COL_CREATED_AT - 1]);
 	p->altered_at = nulls[COL_ALTERED_AT - 1] ? 0 : DatumGetTimestampTz(values[COL_ALTERED_AT - 1]);
 	p->dropped = DatumGetBool(values[COL_DROPPED - 1]);
-	p->version = hash_combine64(HeapTupleHeaderGetRawXmin(tuple->t_data),
-								hash_bytes_extended((unsigned char *) &tuple->t_self,
-													sizeof(tuple->t_self), 1));
+	p->version = hash_combine64(
+		HeapTupleHeaderGetRawXmin(tuple->t_data),
+		hash_bytes_extended((unsigned char *) &tuple->t_self, sizeof(tuple->t_self), 1));
 	return p;
 }
 
@@ -192,11 +191,11 @@ read_row(HeapTuple tuple, TupleDesc desc)
 List *
 pp_pipeline_list(const PpExtension *ext)
 {
-	Relation	rel = table_open(pp_relation_oid(ext, "postpipe_pipeline"), AccessShareLock);
+	Relation rel = table_open(pp_relation_oid(ext, "postpipe_pipeline"), AccessShareLock);
 	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
-	HeapTuple	tuple;
-	List	   *result = NIL;
-	bool		posts_stored = false;
+	HeapTuple tuple;
+	List *result = NIL;
+	bool posts_stored = false;
 
 	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
 	{
@@ -217,9 +216,9 @@ pp_pipeline_list(const PpExtension *ext)
 PpPipeline *
 pp_pipeline_get(const PpExtension *ext, const char *name)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, pp_pipeline_list(ext))
+	foreach (lc, pp_pipeline_list(ext))
 	{
 		PpPipeline *p = lfirst(lc);
 
@@ -244,7 +243,7 @@ pp_pipeline_is_armed(const PpPipeline *p)
 char *
 pp_pipeline_option(const PpPipeline *p, const char *name)
 {
-	JsonbValue	value;
+	JsonbValue value;
 
 	if (!getKeyJsonValueFromContainer(&p->options->root, name, (int) strlen(name), &value))
 		return NULL;
@@ -254,7 +253,7 @@ pp_pipeline_option(const PpPipeline *p, const char *name)
 			return pnstrdup(value.val.string.val, value.val.string.len);
 		case jbvNumeric:
 			return DatumGetCString(
-								   DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
+				DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
 		case jbvBool:
 			return pstrdup(value.val.boolean ? "on" : "off");
 		default:
@@ -266,7 +265,7 @@ pp_pipeline_option(const PpPipeline *p, const char *name)
 int
 pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset)
 {
-	char	   *value = pp_pipeline_option(p, name);
+	char *value = pp_pipeline_option(p, name);
 
 	return value ? pg_strtoint32(value) : unset;
 }
@@ -282,12 +281,12 @@ set_text(Datum *values, bool *nulls, int col, const char *value)
 static void
 set_text_array(Datum *values, bool *nulls, int col, List *strings)
 {
-	Datum	   *elems = palloc(Max(list_length(strings), 1) * sizeof(Datum));
-	int			n = 0;
-	ListCell   *lc;
+	Datum *elems = palloc(Max(list_length(strings), 1) * sizeof(Datum));
+	int n = 0;
+	ListCell *lc;
 
 	nulls[col - 1] = strings == NIL;
-	foreach(lc, strings)
+	foreach (lc, strings)
 		elems[n++] = CStringGetTextDatum((char *) lfirst(lc));
 	if (strings != NIL)
 		values[col - 1] =
@@ -299,11 +298,12 @@ void
 pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
 {
 	static const Oid types[COL_COUNT] = {
-		TEXTOID, REGROLEOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID,
-		TEXTOID, JSONBOID, TEXTARRAYOID, TEXTOID, TEXTOID, INT4OID, BOOLOID, TEXTOID,
-		JSONBOID, INT8OID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID};
-	Datum		values[COL_COUNT] = {0};
-	bool		nulls[COL_COUNT] = {0};
+		TEXTOID,      REGROLEOID,     TEXTOID,        TEXTOID,  TEXTOID,      TEXTOID,
+		TEXTARRAYOID, TEXTOID,        TEXTOID,        JSONBOID, TEXTARRAYOID, TEXTOID,
+		TEXTOID,      INT4OID,        BOOLOID,        TEXTOID,  JSONBOID,     INT8OID,
+		OIDOID,       TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID};
+	Datum values[COL_COUNT] = {0};
+	bool nulls[COL_COUNT] = {0};
 	StringInfoData sql;
 
 	set_text(values, nulls, COL_PIPELINE, p->name);
@@ -346,8 +346,8 @@ pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
 Relation
 pp_target_open(const PpPipeline *p, LOCKMODE lock)
 {
-	RangeVar   *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(p->target)));
-	Oid			oid = RangeVarGetRelid(name, lock, true);
+	RangeVar *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(p->target)));
+	Oid oid = RangeVarGetRelid(name, lock, true);
 
 	return OidIsValid(oid) ? table_open(oid, NoLock) : NULL;
 }

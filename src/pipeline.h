@@ -16,51 +16,51 @@
 /* The extension as it is installed in this database. */
 typedef struct PpExtension
 {
-	Oid			oid;
-	Oid			schema;
-	Oid			owner;
-	char	   *schema_name; /* quoted as an identifier */
-	char	   *version;
+	Oid oid;
+	Oid schema;
+	Oid owner;
+	char *schema_name; /* quoted as an identifier */
+	char *version;
 } PpExtension;
 
 /* A row of postpipe_pipeline, or the built-in pipeline that has none. */
 typedef struct PpPipeline
 {
-	char	   *name;
-	Oid			owner;
-	char	   *stream;
-	char	   *group;
-	char	   *redis;
-	char	   *target;		 /* NULL: the user gave the statement */
-	List	   *key;		 /* column names; NIL: the target's primary key, if any */
-	char	   *on_conflict; /* update, nothing, newer, error */
-	char	   *newer_by;
-	Jsonb	   *columns;
-	List	   *event_types; /* NIL: all */
-	char	   *statement;	 /* NULL: generated from the target */
-	char	   *search_path;
-	int			workers;
-	bool		enabled;
-	char	   *enabled_reason;
-	Jsonb	   *options;
-	int64		system_identifier; /* where it is armed; 0: nowhere */
-	Oid			database_oid;
+	char *name;
+	Oid owner;
+	char *stream;
+	char *group;
+	char *redis;
+	char *target;      /* NULL: the user gave the statement */
+	List *key;         /* column names; NIL: the target's primary key, if any */
+	char *on_conflict; /* update, nothing, newer, error */
+	char *newer_by;
+	Jsonb *columns;
+	List *event_types; /* NIL: all */
+	char *statement;   /* NULL: generated from the target */
+	char *search_path;
+	int workers;
+	bool enabled;
+	char *enabled_reason;
+	Jsonb *options;
+	int64 system_identifier; /* where it is armed; 0: nowhere */
+	Oid database_oid;
 	TimestampTz created_at; /* 0: not stored */
 	TimestampTz altered_at; /* 0: never */
-	bool		dropped;	/* the built-in pipeline was dropped; nothing else is kept of it */
-	bool		builtin;	/* it has no row */
-	uint64		version;	/* changes with each change of the row */
+	bool dropped;           /* the built-in pipeline was dropped; nothing else is kept of it */
+	bool builtin;           /* it has no row */
+	uint64 version;         /* changes with each change of the row */
 } PpPipeline;
 
 extern bool pp_extension_lookup(PpExtension *ext);
-extern Oid	pp_relation_oid(const PpExtension *ext, const char *name);
-extern Oid	pp_id_type_oid(const PpExtension *ext);
+extern Oid pp_relation_oid(const PpExtension *ext, const char *name);
+extern Oid pp_id_type_oid(const PpExtension *ext);
 
 extern List *pp_pipeline_list(const PpExtension *ext);
 extern PpPipeline *pp_pipeline_get(const PpExtension *ext, const char *name);
 extern bool pp_pipeline_is_armed(const PpPipeline *p);
 extern char *pp_pipeline_option(const PpPipeline *p, const char *name);
-extern int	pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
+extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
 extern void pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p);
 
 extern Relation pp_target_open(const PpPipeline *p, LOCKMODE lock);

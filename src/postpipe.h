@@ -15,23 +15,23 @@
 
 #include "postgres.h"
 
-#define PP_VERSION "0.1.0"
+#define PP_VERSION   "0.1.0"
 #define PP_EXTENSION "postpipe"
 
-#define PP_PIPELINE_LEN 49	 /* a pipeline's name: at most 48 bytes, checked by the table */
-#define PP_STREAM_LEN 256	 /* a stream key or a consumer group, checked when a pipeline is made */
-#define PP_CONSUMER_LEN 128	 /* postpipe:<system identifier>:<database>:<pipeline>:<n> */
-#define PP_REASON_LEN 256	 /* a reason in words; longer text is cut at a character */
-#define PP_REASON_CODE_LEN 32 /* a stable code such as redis_loading */
-#define PP_MAX_DATABASES 64	 /* databases that can have a supervisor at once */
-#define PP_MAX_PIPELINES 128 /* pipelines of all databases that have numbers in shared memory */
+#define PP_PIPELINE_LEN             49 /* a pipeline's name: at most 48 bytes, checked by the table */
+#define PP_STREAM_LEN               256 /* a stream key or a consumer group, checked when a pipeline is made */
+#define PP_CONSUMER_LEN             128 /* postpipe:<system identifier>:<database>:<pipeline>:<n> */
+#define PP_REASON_LEN               256 /* a reason in words; longer text is cut at a character */
+#define PP_REASON_CODE_LEN          32  /* a stable code such as redis_loading */
+#define PP_MAX_DATABASES            64  /* databases that can have a supervisor at once */
+#define PP_MAX_PIPELINES            128 /* pipelines of all databases that have numbers in shared memory */
 #define PP_MAX_WORKERS_PER_PIPELINE 64
 
 /* The pipeline that exists without a row in postpipe_pipeline. */
 #define PP_POSTS_PIPELINE "posts"
-#define PP_POSTS_STREAM "stream:posts:parsed"
-#define PP_POSTS_GROUP "post_persist_workers"
-#define PP_POSTS_TARGET "public.posts"
+#define PP_POSTS_STREAM   "stream:posts:parsed"
+#define PP_POSTS_GROUP    "post_persist_workers"
+#define PP_POSTS_TARGET   "public.posts"
 
 /*
  * States of a process or a pipeline.  The words are the SQL surface's; see pp_state_name().

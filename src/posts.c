@@ -34,25 +34,24 @@ static const char posts_columns[] =
 	" \"entry_id\": {\"fields\": [\"$id\"], \"merge\": \"replace\"}}";
 
 /* entry_id is text, not postpipe_id: dropping the extension must not touch the table. */
-static const char posts_table[] =
-	"CREATE TABLE %s (\n"
-	"    id text UNIQUE,\n"
-	"    channel_id text,\n"
-	"    telegram_message_id bigint,\n"
-	"    content text,\n"
-	"    media_urls jsonb,\n"
-	"    posted_at timestamptz,\n"
-	"    created_at timestamptz NOT NULL DEFAULT now(),\n"
-	"    url text,\n"
-	"    telegram_post_url text,\n"
-	"    has_media boolean,\n"
-	"    is_edited boolean,\n"
-	"    views_count bigint NOT NULL DEFAULT 0,\n"
-	"    forwards_count bigint NOT NULL DEFAULT 0,\n"
-	"    reactions_count bigint NOT NULL DEFAULT 0,\n"
-	"    entry_id text,\n"
-	"    PRIMARY KEY (channel_id, telegram_message_id)\n"
-	")";
+static const char posts_table[] = "CREATE TABLE %s (\n"
+								  "    id text UNIQUE,\n"
+								  "    channel_id text,\n"
+								  "    telegram_message_id bigint,\n"
+								  "    content text,\n"
+								  "    media_urls jsonb,\n"
+								  "    posted_at timestamptz,\n"
+								  "    created_at timestamptz NOT NULL DEFAULT now(),\n"
+								  "    url text,\n"
+								  "    telegram_post_url text,\n"
+								  "    has_media boolean,\n"
+								  "    is_edited boolean,\n"
+								  "    views_count bigint NOT NULL DEFAULT 0,\n"
+								  "    forwards_count bigint NOT NULL DEFAULT 0,\n"
+								  "    reactions_count bigint NOT NULL DEFAULT 0,\n"
+								  "    entry_id text,\n"
+								  "    PRIMARY KEY (channel_id, telegram_message_id)\n"
+								  ")";
 
 /* The definition, in the current memory context. */
 PpPipeline *
@@ -86,7 +85,7 @@ pp_posts_definition(const PpExtension *ext)
 void
 pp_posts_adapt(PpPipeline *p, Relation target)
 {
-	TupleDesc	desc = RelationGetDescr(target);
+	TupleDesc desc = RelationGetDescr(target);
 
 	for (int i = 0; i < desc->natts; i++)
 	{
@@ -107,9 +106,9 @@ pp_posts_adapt(PpPipeline *p, Relation target)
 void
 pp_posts_create_table(const PpExtension *ext, const PpPipeline *p)
 {
-	Relation	rel = pp_target_open(p, RowExclusiveLock);
-	Oid			save_user;
-	int			save_context;
+	Relation rel = pp_target_open(p, RowExclusiveLock);
+	Oid save_user;
+	int save_context;
 
 	if (rel != NULL)
 	{

@@ -28,8 +28,8 @@
 bool
 pp_process_start(Datum main_arg, Oid dboid, bool connect)
 {
-	uint32		generation = 0;
-	int			slot = DatumGetInt32(main_arg);
+	uint32 generation = 0;
+	int slot = DatumGetInt32(main_arg);
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -81,7 +81,7 @@ pp_process_reload(void)
 void
 pp_process_sleep(long timeout_ms, PpWaitEvent event)
 {
-	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (timeout_ms >= 0 ? WL_TIMEOUT : 0);
+	int events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (timeout_ms >= 0 ? WL_TIMEOUT : 0);
 
 	Assert(!IsTransactionState());
 	if (WaitLatch(MyLatch, events, timeout_ms, pp_wait_event(event)) & WL_LATCH_SET)

@@ -15,19 +15,19 @@ typedef struct PpRedis PpRedis;
 
 typedef enum PpRedisResult
 {
-	PP_REDIS_REPLY,	  /* *reply is set */
+	PP_REDIS_REPLY,   /* *reply is set */
 	PP_REDIS_NOTHING, /* no reply yet: time is up, or the latch was set */
-	PP_REDIS_FAILED	  /* the connection is closed; see pp_redis_error() */
+	PP_REDIS_FAILED   /* the connection is closed; see pp_redis_error() */
 } PpRedisResult;
 
 extern PpRedis *pp_redis_create(MemoryContext parent, const char *client_name);
 extern bool pp_redis_start(PpRedis *conn, const PpRedisUrl *url);
 extern void pp_redis_close(PpRedis *conn);
 extern bool pp_redis_is_open(const PpRedis *conn);
-extern int	pp_redis_outstanding(const PpRedis *conn);
+extern int pp_redis_outstanding(const PpRedis *conn);
 extern void pp_redis_reply_target(PpRedis *conn, MemoryContext cxt, size_t limit);
 
-extern void pp_redis_send(PpRedis *conn, const char *format,...);
+extern void pp_redis_send(PpRedis *conn, const char *format, ...);
 extern void pp_redis_send_strings(PpRedis *conn, int n, const PpString *strings);
 extern bool pp_redis_flush(PpRedis *conn);
 extern PpRedisResult pp_redis_poll(PpRedis *conn, PpReply **reply);
@@ -35,7 +35,7 @@ extern bool pp_redis_wait(PpRedis *conn, long timeout_ms, PpWaitEvent event);
 extern PpRedisResult pp_redis_receive(PpRedis *conn, PpReply **reply, long timeout_ms,
 									  PpWaitEvent event);
 extern PpRedisResult pp_redis_fail(PpRedis *conn, PpRedisClass class, const char *code,
-								   const char *fmt,...) pg_attribute_printf(4, 5);
+								   const char *fmt, ...) pg_attribute_printf(4, 5);
 
 extern const PpRedisError *pp_redis_error(const PpRedis *conn);
 extern const char *pp_redis_display(const PpRedis *conn);

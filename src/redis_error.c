@@ -18,8 +18,9 @@ typedef struct ErrorRule
 	const char *hint;
 } ErrorRule;
 
-#define HINT_LOGIN "Check postpipe.redis_url and postpipe.redis_password_file, then SELECT pg_reload_conf()."
-#define HINT_ACL \
+#define HINT_LOGIN \
+	"Check postpipe.redis_url and postpipe.redis_password_file, then SELECT pg_reload_conf()."
+#define HINT_ACL                                                                                     \
 	"Allow the Redis user the commands XREADGROUP, XACK, XGROUP, XINFO, XPENDING and XRANGE on the " \
 	"stream's key."
 
@@ -30,7 +31,7 @@ static const ErrorRule rules[] = {
 	{"BUSY", PP_REDIS_CLASS_MOMENT, "redis_busy", NULL},
 	{"MASTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_masterdown", NULL},
 	{"READONLY", PP_REDIS_CLASS_MOMENT, "redis_readonly",
-	"This Redis is a replica; postpipe.redis_url must name the master."},
+	 "This Redis is a replica; postpipe.redis_url must name the master."},
 	{"NOREPLICAS", PP_REDIS_CLASS_MOMENT, "redis_noreplicas", NULL},
 	{"MISCONF", PP_REDIS_CLASS_MOMENT, "redis_misconf", NULL},
 	{"CLUSTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_clusterdown", NULL},
@@ -50,26 +51,26 @@ static const ErrorRule rules[] = {
 	{"DENIED", PP_REDIS_CLASS_SETTING, "redis_denied", NULL},
 	{"NOPROTO", PP_REDIS_CLASS_SETTING, "redis_noproto", NULL},
 	{"MOVED", PP_REDIS_CLASS_SETTING, "redis_cluster",
-	"Redis Cluster is not supported; name the node that holds the stream's key."},
+	 "Redis Cluster is not supported; name the node that holds the stream's key."},
 	{"ASK", PP_REDIS_CLASS_SETTING, "redis_cluster", NULL},
 	{"CROSSSLOT", PP_REDIS_CLASS_SETTING, "redis_cluster", NULL},
 	{"WRONGTYPE", PP_REDIS_CLASS_SETTING, "redis_wrongtype",
-	"The pipeline's stream is a key of another type in Redis; look with TYPE."},
+	 "The pipeline's stream is a key of another type in Redis; look with TYPE."},
 	{"ERR unknown command", PP_REDIS_CLASS_SETTING, "redis_command",
-	"postpipe needs Redis 6.2 or later, or Valkey."},
+	 "postpipe needs Redis 6.2 or later, or Valkey."},
 	{"ERR DB index", PP_REDIS_CLASS_SETTING, "redis_db",
-	"The database number in postpipe.redis_url is out of range."},
+	 "The database number in postpipe.redis_url is out of range."},
 };
 
 /* Copies text into a fixed buffer: control bytes and what is not UTF-8 as '?', cut at a character. */
 static void
 copy_text(char *dst, size_t size, const char *src, size_t len)
 {
-	size_t		n = 0;
+	size_t n = 0;
 
 	while (len > 0 && *src != '\0')
 	{
-		int			width = pg_utf_mblen((const unsigned char *) src);
+		int width = pg_utf_mblen((const unsigned char *) src);
 
 		if ((size_t) width > len || !pg_utf8_islegal((const unsigned char *) src, width) ||
 			(unsigned char) *src < ' ')
@@ -100,7 +101,7 @@ pp_redis_error_reply(PpRedisError *error, const char *text, size_t len)
 	error->code = "redis_error";
 	for (int i = 0; i < lengthof(rules); i++)
 	{
-		size_t		plen = strlen(rules[i].prefix);
+		size_t plen = strlen(rules[i].prefix);
 
 		if (len >= plen && strncmp(text, rules[i].prefix, plen) == 0)
 		{
@@ -114,10 +115,10 @@ pp_redis_error_reply(PpRedisError *error, const char *text, size_t len)
 
 /* Fills *error with a failure that we noticed ourselves. `code` is a constant. */
 void
-pp_redis_error_set(PpRedisError *error, PpRedisClass class, const char *code, const char *fmt,...)
+pp_redis_error_set(PpRedisError *error, PpRedisClass class, const char *code, const char *fmt, ...)
 {
-	va_list		args;
-	char		text[2 * PP_REASON_LEN];
+	va_list args;
+	char text[2 * PP_REASON_LEN];
 
 	va_start(args, fmt);
 	vsnprintf(text, sizeof(text), fmt, args);

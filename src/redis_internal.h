@@ -1,14 +1,56 @@
 /*
  * redis_internal.h
- *		Shared by redis.c and redis_reply.c alone: hiredis.
+ *		Shared by redis.c, redis_login.c and redis_reply.c alone: hiredis.
  */
 #ifndef PP_REDIS_INTERNAL_H
 #define PP_REDIS_INTERNAL_H
 
 #include <hiredis/hiredis.h>
 
-#include "redis_reply.h"
+#include "redis.h"
 
+#define PP_LOGIN_STEPS 6
+
+/* Which reply of the log-in comes next. */
+typedef enum PpLoginStep
+{
+	PP_LOGIN_AUTH,
+	PP_LOGIN_SELECT,
+	PP_LOGIN_SETNAME,
+	PP_LOGIN_CLIENT_ID,
+	PP_LOGIN_INFO,
+	PP_LOGIN_KILL
+} PpLoginStep;
+
+struct PpRedis
+{
+	MemoryContext cxt;
+	MemoryContext login_cxt; /* for replies to the log-in */
+	redisContext *rc;        /* NULL: closed */
+	bool fd_accounted;
+	bool connecting; /* the socket is not connected yet */
+	PpLoginStep login[PP_LOGIN_STEPS];
+	int login_next;
+	int login_count; /* steps whose reply is outstanding */
+	int outstanding; /* replies owed to the caller */
+	PpReplyTarget target;
+	PpRedisUrl url;
+	PpRedisError error;
+	char name[PP_CONSUMER_LEN];
+	int64 client_id;
+	int64 old_client_id; /* of the connection before, if it may still be half-open */
+	char run_id[64];
+	char version[32];
+	char role[16];
+};
+
+/* redis.c */
+extern PpRedisResult pp_redis_fail_connect(PpRedis *conn, const char *why);
+
+/* redis_login.c */
+extern PpRedisResult pp_redis_login_step(PpRedis *conn, const PpReply *reply);
+
+/* redis_reply.c */
 extern redisReplyObjectFunctions *pp_reply_functions(void);
 
 #endif /* PP_REDIS_INTERNAL_H */

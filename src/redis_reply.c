@@ -12,7 +12,7 @@
 #include "utils/memutils.h"
 
 #define CHUNK_SIZE (64 * 1024)
-#define MAX_ITEMS (1 << 20) /* of one array: far above any batch, far below harm */
+#define MAX_ITEMS  (1 << 20) /* of one array: far above any batch, far below harm */
 
 /* Replies are built in `cxt` from now on, of at most `limit` bytes until the next call. */
 void
@@ -29,7 +29,7 @@ pp_reply_target(PpReplyTarget *target, MemoryContext cxt, size_t limit)
 static void *
 take(PpReplyTarget *target, size_t size)
 {
-	void	   *result;
+	void *result;
 
 	size = MAXALIGN(size);
 	if (size > target->limit - Min(target->bytes, target->limit))
@@ -39,9 +39,9 @@ take(PpReplyTarget *target, size_t size)
 	}
 	if (size > target->chunk_left)
 	{
-		size_t		want = Max(size, CHUNK_SIZE);
-		char	   *chunk = MemoryContextAllocExtended(target->cxt, want,
-													   MCXT_ALLOC_NO_OOM | MCXT_ALLOC_HUGE);
+		size_t want = Max(size, CHUNK_SIZE);
+		char *chunk =
+			MemoryContextAllocExtended(target->cxt, want, MCXT_ALLOC_NO_OOM | MCXT_ALLOC_HUGE);
 
 		if (chunk == NULL)
 		{
@@ -76,15 +76,16 @@ place(const redisReadTask *task)
 static void *
 create_string(const redisReadTask *task, char *str, size_t len)
 {
-	PpReply    *reply = place(task);
-	char	   *copy = reply ? take((PpReplyTarget *) task->privdata, len + 1) : NULL;
+	PpReply *reply = place(task);
+	char *copy = reply ? take((PpReplyTarget *) task->privdata, len + 1) : NULL;
 
 	if (copy == NULL)
 		return NULL;
 	memcpy(copy, str, len);
 	copy[len] = '\0';
-	reply->type = task->type == REDIS_REPLY_ERROR ? PP_REPLY_ERROR :
-		task->type == REDIS_REPLY_STATUS ? PP_REPLY_STATUS : PP_REPLY_STRING;
+	reply->type = task->type == REDIS_REPLY_ERROR    ? PP_REPLY_ERROR
+				  : task->type == REDIS_REPLY_STATUS ? PP_REPLY_STATUS
+													 : PP_REPLY_STRING;
 	reply->str = copy;
 	reply->len = len;
 	reply->items = NULL;
@@ -99,7 +100,7 @@ static void *
 create_array(const redisReadTask *task, size_t n)
 #endif
 {
-	PpReply    *reply = place(task);
+	PpReply *reply = place(task);
 
 	if (reply == NULL || (int64) n < 0 || (int64) n > MAX_ITEMS)
 		return NULL;
@@ -120,7 +121,7 @@ create_array(const redisReadTask *task, size_t n)
 static void *
 create_integer(const redisReadTask *task, long long value)
 {
-	PpReply    *reply = place(task);
+	PpReply *reply = place(task);
 
 	if (reply == NULL)
 		return NULL;
@@ -133,7 +134,7 @@ create_integer(const redisReadTask *task, long long value)
 static void *
 create_nil(const redisReadTask *task)
 {
-	PpReply    *reply = place(task);
+	PpReply *reply = place(task);
 
 	if (reply != NULL)
 		memset(reply, 0, sizeof(*reply));

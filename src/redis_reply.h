@@ -20,21 +20,21 @@ typedef enum PpReplyType
 typedef struct PpReply
 {
 	PpReplyType type;
-	size_t		len;			/* of str, or number of items */
-	char	   *str;			/* STRING, STATUS, ERROR: len bytes and a zero */
-	int64		integer;		/* INTEGER */
-	struct PpReply *items;		/* ARRAY */
+	size_t len;            /* of str, or number of items */
+	char *str;             /* STRING, STATUS, ERROR: len bytes and a zero */
+	int64 integer;         /* INTEGER */
+	struct PpReply *items; /* ARRAY */
 } PpReply;
 
 /* Where replies are built. Reset `cxt` and forget `chunk` together: pp_reply_target(). */
 typedef struct PpReplyTarget
 {
 	MemoryContext cxt;
-	char	   *chunk;
-	size_t		chunk_left;
-	size_t		bytes;			/* taken from cxt since it was set */
-	size_t		limit;			/* refuse to take more */
-	bool		over_limit;
+	char *chunk;
+	size_t chunk_left;
+	size_t bytes; /* taken from cxt since it was set */
+	size_t limit; /* refuse to take more */
+	bool over_limit;
 } PpReplyTarget;
 
 extern void pp_reply_target(PpReplyTarget *target, MemoryContext cxt, size_t limit);

@@ -17,7 +17,7 @@ static bool fail(char *why, size_t why_len, const char *fmt, ...) pg_attribute_p
 static bool
 fail(char *why, size_t why_len, const char *fmt, ...)
 {
-	va_list		args;
+	va_list args;
 
 	va_start(args, fmt);
 	vsnprintf(why, why_len, fmt, args);
@@ -38,11 +38,11 @@ hex_digit(char c)
 static bool
 decode(const char *src, const char *end, char *dst, size_t size)
 {
-	size_t		n = 0;
+	size_t n = 0;
 
 	for (; src < end; src++)
 	{
-		char		c = *src;
+		char c = *src;
 
 		if (c == '%')
 		{
@@ -63,7 +63,7 @@ decode(const char *src, const char *end, char *dst, size_t size)
 static bool
 read_number(const char *src, const char *end, int max, int *value)
 {
-	int64		n = 0;
+	int64 n = 0;
 
 	if (src == end)
 		return false;
@@ -88,7 +88,7 @@ read_login(const char *src, const char *end, PpRedisUrl *out)
 	if (colon == NULL)
 		return decode(src, end, out->user, sizeof(out->user));
 	return decode(src, colon, out->user, sizeof(out->user)) &&
-		decode(colon + 1, end, out->password, sizeof(out->password));
+		   decode(colon + 1, end, out->password, sizeof(out->password));
 }
 
 /* host[:port] with [::1] for IPv6 */
@@ -115,8 +115,8 @@ read_address(const char *src, const char *end, PpRedisUrl *out, char *why, size_
 		return fail(why, why_len, "The host name is too long or not well formed.");
 	if (out->host[0] == '\0')
 		strlcpy(out->host, "localhost", sizeof(out->host));
-	if (port != NULL && (*port != ':' || !read_number(port + 1, end, 65535, &out->port) ||
-						 out->port == 0))
+	if (port != NULL &&
+		(*port != ':' || !read_number(port + 1, end, 65535, &out->port) || out->port == 0))
 		return fail(why, why_len, "The port must be a number from 1 to 65535.");
 	return true;
 }
@@ -163,10 +163,10 @@ parse_unix(const char *rest, PpRedisUrl *out, char *why, size_t why_len)
 bool
 pp_redis_url_parse(const char *url, PpRedisUrl *out, char *why, size_t why_len)
 {
-	bool		is_unix = strncmp(url, "unix://", 7) == 0;
+	bool is_unix = strncmp(url, "unix://", 7) == 0;
 	const char *rest = url + (is_unix ? 7 : 8);
 	const char *at;
-	size_t		scheme_len = rest - url;
+	size_t scheme_len = rest - url;
 
 	memset(out, 0, sizeof(*out));
 	out->port = DEFAULT_PORT;

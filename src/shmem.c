@@ -16,8 +16,8 @@
 
 #include "guc.h"
 
-PpShared   *pp_shared;
-PpProc	   *pp_my_proc;
+PpShared *pp_shared;
+PpProc *pp_my_proc;
 
 static uint32 my_generation;
 static shmem_request_hook_type prev_shmem_request_hook;
@@ -46,7 +46,7 @@ shmem_request(void)
 static void
 shmem_startup(void)
 {
-	bool		found;
+	bool found;
 
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
@@ -103,16 +103,11 @@ const char *
 pp_state_name(PpState state)
 {
 	static const char *const names[] = {
-		[PP_STATE_STOPPED] = "stopped",
-		[PP_STATE_STARTING] = "starting",
-		[PP_STATE_RUNNING] = "running",
-		[PP_STATE_IDLE] = "idle",
-		[PP_STATE_PAUSED] = "paused",
-		[PP_STATE_RETRYING] = "retrying",
-		[PP_STATE_FAILED] = "failed",
-		[PP_STATE_DISARMED] = "disarmed",
-		[PP_STATE_FENCED] = "fenced",
-		[PP_STATE_WAITING] = "waiting",
+		[PP_STATE_STOPPED] = "stopped", [PP_STATE_STARTING] = "starting",
+		[PP_STATE_RUNNING] = "running", [PP_STATE_IDLE] = "idle",
+		[PP_STATE_PAUSED] = "paused",   [PP_STATE_RETRYING] = "retrying",
+		[PP_STATE_FAILED] = "failed",   [PP_STATE_DISARMED] = "disarmed",
+		[PP_STATE_FENCED] = "fenced",   [PP_STATE_WAITING] = "waiting",
 	};
 
 	return names[state];
@@ -134,15 +129,14 @@ PpProc *
 pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname, const char *pipeline, int pipe_no,
 				int worker)
 {
-	PpProc	   *found = NULL;
-	int			first,
-				end;
+	PpProc *found = NULL;
+	int first, end;
 
 	slot_range(kind, &first, &end);
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	for (int i = first; i < end && found == NULL; i++)
 	{
-		PpProc	   *proc = &pp_shared->procs[i];
+		PpProc *proc = &pp_shared->procs[i];
 
 		if (proc->in_use)
 			continue;
@@ -188,7 +182,7 @@ pp_proc_release(PpProc *proc, uint32 generation)
 static void
 detach(int code, Datum arg)
 {
-	PpProc	   *proc = pp_my_proc;
+	PpProc *proc = pp_my_proc;
 
 	pp_my_proc = NULL;
 	if (proc == NULL)
@@ -212,8 +206,8 @@ detach(int code, Datum arg)
 bool
 pp_proc_attach(int slot, uint32 generation)
 {
-	PpProc	   *proc = &pp_shared->procs[slot];
-	bool		mine;
+	PpProc *proc = &pp_shared->procs[slot];
+	bool mine;
 
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	mine = proc->in_use && proc->generation == generation && proc->pid == 0;
@@ -239,7 +233,7 @@ pp_proc_attach(int slot, uint32 generation)
 bool
 pp_proc_must_stop(void)
 {
-	bool		stop;
+	bool stop;
 
 	LWLockAcquire(&pp_shared->lock, LW_SHARED);
 	stop = pp_my_proc->stop;
@@ -262,15 +256,14 @@ pp_proc_ask_stop(PpProc *proc)
 int
 pp_proc_stop_database(Oid dboid, bool workers_only)
 {
-	int			n = 0;
+	int n = 0;
 
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	for (int i = 1; i < pp_shared->num_procs; i++)
 	{
-		PpProc	   *proc = &pp_shared->procs[i];
+		PpProc *proc = &pp_shared->procs[i];
 
-		if (!proc->in_use || proc->dboid != dboid ||
-			(workers_only && proc->kind != PP_PROC_WORKER))
+		if (!proc->in_use || proc->dboid != dboid || (workers_only && proc->kind != PP_PROC_WORKER))
 			continue;
 		n++;
 		proc->stop = true;
@@ -285,7 +278,7 @@ pp_proc_stop_database(Oid dboid, bool workers_only)
 int
 pp_proc_count(Oid dboid)
 {
-	int			n = 0;
+	int n = 0;
 
 	LWLockAcquire(&pp_shared->lock, LW_SHARED);
 	for (int i = 1; i < pp_shared->num_procs; i++)
@@ -301,7 +294,7 @@ pp_wake_supervisor(Oid dboid)
 	LWLockAcquire(&pp_shared->lock, LW_SHARED);
 	for (int i = 1; i < 1 + PP_MAX_DATABASES; i++)
 	{
-		PpProc	   *proc = &pp_shared->procs[i];
+		PpProc *proc = &pp_shared->procs[i];
 
 		if (proc->in_use && proc->dboid == dboid && proc->latch != NULL)
 			SetLatch(proc->latch);
@@ -323,7 +316,7 @@ find_pipe_locked(Oid dboid, const char *name)
 {
 	for (int i = 0; i < PP_MAX_PIPELINES; i++)
 	{
-		PpPipe	   *pipe = &pp_shared->pipes[i];
+		PpPipe *pipe = &pp_shared->pipes[i];
 
 		if (pipe->in_use && pipe->dboid == dboid && strcmp(pipe->name, name) == 0)
 			return pipe;
@@ -335,7 +328,7 @@ find_pipe_locked(Oid dboid, const char *name)
 PpPipe *
 pp_pipe_find(Oid dboid, const char *name)
 {
-	PpPipe	   *pipe;
+	PpPipe *pipe;
 
 	LWLockAcquire(&pp_shared->lock, LW_SHARED);
 	pipe = find_pipe_locked(dboid, name);
@@ -347,13 +340,13 @@ pp_pipe_find(Oid dboid, const char *name)
 PpPipe *
 pp_pipe_reserve(Oid dboid, const char *name)
 {
-	PpPipe	   *pipe;
+	PpPipe *pipe;
 
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	pipe = find_pipe_locked(dboid, name);
 	for (int i = 0; i < PP_MAX_PIPELINES && pipe == NULL; i++)
 	{
-		PpPipe	   *candidate = &pp_shared->pipes[i];
+		PpPipe *candidate = &pp_shared->pipes[i];
 
 		if (candidate->in_use)
 			continue;
@@ -391,13 +384,13 @@ pp_pipe_release(PpPipe *pipe)
 bool
 pp_step_aside_set(Oid dboid, bool set)
 {
-	bool		done = false;
+	bool done = false;
 
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < PP_MAX_DATABASES && !done; i++)
 	{
-		if (set ? pp_shared->step_aside_pid[i] == 0 :
-			(pp_shared->step_aside_pid[i] == MyProcPid && pp_shared->step_aside[i] == dboid))
+		if (set ? pp_shared->step_aside_pid[i] == 0
+				: (pp_shared->step_aside_pid[i] == MyProcPid && pp_shared->step_aside[i] == dboid))
 		{
 			pp_shared->step_aside[i] = set ? dboid : InvalidOid;
 			pp_shared->step_aside_pid[i] = set ? MyProcPid : 0;
@@ -412,7 +405,7 @@ pp_step_aside_set(Oid dboid, bool set)
 bool
 pp_step_aside_wanted(Oid dboid)
 {
-	bool		wanted = false;
+	bool wanted = false;
 
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < PP_MAX_DATABASES; i++)

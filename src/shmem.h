@@ -31,17 +31,17 @@ typedef enum PpProcKind
 
 typedef struct PpLastError
 {
-	char		message[PP_REASON_LEN];
-	char		sqlstate[6];
+	char message[PP_REASON_LEN];
+	char sqlstate[6];
 	TimestampTz at; /* 0: none yet */
 } PpLastError;
 
 /* What a process is doing, and why. */
 typedef struct PpStatus
 {
-	PpState		state;
-	char		reason_code[PP_REASON_CODE_LEN];
-	char		reason[PP_REASON_LEN];
+	PpState state;
+	char reason_code[PP_REASON_CODE_LEN];
+	char reason[PP_REASON_LEN];
 	TimestampTz changed_at;
 } PpStatus;
 
@@ -54,38 +54,38 @@ typedef struct PpProcInfo
 	TimestampTz last_ack_at;
 	TimestampTz batch_started_at; /* 0: no batch in hand */
 	TimestampTz next_attempt_at;
-	int			batch_entries;
-	int64		batch_bytes;
-	PpId		batch_first_id;
-	PpId		batch_last_id;
-	int64		redis_client_id;
-	int64		memory_bytes;
-	char		redis[PP_REASON_LEN]; /* the URL without the password */
-	char		redis_role[16];
-	char		redis_version[32];
-	char		consumer[PP_CONSUMER_LEN];
-	char		owner[NAMEDATALEN]; /* the role that the statement runs as */
+	int batch_entries;
+	int64 batch_bytes;
+	PpId batch_first_id;
+	PpId batch_last_id;
+	int64 redis_client_id;
+	int64 memory_bytes;
+	char redis[PP_REASON_LEN]; /* the URL without the password */
+	char redis_role[16];
+	char redis_version[32];
+	char consumer[PP_CONSUMER_LEN];
+	char owner[NAMEDATALEN]; /* the role that the statement runs as */
 	PpLastError last_error;
 } PpProcInfo;
 
 /* A process: the launcher, a supervisor, a worker. */
 typedef struct PpProc
 {
-	LWLock		lock;
-	bool		in_use;				/* (R) */
-	uint32		generation;			/* (R) changes with each use of the slot */
-	PpProcKind	kind;				/* (R) */
-	Oid			dboid;				/* (R) */
-	char		datname[NAMEDATALEN]; /* (R) */
-	char		pipeline[PP_PIPELINE_LEN]; /* (R) */
-	int			pipe_no;			/* (R) */
-	int			worker;				/* (R) number in its pipeline, from 1 */
-	int			pid;				/* (R) 0: registered, but not attached yet */
-	Latch	   *latch;				/* (R) in shared memory as well; NULL with pid 0 */
-	TimestampTz started_at;			/* (R) when it was registered */
-	bool		stop;				/* (R) asked to stop when the batch in hand is done */
-	PpStatus	status;
-	PpProcInfo	info;
+	LWLock lock;
+	bool in_use;                    /* (R) */
+	uint32 generation;              /* (R) changes with each use of the slot */
+	PpProcKind kind;                /* (R) */
+	Oid dboid;                      /* (R) */
+	char datname[NAMEDATALEN];      /* (R) */
+	char pipeline[PP_PIPELINE_LEN]; /* (R) */
+	int pipe_no;                    /* (R) */
+	int worker;                     /* (R) number in its pipeline, from 1 */
+	int pid;                        /* (R) 0: registered, but not attached yet */
+	Latch *latch;                   /* (R) in shared memory as well; NULL with pid 0 */
+	TimestampTz started_at;         /* (R) when it was registered */
+	bool stop;                      /* (R) asked to stop when the batch in hand is done */
+	PpStatus status;
+	PpProcInfo info;
 } PpProc;
 
 typedef enum PpCounter
@@ -110,14 +110,14 @@ typedef enum PpCounter
 typedef struct PpMeasured
 {
 	TimestampTz at; /* 0: never */
-	int64		pending;
-	int64		lag;
-	int64		length;
-	int64		added; /* entries-added of the stream */
-	double		lag_seconds;
-	double		oldest_pending_seconds;
-	uint64		settled; /* pp_pipe_settled() just before and just after: equal if all stood still */
-	bool		still;
+	int64 pending;
+	int64 lag;
+	int64 length;
+	int64 added; /* entries-added of the stream */
+	double lag_seconds;
+	double oldest_pending_seconds;
+	uint64 settled; /* pp_pipe_settled() just before and just after: equal if all stood still */
+	bool still;
 } PpMeasured;
 
 #define PP_RATE_SAMPLES 64
@@ -125,48 +125,48 @@ typedef struct PpMeasured
 typedef struct PpRateSample
 {
 	TimestampTz at;
-	uint64		settled;
+	uint64 settled;
 } PpRateSample;
 
 /* A pipeline of one database. */
 typedef struct PpPipe
 {
-	LWLock		lock;
-	bool		in_use;				/* (R) */
-	uint32		generation;			/* (R) */
-	Oid			dboid;				/* (R) */
-	char		name[PP_PIPELINE_LEN]; /* (R) */
-	TimestampTz since;				/* (R) start of the counters */
+	LWLock lock;
+	bool in_use;                /* (R) */
+	uint32 generation;          /* (R) */
+	Oid dboid;                  /* (R) */
+	char name[PP_PIPELINE_LEN]; /* (R) */
+	TimestampTz since;          /* (R) start of the counters */
 	pg_atomic_uint64 counters[PP_COUNT_NUM];
-	int			workers_wanted;
-	PpStatus	status;				/* what the supervisor says: paused, waiting, running … */
-	bool		opened;				/* worker 1 has seen to table, group and epoch; others wait */
-	PpId		mark;				/* highest ID that any worker received; 0-0: not known */
-	PpId		last_id;			/* highest ID settled since start */
+	int workers_wanted;
+	PpStatus status; /* what the supervisor says: paused, waiting, running … */
+	bool opened;     /* worker 1 has seen to table, group and epoch; others wait */
+	PpId mark;       /* highest ID that any worker received; 0-0: not known */
+	PpId last_id;    /* highest ID settled since start */
 	TimestampTz last_read_at;
 	TimestampTz last_applied_at;
 	TimestampTz last_ack_at;
 	PpLastError last_error;
-	PpMeasured	measured;
+	PpMeasured measured;
 	PpRateSample samples[PP_RATE_SAMPLES]; /* a ring, the newest at sample_next - 1 */
-	int			sample_next;
-	int			sample_count;
+	int sample_next;
+	int sample_count;
 } PpPipe;
 
 typedef struct PpShared
 {
-	LWLock		lock;
+	LWLock lock;
 	ConditionVariable state_cv; /* broadcast when a status, or a slot's use, has changed */
-	int			tranche;
-	int			num_procs;
-	Oid			step_aside[PP_MAX_DATABASES];	  /* (R) databases to stay out of … */
-	int			step_aside_pid[PP_MAX_DATABASES]; /* (R) … for as long as this backend lives */
-	PpPipe		pipes[PP_MAX_PIPELINES];
-	PpProc		procs[FLEXIBLE_ARRAY_MEMBER]; /* [0] is the launcher */
+	int tranche;
+	int num_procs;
+	Oid step_aside[PP_MAX_DATABASES];     /* (R) databases to stay out of … */
+	int step_aside_pid[PP_MAX_DATABASES]; /* (R) … for as long as this backend lives */
+	PpPipe pipes[PP_MAX_PIPELINES];
+	PpProc procs[FLEXIBLE_ARRAY_MEMBER]; /* [0] is the launcher */
 } PpShared;
 
 extern PpShared *pp_shared; /* NULL: the library was not preloaded */
-extern PpProc *pp_my_proc;	/* NULL in ordinary backends */
+extern PpProc *pp_my_proc;  /* NULL in ordinary backends */
 
 extern void pp_shmem_init(void);
 extern void pp_require_preload(void);
@@ -178,8 +178,8 @@ extern void pp_proc_release(PpProc *proc, uint32 generation);
 extern bool pp_proc_attach(int slot, uint32 generation);
 extern bool pp_proc_must_stop(void);
 extern void pp_proc_ask_stop(PpProc *proc);
-extern int	pp_proc_stop_database(Oid dboid, bool workers_only);
-extern int	pp_proc_count(Oid dboid);
+extern int pp_proc_stop_database(Oid dboid, bool workers_only);
+extern int pp_proc_count(Oid dboid);
 extern void pp_wake_supervisor(Oid dboid);
 extern void pp_wake_launcher(void);
 

@@ -5,16 +5,46 @@
 #ifndef PP_SQLFUNCS_H
 #define PP_SQLFUNCS_H
 
+#include "compat.h"
 #include "pipeline.h"
 #include "redis.h"
 #include "shmem.h"
 
+#include "fmgr.h"
+#include "funcapi.h"
+
+/* sqlfuncs.c */
 extern void pp_require_extension(PpExtension *ext);
+extern char *pp_text_arg(FunctionCallInfo fcinfo, int n);
+extern char *pp_required_text_arg(FunctionCallInfo fcinfo, int n, const char *name);
+extern void pp_pipeline_delete(const PpExtension *ext, const char *name);
+
+/* sqlfuncs_stats.c */
 extern PpState pp_pipeline_status(const char *name, PpPipe **pipe);
 
 /* sqlfuncs_redis.c */
 extern PpRedis *pp_function_connect(void);
 extern PpReply *pp_function_reply(PpRedis *conn);
-extern void pp_function_fail(const PpReply *reply) pg_attribute_noreturn();
+PP_NORETURN extern void pp_function_fail(const PpReply *reply);
+
+/* A row that is filled from left to right, for the functions under the views. */
+#define PP_MAX_COLUMNS 40
+
+typedef struct PpRow
+{
+	Datum values[PP_MAX_COLUMNS];
+	bool nulls[PP_MAX_COLUMNS];
+	int n;
+} PpRow;
+
+/* row.c */
+extern void pp_row_put(PpRow *row, Datum value, bool null);
+extern void pp_row_text(PpRow *row, const char *value);
+extern void pp_row_texts(PpRow *row, List *strings);
+extern void pp_row_time(PpRow *row, TimestampTz at);
+extern void pp_row_int8(PpRow *row, int64 value, bool null);
+extern void pp_row_float8(PpRow *row, double value, bool null);
+extern void pp_row_id(PpRow *row, PpId id, bool null);
+extern void pp_row_emit(FunctionCallInfo fcinfo, PpRow *row);
 
 #endif /* PP_SQLFUNCS_H */

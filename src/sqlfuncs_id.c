@@ -28,15 +28,14 @@ PG_FUNCTION_INFO_V1(postpipe_id_time);
 Datum
 postpipe_id_in(PG_FUNCTION_ARGS)
 {
-	char	   *str = PG_GETARG_CSTRING(0);
-	PpId	   *id = palloc(sizeof(PpId));
+	char *str = PG_GETARG_CSTRING(0);
+	PpId *id = palloc(sizeof(PpId));
 
 	if (!pp_id_parse(str, strlen(str), id))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-				 errmsg("invalid input syntax for type %s: \"%s\"", "postpipe_id", str),
-				 errhint("An entry ID is written as milliseconds-sequence, for example "
-						 "1700000000000-0.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+						errmsg("invalid input syntax for type %s: \"%s\"", "postpipe_id", str),
+						errhint("An entry ID is written as milliseconds-sequence, for example "
+								"1700000000000-0.")));
 	PG_RETURN_POINTER(id);
 }
 
@@ -44,7 +43,7 @@ postpipe_id_in(PG_FUNCTION_ARGS)
 Datum
 postpipe_id_out(PG_FUNCTION_ARGS)
 {
-	char	   *buf = palloc(PP_ID_LEN);
+	char *buf = palloc(PP_ID_LEN);
 
 	pp_id_print(*PG_GETARG_PPID(0), buf);
 	PG_RETURN_CSTRING(buf);
@@ -95,7 +94,7 @@ postpipe_id_gt(PG_FUNCTION_ARGS)
 Datum
 postpipe_id_hash(PG_FUNCTION_ARGS)
 {
-	PpId	   *id = PG_GETARG_PPID(0);
+	PpId *id = PG_GETARG_PPID(0);
 
 	PG_RETURN_DATUM(hash_any((unsigned char *) id, sizeof(*id)));
 }
@@ -104,8 +103,8 @@ postpipe_id_hash(PG_FUNCTION_ARGS)
 Datum
 postpipe_id_larger(PG_FUNCTION_ARGS)
 {
-	PpId	   *a = PG_GETARG_PPID(0);
-	PpId	   *b = PG_GETARG_PPID(1);
+	PpId *a = PG_GETARG_PPID(0);
+	PpId *b = PG_GETARG_PPID(1);
 
 	PG_RETURN_POINTER(pp_id_compare(*a, *b) >= 0 ? a : b);
 }
@@ -114,8 +113,8 @@ postpipe_id_larger(PG_FUNCTION_ARGS)
 Datum
 postpipe_id_smaller(PG_FUNCTION_ARGS)
 {
-	PpId	   *a = PG_GETARG_PPID(0);
-	PpId	   *b = PG_GETARG_PPID(1);
+	PpId *a = PG_GETARG_PPID(0);
+	PpId *b = PG_GETARG_PPID(1);
 
 	PG_RETURN_POINTER(pp_id_compare(*a, *b) <= 0 ? a : b);
 }

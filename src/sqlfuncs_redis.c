@@ -25,18 +25,17 @@ fail(const PpRedisError *error)
 {
 	const char *hint = pp_redis_error_hint(error);
 
-	ereport(ERROR,
-			(errcode(pp_redis_error_sqlstate(error)), errmsg("Redis: %s", error->message),
-			 hint ? errhint("%s", hint) : 0));
+	ereport(ERROR, (errcode(pp_redis_error_sqlstate(error)), errmsg("Redis: %s", error->message),
+					hint ? errhint("%s", hint) : 0));
 }
 
 /* Connects to postpipe.redis_url, or throws. */
 PpRedis *
 pp_function_connect(void)
 {
-	PpRedis    *conn = pp_redis_create(CurrentMemoryContext, "postpipe:function");
+	PpRedis *conn = pp_redis_create(CurrentMemoryContext, "postpipe:function");
 	MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
-	PpRedisUrl	url;
+	PpRedisUrl url;
 
 	callback->func = close_connection;
 	callback->arg = conn;
@@ -53,7 +52,7 @@ pp_function_connect(void)
 PpReply *
 pp_function_reply(PpRedis *conn)
 {
-	PpReply    *reply;
+	PpReply *reply;
 
 	if (pp_redis_receive(conn, &reply, REDIS_MS, PP_WAIT_REDIS_REPLY) != PP_REDIS_REPLY)
 		fail(pp_redis_error(conn));

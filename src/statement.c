@@ -39,9 +39,9 @@
 
 #include "compat.h"
 
-#define BATCH_NAME "postpipe_batch"
+#define BATCH_NAME    "postpipe_batch"
 #define BATCH_COLUMNS 6
-#define SMALL_BATCH 16 /* entries, up to which the plan for a few is used */
+#define SMALL_BATCH   16 /* entries, up to which the plan for a few is used */
 
 struct PpStatement
 {
@@ -49,26 +49,26 @@ struct PpStatement
 	MemoryContext run_cxt; /* for one run */
 	const PpExtension *ext;
 	PpPipeline *pipeline;
-	char	   *sql;
-	List	   *key_fields;
-	Oid			role;
-	Oid			target;		/* OID of the target table; InvalidOid with a user's statement */
-	TupleDesc	desc;		/* of postpipe_batch */
-	SPIPlanPtr	plans[2];
-	int			timeout_ms; /* 0: none */
+	char *sql;
+	List *key_fields;
+	Oid role;
+	Oid target;     /* OID of the target table; InvalidOid with a user's statement */
+	TupleDesc desc; /* of postpipe_batch */
+	SPIPlanPtr plans[2];
+	int timeout_ms; /* 0: none */
 };
 
 /* Counts what RETURNING returns, without keeping it. */
 typedef struct CountReceiver
 {
 	DestReceiver pub;
-	int			column; /* of a boolean "inserted"; -1: there is none */
-	int			not_inserted;
+	int column; /* of a boolean "inserted"; -1: there is none */
+	int not_inserted;
 } CountReceiver;
 
 /* Set by invalidation: some relation has changed, look at the definition again. */
 static bool relations_changed = true;
-static Oid	watched_target;
+static Oid watched_target;
 
 static void
 relation_changed(Datum arg, Oid relid)
@@ -80,7 +80,7 @@ relation_changed(Datum arg, Oid relid)
 static TupleDesc
 batch_descriptor(const PpExtension *ext)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(BATCH_COLUMNS);
+	TupleDesc desc = CreateTemplateTupleDesc(BATCH_COLUMNS);
 
 	TupleDescInitEntry(desc, 1, "id", pp_id_type_oid(ext), -1, 0);
 	TupleDescInitEntry(desc, 2, "ord", INT4OID, -1, 0);
@@ -122,28 +122,27 @@ static void
 check_target(const PpStatement *s, Relation rel)
 {
 	const PpPipeline *p = s->pipeline;
-	Oid			owner = rel->rd_rel->relowner;
+	Oid owner = rel->rd_rel->relowner;
 
 	if (rel->rd_rel->relkind != RELKIND_RELATION &&
 		rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("target %s of pipeline \"%s\" is not a table", p->target, p->name),
-				 errhint("Give the pipeline a statement instead of a target.")));
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("target %s of pipeline \"%s\" is not a table", p->target, p->name),
+						errhint("Give the pipeline a statement instead of a target.")));
 	if (rel->rd_rel->relpersistence == RELPERSISTENCE_UNLOGGED &&
 		pp_pipeline_option(p, "allow_unlogged") == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("target %s of pipeline \"%s\" is unlogged", p->target, p->name),
-				 errdetail("After a crash it would be empty, with every entry acknowledged."),
-				 errhint("ALTER TABLE %s SET LOGGED, or set the option allow_unlogged.",
-						 p->target)));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("target %s of pipeline \"%s\" is unlogged", p->target, p->name),
+			 errdetail("After a crash it would be empty, with every entry acknowledged."),
+			 errhint("ALTER TABLE %s SET LOGGED, or set the option allow_unlogged.", p->target)));
 	if (!pp_can_set_role(p->owner, owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("owner \"%s\" of pipeline \"%s\" may not act as \"%s\", the owner of %s",
-						GetUserNameFromId(p->owner, true), p->name,
-						GetUserNameFromId(owner, true), p->target),
+						GetUserNameFromId(p->owner, true), p->name, GetUserNameFromId(owner, true),
+						p->target),
 				 errhint("GRANT %s TO %s, or change the owner of one of them.",
 						 quote_identifier(GetUserNameFromId(owner, true)),
 						 quote_identifier(GetUserNameFromId(p->owner, true)))));
@@ -185,15 +184,15 @@ set_statement(PpStatement *s, const char *sql, List *key_fields, Oid role, Oid t
 static List *
 as_string_nodes(List *key_fields)
 {
-	List	   *result = NIL;
-	ListCell   *column;
-	ListCell   *lc;
+	List *result = NIL;
+	ListCell *column;
+	ListCell *lc;
 
-	foreach(column, key_fields)
+	foreach (column, key_fields)
 	{
-		List	   *fields = NIL;
+		List *fields = NIL;
 
-		foreach(lc, (List *) lfirst(column))
+		foreach (lc, (List *) lfirst(column))
 			fields = lappend(fields, makeString(lfirst(lc)));
 		result = lappend(result, fields);
 	}
@@ -208,10 +207,10 @@ as_string_nodes(List *key_fields)
 void
 pp_statement_prepare(PpStatement *s)
 {
-	Relation	rel;
-	List	   *key_fields;
-	PpPipeline	adapted = *s->pipeline;
-	char	   *sql;
+	Relation rel;
+	List *key_fields;
+	PpPipeline adapted = *s->pipeline;
+	char *sql;
 
 	if (!relations_changed)
 		return;
@@ -226,13 +225,16 @@ pp_statement_prepare(PpStatement *s)
 	watched_target = InvalidOid;
 	rel = pp_target_open(s->pipeline, RowExclusiveLock);
 	if (rel == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("target table %s of pipeline \"%s\" does not exist", s->pipeline->target,
-						s->pipeline->name),
-				 s->pipeline->builtin
-				 ? errhint("Create it, or run postpipe_pause('%s') and postpipe_resume('%s') to let "
-						   "postpipe create it.", s->pipeline->name, s->pipeline->name)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("target table %s of pipeline \"%s\" does not exist", s->pipeline->target,
+					s->pipeline->name),
+			 s->pipeline->builtin
+				 ? errhint(
+					   "Create it, or run postpipe_pause('%s') and postpipe_resume('%s') to let "
+					   "postpipe create it.",
+					   s->pipeline->name, s->pipeline->name)
 				 : errhint("Create it; the pipeline goes on by itself then.")));
 	check_target(s, rel);
 	if (strcmp(s->pipeline->name, PP_POSTS_PIPELINE) == 0)
@@ -269,8 +271,8 @@ static Tuplestorestate *
 make_relation(PpStatement *s, PpEntry **entries, int n)
 {
 	Tuplestorestate *store = tuplestore_begin_heap(false, false, INT_MAX / 2);
-	Datum		values[BATCH_COLUMNS];
-	bool		nulls[BATCH_COLUMNS] = {0};
+	Datum values[BATCH_COLUMNS];
+	bool nulls[BATCH_COLUMNS] = {0};
 
 	values[2] = CStringGetTextDatum(s->pipeline->stream);
 	for (int i = 0; i < n; i++)
@@ -290,7 +292,7 @@ static void
 register_batch(PpStatement *s, PpEntry **entries, int n)
 {
 	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
-	int			rc;
+	int rc;
 
 	enr->md.name = BATCH_NAME;
 	enr->md.reliddesc = InvalidOid;
@@ -322,11 +324,11 @@ static bool
 count_tuple(TupleTableSlot *slot, DestReceiver *self)
 {
 	CountReceiver *count = (CountReceiver *) self;
-	bool		isnull;
+	bool isnull;
 
 	if (count->column > 0)
 	{
-		Datum		inserted = slot_getattr(slot, count->column, &isnull);
+		Datum inserted = slot_getattr(slot, count->column, &isnull);
 
 		count->not_inserted += !isnull && !DatumGetBool(inserted);
 	}
@@ -346,24 +348,24 @@ static void
 check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 {
 	CachedPlan *cplan;
-	ListCell   *lc;
-	ListCell   *lc2;
+	ListCell *lc;
+	ListCell *lc2;
 
 	if (s->pipeline->target != NULL || !superuser_arg(s->role))
 		return;
 	cplan = SPI_plan_get_cached_plan(plan);
 	if (cplan == NULL)
 		return;
-	foreach(lc, cplan->stmt_list)
+	foreach (lc, cplan->stmt_list)
 	{
 		PlannedStmt *stmt = lfirst_node(PlannedStmt, lc);
 
-		foreach(lc2, stmt->resultRelations)
+		foreach (lc2, stmt->resultRelations)
 		{
-			Oid			relid = rt_fetch(lfirst_int(lc2), stmt->rtable)->relid;
-			Relation	rel = table_open(relid, AccessShareLock);
-			Oid			owner = rel->rd_rel->relowner;
-			char	   *name = pstrdup(RelationGetRelationName(rel));
+			Oid relid = rt_fetch(lfirst_int(lc2), stmt->rtable)->relid;
+			Relation rel = table_open(relid, AccessShareLock);
+			Oid owner = rel->rd_rel->relowner;
+			char *name = pstrdup(RelationGetRelationName(rel));
 
 			table_close(rel, AccessShareLock);
 			if (owner == s->role || superuser_arg(owner))
@@ -387,8 +389,8 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 static SPIPlanPtr
 get_plan(PpStatement *s, int n)
 {
-	int			which = n <= SMALL_BATCH ? 0 : 1;
-	SPIPlanPtr	plan;
+	int which = n <= SMALL_BATCH ? 0 : 1;
+	SPIPlanPtr plan;
 
 	if (s->plans[which] != NULL)
 		return s->plans[which];
@@ -397,8 +399,7 @@ get_plan(PpStatement *s, int n)
 		elog(ERROR, "could not prepare the statement: %s", SPI_result_code_string(SPI_result));
 	if (list_length(SPI_plan_get_plan_sources(plan)) != 1)
 		ereport(ERROR,
-				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("a pipeline needs exactly one statement"),
+				(errcode(ERRCODE_SYNTAX_ERROR), errmsg("a pipeline needs exactly one statement"),
 				 errhint("Several changes fit into one statement with WITH.")));
 	check_superuser_targets(s, plan);
 	if (SPI_keepplan(plan) != 0)
@@ -437,10 +438,10 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n)
 	CountReceiver count = {{0}};
 	SPIExecuteOptions options = {0};
 	MemoryContext old;
-	Oid			save_user;
-	int			save_context;
-	int			nest;
-	int			rc;
+	Oid save_user;
+	int save_context;
+	int nest;
+	int rc;
 
 	count.pub.receiveSlot = count_tuple;
 	count.pub.rStartup = count_startup;

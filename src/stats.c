@@ -16,7 +16,7 @@
 void
 pp_clip(char *dst, const char *src, size_t size)
 {
-	size_t		len = strlen(src);
+	size_t len = strlen(src);
 
 	if (len >= size)
 		len = pg_mbcliplen(src, (int) len, (int) size - 1);
@@ -28,7 +28,7 @@ pp_clip(char *dst, const char *src, size_t size)
 bool
 pp_status_set(PpStatus *status, PpState state, const char *code, const char *reason)
 {
-	bool		changed = status->state != state || strcmp(status->reason_code, code) != 0;
+	bool changed = status->state != state || strcmp(status->reason_code, code) != 0;
 
 	pp_clip(status->reason_code, code, sizeof(status->reason_code));
 	pp_clip(status->reason, reason, sizeof(status->reason));
@@ -48,7 +48,7 @@ static void
 log_state(PpState state, const char *reason, const char *hint)
 {
 	const PpProc *proc = pp_my_proc;
-	char		who[2 * NAMEDATALEN];
+	char who[2 * NAMEDATALEN];
 
 	if (proc->kind == PP_PROC_WORKER)
 		snprintf(who, sizeof(who), "pipeline \"%s\", worker %d", proc->pipeline, proc->worker);
@@ -56,9 +56,9 @@ log_state(PpState state, const char *reason, const char *hint)
 		snprintf(who, sizeof(who), "supervisor of database \"%s\"", proc->datname);
 	else
 		strlcpy(who, "launcher", sizeof(who));
-	ereport(LOG,
-			(errmsg("postpipe %s: %s%s%s", who, pp_state_name(state), reason[0] ? ": " : "", reason),
-			 hint ? errhint("%s", hint) : 0));
+	ereport(LOG, (errmsg("postpipe %s: %s%s%s", who, pp_state_name(state), reason[0] ? ": " : "",
+						 reason),
+				  hint ? errhint("%s", hint) : 0));
 }
 
 /*
@@ -69,9 +69,9 @@ log_state(PpState state, const char *reason, const char *hint)
 void
 pp_report_state(PpState state, const char *code, const char *reason, const char *hint)
 {
-	PpProc	   *proc = pp_my_proc;
-	PpState		before;
-	bool		changed;
+	PpProc *proc = pp_my_proc;
+	PpState before;
+	bool changed;
 
 	LWLockAcquire(&proc->lock, LW_EXCLUSIVE);
 	before = proc->status.state;
@@ -168,7 +168,7 @@ pp_report_consumer(const char *consumer, const char *owner)
 void
 pp_report_memory(void)
 {
-	int64		bytes = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
+	int64 bytes = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
 
 	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
 	pp_my_proc->info.memory_bytes = bytes;
@@ -187,9 +187,9 @@ uint64
 pp_pipe_settled(PpPipe *pipe)
 {
 	return pg_atomic_read_u64(&pipe->counters[PP_COUNT_APPLIED]) +
-		pg_atomic_read_u64(&pipe->counters[PP_COUNT_FILTERED]) +
-		pg_atomic_read_u64(&pipe->counters[PP_COUNT_DEAD]) +
-		pg_atomic_read_u64(&pipe->counters[PP_COUNT_LOST]);
+		   pg_atomic_read_u64(&pipe->counters[PP_COUNT_FILTERED]) +
+		   pg_atomic_read_u64(&pipe->counters[PP_COUNT_DEAD]) +
+		   pg_atomic_read_u64(&pipe->counters[PP_COUNT_LOST]);
 }
 
 /* A batch was read. */
@@ -212,7 +212,7 @@ pp_pipe_read(PpPipe *pipe, const PpBatch *batch)
 bool
 pp_pipe_receive(PpPipe *pipe, PpId first, PpId last)
 {
-	bool		above;
+	bool above;
 
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	above = pp_id_compare(first, pipe->mark) > 0;

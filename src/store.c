@@ -12,9 +12,9 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
-static Oid	save_user;
-static int	save_context;
-static int	nest_level;
+static Oid save_user;
+static int save_context;
+static int nest_level;
 
 /*
  * pp_store_begin
@@ -50,13 +50,14 @@ uint64
 pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
 				 const Datum *values, const bool *nulls)
 {
-	uint64		processed;
-	char	   *null_chars = palloc0(nargs + 1);
+	uint64 processed;
+	char *null_chars = palloc0(nargs + 1);
 
 	for (int i = 0; i < nargs; i++)
 		null_chars[i] = nulls && nulls[i] ? 'n' : ' ';
 	pp_store_begin(ext);
-	if (SPI_execute_with_args(sql, nargs, (Oid *) types, (Datum *) values, null_chars, false, 0) < 0)
+	if (SPI_execute_with_args(sql, nargs, (Oid *) types, (Datum *) values, null_chars, false, 0) <
+		0)
 		elog(ERROR, "could not execute \"%s\"", sql);
 	processed = SPI_processed;
 	pp_store_end();
@@ -74,7 +75,7 @@ pp_store_execute_plan(SPIPlanPtr *plan, const char *sql, int nargs, const Oid *t
 {
 	if (*plan == NULL)
 	{
-		SPIPlanPtr	prepared = SPI_prepare(sql, nargs, (Oid *) types);
+		SPIPlanPtr prepared = SPI_prepare(sql, nargs, (Oid *) types);
 
 		if (prepared == NULL || SPI_keepplan(prepared) != 0)
 			elog(ERROR, "could not prepare \"%s\": %s", sql, SPI_result_code_string(SPI_result));

@@ -13,7 +13,7 @@
 static PpString
 as_string(const char *s)
 {
-	PpString	result = {s, strlen(s)};
+	PpString result = {s, strlen(s)};
 
 	return result;
 }
@@ -45,7 +45,7 @@ pp_stream_send_read(PpRedis *conn, const char *stream, const char *group, const 
 {
 	if (own_after != NULL)
 	{
-		char		id[PP_ID_LEN];
+		char id[PP_ID_LEN];
 
 		pp_id_print(*own_after, id);
 		pp_redis_send(conn, "XREADGROUP GROUP %s %s COUNT %d STREAMS %s %s", group, consumer, count,
@@ -133,8 +133,8 @@ pp_stream_parse_read(const PpReply *reply, PpBatch *batch, PpRedisError *error)
 void
 pp_stream_send_ack(PpRedis *conn, const char *stream, const char *group, const PpId *ids, int n)
 {
-	PpString   *words = palloc((n + 3) * sizeof(PpString));
-	char	   *buf = palloc((Size) n * PP_ID_LEN);
+	PpString *words = palloc((n + 3) * sizeof(PpString));
+	char *buf = palloc((Size) n * PP_ID_LEN);
 
 	words[0] = as_string("XACK");
 	words[1] = as_string(stream);
@@ -169,7 +169,7 @@ pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group)
 static int64
 number_or_unknown(const PpReply *reply)
 {
-	int64		n;
+	int64 n;
 
 	return pp_reply_integer(reply, &n) ? n : -1;
 }
@@ -230,7 +230,7 @@ pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts 
 					  PpRedisError *error)
 {
 	const PpReply *first;
-	bool		absent;
+	bool absent;
 
 	memset(facts, 0, sizeof(*facts));
 	facts->length = facts->added = facts->reported_lag = facts->undelivered = facts->pending = -1;

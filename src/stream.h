@@ -10,17 +10,17 @@
 /* What XINFO STREAM, XINFO GROUPS and XPENDING say. Numbers that are not known are -1. */
 typedef struct PpStreamFacts
 {
-	bool		key_exists;
-	bool		group_exists;
-	int64		length;
-	int64		added;
-	PpId		last_generated;
-	PpId		first_entry; /* 0-0: the stream is empty */
-	PpId		last_delivered;
-	int64		reported_lag;
-	int64		undelivered; /* what is really left to deliver, where that is provable */
-	int64		pending;
-	PpId		oldest_pending; /* 0-0: none */
+	bool key_exists;
+	bool group_exists;
+	int64 length;
+	int64 added;
+	PpId last_generated;
+	PpId first_entry; /* 0-0: the stream is empty */
+	PpId last_delivered;
+	int64 reported_lag;
+	int64 undelivered; /* what is really left to deliver, where that is provable */
+	int64 pending;
+	PpId oldest_pending; /* 0-0: none */
 } PpStreamFacts;
 
 #define PP_STREAM_FACT_REPLIES 3
@@ -34,7 +34,7 @@ extern void pp_stream_send_ack(PpRedis *conn, const char *stream, const char *gr
 extern void pp_stream_send_create_group(PpRedis *conn, const char *stream, const char *group,
 										const char *start_id);
 extern void pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group);
-extern bool pp_stream_parse_facts(PpReply *const *replies, const char *group,
-								  PpStreamFacts *facts, PpRedisError *error);
+extern bool pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts *facts,
+								  PpRedisError *error);
 
 #endif /* PP_STREAM_H */

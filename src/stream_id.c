@@ -17,11 +17,11 @@ static bool
 parse_number(const char **p, const char *end, uint64 *value)
 {
 	const char *start = *p;
-	uint64		n = 0;
+	uint64 n = 0;
 
 	while (*p < end && **p >= '0' && **p <= '9')
 	{
-		uint64		digit = (uint64) (**p - '0');
+		uint64 digit = (uint64) (**p - '0');
 
 		if (n > (PG_UINT64_MAX - digit) / 10)
 			return false;
@@ -57,8 +57,8 @@ pp_id_parse(const char *str, size_t len, PpId *id)
 static int
 print_number(uint64 value, char *buf)
 {
-	char		digits[20];
-	int			n = 0;
+	char digits[20];
+	int n = 0;
 
 	do
 	{
@@ -77,7 +77,7 @@ print_number(uint64 value, char *buf)
 int
 pp_id_print(PpId id, char *buf)
 {
-	int			n = print_number(id.ms, buf);
+	int n = print_number(id.ms, buf);
 
 	buf[n++] = '-';
 	n += print_number(id.seq, buf + n);
@@ -114,8 +114,8 @@ pp_id_previous(PpId id)
 PpId
 pp_id_at_time(TimestampTz at)
 {
-	PpId		id = {0, 0};
-	int64		usec;
+	PpId id = {0, 0};
+	int64 usec;
 
 	if (TIMESTAMP_IS_NOBEGIN(at) || pg_add_s64_overflow(at, UNIX_EPOCH_OFFSET, &usec) || usec < 0)
 		return id;

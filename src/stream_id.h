@@ -10,15 +10,15 @@
 
 typedef struct PpId
 {
-	uint64		ms;
-	uint64		seq;
+	uint64 ms;
+	uint64 seq;
 } PpId;
 
 #define PP_ID_LEN 42 /* two 20-digit numbers, a dash, the terminating zero */
 
 extern bool pp_id_parse(const char *str, size_t len, PpId *id);
-extern int	pp_id_print(PpId id, char *buf);
-extern int	pp_id_compare(PpId a, PpId b);
+extern int pp_id_print(PpId id, char *buf);
+extern int pp_id_compare(PpId a, PpId b);
 extern PpId pp_id_previous(PpId id);
 extern PpId pp_id_at_time(TimestampTz at);
 extern TimestampTz pp_id_time(PpId id);

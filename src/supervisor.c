@@ -31,35 +31,35 @@
 #include "stats.h"
 
 #define START_DEADLINE_MS 30000 /* from registering a worker to its start */
-#define STOP_DEADLINE_MS 5000	/* from asking a worker to stop to terminating it */
-#define LONG_LIVED_MS 30000		/* a worker that lived so long starts a new back-off */
+#define STOP_DEADLINE_MS  5000  /* from asking a worker to stop to terminating it */
+#define LONG_LIVED_MS     30000 /* a worker that lived so long starts a new back-off */
 
 /* A worker that should run. */
 typedef struct Track
 {
-	char		pipeline[PP_PIPELINE_LEN];
-	int			worker;
-	uint64		version;	 /* of the definition that it was started with */
-	PpProc	   *proc;		 /* NULL: not running */
-	uint32		generation;	 /* of the slot when it was reserved */
+	char pipeline[PP_PIPELINE_LEN];
+	int worker;
+	uint64 version;    /* of the definition that it was started with */
+	PpProc *proc;      /* NULL: not running */
+	uint32 generation; /* of the slot when it was reserved */
 	BackgroundWorkerHandle *handle;
 	TimestampTz started_at;
 	TimestampTz next_start_at;
 	TimestampTz stop_asked_at; /* 0: not asked */
-	PpBackoff	backoff;
+	PpBackoff backoff;
 } Track;
 
 typedef struct Supervisor
 {
 	MemoryContext cxt;
-	MemoryContext list_cxt;	 /* the definitions; reset before they are read anew */
-	MemoryContext scratch;	 /* reset in each turn of the loop */
-	char		datname[NAMEDATALEN];
-	bool		created;	 /* the extension is */
-	List	   *pipelines;	 /* PpPipeline */
-	List	   *tracks;		 /* Track */
-	bool		no_slot;	 /* said so already */
-	PpMeasure  *measure;
+	MemoryContext list_cxt; /* the definitions; reset before they are read anew */
+	MemoryContext scratch;  /* reset in each turn of the loop */
+	char datname[NAMEDATALEN];
+	bool created;    /* the extension is */
+	List *pipelines; /* PpPipeline */
+	List *tracks;    /* Track */
+	bool no_slot;    /* said so already */
+	PpMeasure *measure;
 } Supervisor;
 
 static void
@@ -84,9 +84,9 @@ read_definitions(Supervisor *s)
 static PpPipeline *
 find_definition(Supervisor *s, const char *name)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, s->pipelines)
+	foreach (lc, s->pipelines)
 		if (strcmp(((PpPipeline *) lfirst(lc))->name, name) == 0)
 			return lfirst(lc);
 	return NULL;
@@ -114,7 +114,7 @@ reason_to_rest(const PpPipeline *p, PpState *state, const char **code)
 		*state = PP_STATE_DISARMED;
 		*code = "disarmed";
 		return "the definition comes from another server or database; to read from here, run "
-			"postpipe_resume(pipeline, take_over => true)";
+			   "postpipe_resume(pipeline, take_over => true)";
 	}
 	return NULL;
 }
@@ -123,7 +123,7 @@ static bool
 may_run(Supervisor *s, const Track *t)
 {
 	PpPipeline *p = find_definition(s, t->pipeline);
-	PpState		state;
+	PpState state;
 	const char *code;
 
 	return p != NULL && t->worker <= p->workers && reason_to_rest(p, &state, &code) == NULL;
@@ -133,7 +133,7 @@ may_run(Supervisor *s, const Track *t)
 static bool
 is_alive(const Track *t)
 {
-	bool		alive;
+	bool alive;
 
 	if (t->proc == NULL)
 		return false;
@@ -151,11 +151,12 @@ bury(Track *t)
 
 	if (TimestampDifferenceExceeds(t->started_at, now, LONG_LIVED_MS) || t->stop_asked_at != 0)
 		pp_backoff_reset(&t->backoff);
-	t->next_start_at = t->stop_asked_at != 0 ? now :
-		TimestampTzPlusMilliseconds(now, pp_backoff_next(&t->backoff));
+	t->next_start_at = t->stop_asked_at != 0
+						   ? now
+						   : TimestampTzPlusMilliseconds(now, pp_backoff_next(&t->backoff));
 	t->proc = NULL;
 	if (t->stop_asked_at != 0)
-		t->started_at = 0;		/* not a restart */
+		t->started_at = 0; /* not a restart */
 	t->stop_asked_at = 0;
 	if (t->handle != NULL)
 		pfree(t->handle);
@@ -166,16 +167,16 @@ bury(Track *t)
 static void
 check_start(Track *t)
 {
-	pid_t		pid;
+	pid_t pid;
 	BgwHandleStatus status = GetBackgroundWorkerPid(t->handle, &pid);
-	bool		attached;
+	bool attached;
 
 	LWLockAcquire(&pp_shared->lock, LW_SHARED);
 	attached = t->proc->pid != 0;
 	LWLockRelease(&pp_shared->lock);
 	if (status == BGWH_STOPPED ||
-		(!attached && TimestampDifferenceExceeds(t->started_at, GetCurrentTimestamp(),
-												 START_DEADLINE_MS)))
+		(!attached &&
+		 TimestampDifferenceExceeds(t->started_at, GetCurrentTimestamp(), START_DEADLINE_MS)))
 	{
 		if (status != BGWH_STOPPED)
 			TerminateBackgroundWorker(t->handle);
@@ -202,7 +203,7 @@ stop_worker(Track *t)
 static void
 set_pipe_status(PpPipe *pipe, PpState state, const char *code, const char *reason)
 {
-	bool		changed;
+	bool changed;
 
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	changed = pp_status_set(&pipe->status, state, code, reason);
@@ -214,7 +215,7 @@ set_pipe_status(PpPipe *pipe, PpState state, const char *code, const char *reaso
 static void
 say_no_slot(Supervisor *s, Track *t, PpPipe *pipe, const char *setting)
 {
-	char	   *reason = psprintf("no free worker slot; raise %s and restart the server", setting);
+	char *reason = psprintf("no free worker slot; raise %s and restart the server", setting);
 
 	t->started_at = 0;
 	t->next_start_at =
@@ -224,7 +225,8 @@ say_no_slot(Supervisor *s, Track *t, PpPipe *pipe, const char *setting)
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("postpipe supervisor of database \"%s\": pipelines wait for a free worker "
-						"slot", s->datname),
+						"slot",
+						s->datname),
 				 errhint("Raise %s and restart the server.", setting)));
 	s->no_slot = true;
 }
@@ -233,9 +235,9 @@ static void
 start_worker(Supervisor *s, Track *t)
 {
 	PpPipeline *p = find_definition(s, t->pipeline);
-	PpPipe	   *pipe = pp_pipe_reserve(MyDatabaseId, p->name);
+	PpPipe *pipe = pp_pipe_reserve(MyDatabaseId, p->name);
 	MemoryContext old;
-	bool		ok;
+	bool ok;
 
 	if (pipe == NULL)
 		return;
@@ -270,19 +272,19 @@ static void
 make_tracks(Supervisor *s)
 {
 	MemoryContext old = MemoryContextSwitchTo(s->cxt);
-	ListCell   *lc;
-	ListCell   *lc2;
+	ListCell *lc;
+	ListCell *lc2;
 
-	foreach(lc, s->pipelines)
+	foreach (lc, s->pipelines)
 	{
 		PpPipeline *p = lfirst(lc);
 
 		for (int n = 1; n <= p->workers; n++)
 		{
-			bool		found = false;
-			Track	   *t;
+			bool found = false;
+			Track *t;
 
-			foreach(lc2, s->tracks)
+			foreach (lc2, s->tracks)
 			{
 				t = lfirst(lc2);
 				found |= t->worker == n && strcmp(t->pipeline, p->name) == 0;
@@ -304,16 +306,16 @@ static long
 reconcile(Supervisor *s)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	long		next = -1;
-	ListCell   *lc;
+	long next = -1;
+	ListCell *lc;
 
 	make_tracks(s);
-	foreach(lc, s->tracks)
+	foreach (lc, s->tracks)
 	{
-		Track	   *t = lfirst(lc);
+		Track *t = lfirst(lc);
 		PpPipeline *p = find_definition(s, t->pipeline);
-		bool		wanted = may_run(s, t);
-		long		due = -1;
+		bool wanted = may_run(s, t);
+		long due = -1;
 
 		if (t->proc != NULL && is_alive(t))
 			check_start(t);
@@ -331,15 +333,15 @@ reconcile(Supervisor *s)
 			{
 				if (t->started_at != 0)
 				{
-					PpPipe	   *pipe = pp_pipe_find(MyDatabaseId, t->pipeline);
+					PpPipe *pipe = pp_pipe_find(MyDatabaseId, t->pipeline);
 
 					if (pipe != NULL)
 						pp_count(pipe, PP_COUNT_RESTARTS, 1);
 				}
 				start_worker(s, t);
 			}
-			due = t->proc != NULL ? 1000 :
-				Max(TimestampDifferenceMilliseconds(now, t->next_start_at), 10);
+			due = t->proc != NULL ? 1000
+								  : Max(TimestampDifferenceMilliseconds(now, t->next_start_at), 10);
 		}
 		else if (p == NULL || t->worker > p->workers)
 		{
@@ -355,11 +357,11 @@ reconcile(Supervisor *s)
 static bool
 has_workers(Supervisor *s, const char *pipeline)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, s->tracks)
+	foreach (lc, s->tracks)
 	{
-		Track	   *t = lfirst(lc);
+		Track *t = lfirst(lc);
 
 		if (t->proc != NULL && strcmp(t->pipeline, pipeline) == 0)
 			return true;
@@ -371,13 +373,13 @@ has_workers(Supervisor *s, const char *pipeline)
 static void
 publish(Supervisor *s)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, s->pipelines)
+	foreach (lc, s->pipelines)
 	{
 		PpPipeline *p = lfirst(lc);
-		PpPipe	   *pipe = pp_pipe_reserve(MyDatabaseId, p->name);
-		PpState		state;
+		PpPipe *pipe = pp_pipe_reserve(MyDatabaseId, p->name);
+		PpState state;
 		const char *code;
 		const char *reason = reason_to_rest(p, &state, &code);
 
@@ -394,9 +396,9 @@ publish(Supervisor *s)
 	}
 	for (int i = 0; i < PP_MAX_PIPELINES; i++)
 	{
-		PpPipe	   *pipe = &pp_shared->pipes[i];
-		char		name[PP_PIPELINE_LEN];
-		bool		mine;
+		PpPipe *pipe = &pp_shared->pipes[i];
+		char name[PP_PIPELINE_LEN];
+		bool mine;
 
 		LWLockAcquire(&pp_shared->lock, LW_SHARED);
 		mine = pipe->in_use && pipe->dboid == MyDatabaseId;
@@ -411,10 +413,10 @@ publish(Supervisor *s)
 static bool
 strangers_left(Supervisor *s)
 {
-	int			ours = 1;
-	ListCell   *lc;
+	int ours = 1;
+	ListCell *lc;
 
-	foreach(lc, s->tracks)
+	foreach (lc, s->tracks)
 		ours += ((Track *) lfirst(lc))->proc != NULL;
 	return pp_proc_count(MyDatabaseId) > ours;
 }
@@ -436,8 +438,8 @@ supervise(Supervisor *s)
 {
 	static bool stopping = false;
 	TimestampTz end;
-	long		next;
-	bool		woken;
+	long next;
+	bool woken;
 
 	MemoryContextReset(s->scratch);
 	MemoryContextSwitchTo(s->scratch);
@@ -466,13 +468,14 @@ supervise(Supervisor *s)
 		pp_report_state(PP_STATE_IDLE, "no_extension",
 						"extension postpipe is not created in this database", NULL);
 	pgstat_report_stat(true);
-	pp_process_activity(false, s->created ? "watching the workers" : "waiting for CREATE EXTENSION");
+	pp_process_activity(false,
+						s->created ? "watching the workers" : "waiting for CREATE EXTENSION");
 	/* Redis's replies are no reason to read the definitions again; the latch and time are. */
 	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), next);
 	do
 	{
-		long		due = s->created ? pp_measure_step(s->measure, s->pipelines) : -1;
-		long		left = -1;
+		long due = s->created ? pp_measure_step(s->measure, s->pipelines) : -1;
+		long left = -1;
 
 		if (next >= 0)
 			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);

@@ -67,7 +67,7 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 static const char *
 database_wanted_empty(Node *parsetree)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	switch (nodeTag(parsetree))
 	{
@@ -78,14 +78,14 @@ database_wanted_empty(Node *parsetree)
 				return ((RenameStmt *) parsetree)->subname;
 			return NULL;
 		case T_AlterDatabaseStmt:
-			foreach(lc, ((AlterDatabaseStmt *) parsetree)->options)
+			foreach (lc, ((AlterDatabaseStmt *) parsetree)->options)
 				if (strcmp(lfirst_node(DefElem, lc)->defname, "tablespace") == 0)
 					return ((AlterDatabaseStmt *) parsetree)->dbname;
 			return NULL;
 		case T_CreatedbStmt:
-			foreach(lc, ((CreatedbStmt *) parsetree)->options)
+			foreach (lc, ((CreatedbStmt *) parsetree)->options)
 			{
-				DefElem    *option = lfirst_node(DefElem, lc);
+				DefElem *option = lfirst_node(DefElem, lc);
 
 				if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
 					return strVal(option->arg);
@@ -100,9 +100,9 @@ static bool
 is_database_statement(Node *parsetree)
 {
 	return IsA(parsetree, CreatedbStmt) || IsA(parsetree, DropdbStmt) ||
-		IsA(parsetree, AlterDatabaseStmt) || IsA(parsetree, AlterDatabaseSetStmt) ||
-		(IsA(parsetree, RenameStmt) &&
-		 ((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE);
+		   IsA(parsetree, AlterDatabaseStmt) || IsA(parsetree, AlterDatabaseSetStmt) ||
+		   (IsA(parsetree, RenameStmt) &&
+			((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE);
 }
 
 /* Would the server let this user do it?  Nobody else may make our processes leave. */
@@ -124,7 +124,7 @@ wait_until_empty(Oid dboid)
 	pp_wake_launcher();
 	while (pp_proc_count(dboid) > 0)
 	{
-		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 
 		if (left <= 0 || ConditionVariableTimedSleep(&pp_shared->state_cv, left,
 													 pp_wait_event(PP_WAIT_PROCESS_EXIT)))
@@ -148,9 +148,9 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only,
 				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
 				DestReceiver *dest, QueryCompletion *qc)
 {
-	Node	   *parsetree = pstmt->utilityStmt;
+	Node *parsetree = pstmt->utilityStmt;
 	const char *name = database_wanted_empty(parsetree);
-	Oid			dboid = name ? get_database_oid(name, true) : InvalidOid;
+	Oid dboid = name ? get_database_oid(name, true) : InvalidOid;
 
 	if (is_database_statement(parsetree))
 		wake_launcher = true;

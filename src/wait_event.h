@@ -11,12 +11,12 @@ typedef enum PpWaitEvent
 {
 	PP_WAIT_LAUNCHER_MAIN,
 	PP_WAIT_SUPERVISOR_MAIN,
-	PP_WAIT_WORKER_IDLE,   /* until the stream has entries */
-	PP_WAIT_WORKER_RETRY,  /* back-off after a failure */
+	PP_WAIT_WORKER_IDLE,  /* until the stream has entries */
+	PP_WAIT_WORKER_RETRY, /* back-off after a failure */
 	PP_WAIT_REDIS_CONNECT,
 	PP_WAIT_REDIS_REPLY,
-	PP_WAIT_STATE,		   /* postpipe_wait_state() */
-	PP_WAIT_PROCESS_EXIT,  /* until a process has stopped */
+	PP_WAIT_STATE,        /* postpipe_wait_state() */
+	PP_WAIT_PROCESS_EXIT, /* until a process has stopped */
 	PP_WAIT_NUM
 } PpWaitEvent;
 

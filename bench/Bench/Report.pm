@@ -60,7 +60,10 @@ sub summarize
 	}
 	for my $name (qw(stream insert))
 	{
-		$report{latency_ms}{$name}{$_} = median(@{ $each->(sub { $_[0]{latency}{$name}{$_} }) }) for qw(p50 p99);
+		for my $share (qw(p50 p99))
+		{
+			$report{latency_ms}{$name}{$share} = median(@{ $each->(sub { $_[0]{latency}{$name}{$share} }) });
+		}
 	}
 	for my $when (qw(begin middle end peak))
 	{

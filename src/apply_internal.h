@@ -1,0 +1,35 @@
+/*
+ * apply_internal.h
+ *		Shared by apply.c and split.c alone.
+ */
+#ifndef PP_APPLY_INTERNAL_H
+#define PP_APPLY_INTERNAL_H
+
+#include "apply.h"
+#include "statement.h"
+
+struct PpApply
+{
+	MemoryContext cxt;
+	MemoryContext call_cxt; /* for one call of pp_apply_batch() */
+	const PpExtension *ext;
+	PpPipeline *pipeline;
+	PpLedger ledger;
+	PpStatement *statement;
+};
+
+extern bool pp_apply_begin(PpApply *a);
+extern XLogRecPtr pp_apply_commit(MemoryContext back_to);
+extern PpEntryError *pp_apply_roll_back(MemoryContext cxt);
+extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
+extern int pp_apply_compare_waves(const void *x, const void *y);
+extern void pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, PpApplyResult *result);
+extern void pp_apply_record(PpApply *a, PpBatch *batch);
+extern void pp_apply_settle(PpBatch *batch, PpApplyResult *result);
+extern void pp_apply_reopen(PpBatch *batch);
+extern int pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open);
+
+/* split.c */
+extern PpOutcome pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result);
+
+#endif /* PP_APPLY_INTERNAL_H */

@@ -1,0 +1,378 @@
+/*
+ * consume.c
+ *		A worker's work with a connection that works: read -> apply -> commit -> acknowledge.
+ *
+ * The XREADGROUP for the next batch and the XACK for the last one travel in one write, and Redis
+ * works on them while the statement runs.  The read-ahead never blocks: a blocked one would hold
+ * the XACK back.  Only with nothing in hand does the worker block, in Redis for a few seconds at a
+ * time and here on its latch, with the last XACK sent before the blocking read.
+ *
+ * No transaction, snapshot or lock is held while it waits for Redis.  An XACK is sent only when the
+ * commit is durable (durable.c).
+ *
+ * Every function here that can fail returns false with *error filled, and the caller (worker.c)
+ * closes the connection.
+ */
+#include "worker_internal.h"
+
+#include "pgstat.h"
+#include "utils/memutils.h"
+
+#include "durable.h"
+#include "event.h"
+#include "process.h"
+#include "stats.h"
+#include "stream.h"
+
+#define BLOCK_MS        5000  /* how long Redis may hold an empty read */
+#define ANSWER_MS       3000  /* how much longer than that we wait for an answer */
+#define RESCAN_MS       30000 /* own pending entries again, while idle */
+#define MIN_REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
+#define MAX_REPLY_LIMIT ((size_t) 1200 * 1024 * 1024)
+
+/* The next reply, within timeout_ms; looks around meanwhile. NULL: the connection failed. */
+static PpReply *
+receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	PpReply *reply = NULL;
+
+	for (;;)
+	{
+		PpRedisResult result = pp_redis_poll(w->redis, &reply);
+		long left;
+
+		if (result == PP_REDIS_REPLY)
+			return reply;
+		if (result == PP_REDIS_FAILED)
+			return NULL;
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		if (left <= 0)
+		{
+			(void) pp_redis_fail(w->redis, PP_REDIS_CLASS_MOMENT, "redis_timeout",
+								 "Redis did not answer within %ld ms", timeout_ms);
+			return NULL;
+		}
+		pp_redis_wait(w->redis, left, event);
+		pp_worker_look_around(w);
+	}
+}
+
+/* Takes an error out of the connection, or out of an error reply. */
+static bool
+failed(PpWorker *w, const PpReply *reply, PpRedisError *error)
+{
+	if (reply == NULL)
+	{
+		*error = *pp_redis_error(w->redis);
+		return true;
+	}
+	if (reply->type == PP_REPLY_ERROR)
+	{
+		pp_redis_error_reply(error, reply->str, reply->len);
+		return true;
+	}
+	return false;
+}
+
+/* Queues the XACK of what is committed and durable. */
+static void
+send_ack(PpWorker *w)
+{
+	if (w->ack_count == 0)
+		return;
+	pp_stream_send_ack(w->redis, w->def->stream, w->def->group, w->ack, w->ack_count);
+	w->ack_count = 0;
+	w->ack_in_flight = true;
+}
+
+/*
+ * Receives the reply to the XACK.  A smaller number than was sent is no error: somebody else has
+ * acknowledged, or the group is another one; what is not acknowledged comes again.
+ */
+static bool
+receive_ack(PpWorker *w, PpRedisError *error)
+{
+	PpReply *reply;
+
+	if (!w->ack_in_flight)
+		return true;
+	reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+	if (failed(w, reply, error))
+		return false;
+	if (reply->type != PP_REPLY_INTEGER)
+	{
+		pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
+						   "the reply to XACK is not a number");
+		return false;
+	}
+	w->ack_in_flight = false;
+	pp_pipe_acknowledged(w->pipe);
+	return true;
+}
+
+/*
+ * Receives a batch, built where set_reply_target() has said.
+ */
+static bool
+receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, PpRedisError *error)
+{
+	PpReply *reply = receive(w, timeout_ms, event);
+
+	if (failed(w, reply, error) || !pp_stream_parse_read(reply, batch, error))
+		return false;
+	if (batch->n == 0)
+		return true;
+	pp_pipe_read(w->pipe, batch);
+	/* Large entries: fewer at a time from now on. */
+	w->count =
+		(int) Min((size_t) w->batch_size, Max(w->batch_bytes / Max(batch->bytes / batch->n, 1), 1));
+	return true;
+}
+
+/*
+ * Replies are built in this batch's context from now on, which begins anew: the one place where
+ * it is reset.  Only the other batch may be in hand, and the IDs of the batch that was here must
+ * be on their way.
+ */
+static void
+set_reply_target(PpWorker *w, PpBatch *batch)
+{
+	MemoryContextReset(batch->cxt);
+	batch->n = 0;
+	pp_redis_reply_target(w->redis, batch->cxt,
+						  w->count == 1 ? MAX_REPLY_LIMIT
+										: Max(8 * w->batch_bytes, MIN_REPLY_LIMIT));
+}
+
+/* Normalizes and hashes the entries of a batch that was just read. */
+static void
+normalize(PpWorker *w, PpBatch *batch)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->cxt);
+
+	for (int i = 0; i < batch->n; i++)
+	{
+		batch->entries[i].hash = pp_event_hash(&batch->entries[i]);
+		pp_event_normalize(&batch->entries[i], w->def->event_types);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+static void
+count_result(PpWorker *w, const PpBatch *batch, const PpApplyResult *r)
+{
+	pp_count(w->pipe, PP_COUNT_APPLIED, r->applied);
+	pp_count(w->pipe, PP_COUNT_CONFLICTED, r->conflicted);
+	pp_count(w->pipe, PP_COUNT_FILTERED, r->filtered);
+	pp_count(w->pipe, PP_COUNT_DEDUPLICATED, r->duplicates);
+	pp_count(w->pipe, PP_COUNT_DEAD, r->dead);
+	pp_count(w->pipe, PP_COUNT_LOST, r->lost);
+	pp_count(w->pipe, PP_COUNT_BATCHES, 1);
+	pp_pipe_applied(w->pipe, batch->entries[batch->n - 1].id);
+}
+
+/*
+ * Settles all of a batch, however long it takes, and leaves its IDs to be acknowledged: when this
+ * returns, they are durable.
+ */
+static void
+apply_batch(PpWorker *w, PpBatch *batch, bool look_up)
+{
+	normalize(w, batch);
+	pp_report_batch(batch);
+	pp_process_activity(true, "applying a batch");
+	for (;;)
+	{
+		PpApplyResult result;
+		PpOutcome outcome = pp_apply_batch(w->apply, batch, look_up, &result);
+
+		count_result(w, batch, &result);
+		if (outcome == PP_OUTCOME_GONE)
+			pp_worker_leave("extension_dropped", "the extension was dropped");
+		if (outcome == PP_OUTCOME_DONE)
+		{
+			while (!pp_durable_wait(result.lsn))
+				pp_worker_look_around(w);
+			break;
+		}
+		pp_worker_apply_failed(w, outcome, result.error);
+	}
+	pgstat_report_stat(false);
+	pp_report_batch(NULL);
+	w->ack = MemoryContextAlloc(batch->cxt, batch->n * sizeof(PpId));
+	for (int i = 0; i < batch->n; i++)
+		w->ack[i] = batch->entries[i].id;
+	w->ack_count = batch->n;
+}
+
+/* XGROUP CREATE: from the start that was asked for if it never was there, else from the beginning,
+ * where the ledger knows what is settled. */
+bool
+pp_consume_create_group(PpWorker *w, PpRedisError *error)
+{
+	char *start = pp_pipeline_option(w->def, "start_id");
+	PpReply *reply;
+
+	set_reply_target(w, &w->batches[0]);
+	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
+								w->made_before || start == NULL ? "0" : start);
+	reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+	if (failed(w, reply, error) && strcmp(error->code, "redis_busygroup") != 0)
+		return false;
+	if (reply->type != PP_REPLY_ERROR)
+		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: made consumer group \"%s\" of "
+							 "stream \"%s\"",
+							 w->def->name, pp_my_proc->worker, w->def->group, w->def->stream)));
+	memset(error, 0, sizeof(*error));
+	w->made_before = true;
+	return true;
+}
+
+static bool
+get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
+{
+	PpReply *replies[PP_STREAM_FACT_REPLIES];
+
+	set_reply_target(w, &w->batches[0]);
+	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
+	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
+		if ((replies[i] = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY)) == NULL)
+		{
+			*error = *pp_redis_error(w->redis);
+			return false;
+		}
+	return pp_stream_parse_facts(replies, w->def->group, facts, error);
+}
+
+/*
+ * Before the first entry of an epoch is read: makes the group where it is missing, and notes how
+ * many entries of the stream are none of ours to account for.  Worker 1 does it, the others wait.
+ */
+bool
+pp_consume_open_group(PpWorker *w, PpRedisError *error)
+{
+	PpStreamFacts facts;
+	PpEntryError *sql_error;
+	PpOutcome outcome;
+	int64 base = -1;
+
+	while (pp_my_proc->worker > 1 && !w->pipe->opened)
+	{
+		pp_process_sleep(50, PP_WAIT_WORKER_IDLE);
+		pp_worker_look_around(w);
+	}
+	if (pp_my_proc->worker > 1)
+		return true;
+	if (!get_facts(w, &facts, error))
+		return false;
+	if (!facts.group_exists && (!pp_consume_create_group(w, error) || !get_facts(w, &facts, error)))
+		return false;
+	if (facts.added >= 0 && facts.undelivered >= 0 && facts.pending >= 0)
+		base = facts.added - facts.undelivered - facts.pending;
+	while (!pp_apply_base_known(w->apply) &&
+		   (outcome = pp_apply_set_base(w->apply, base, &sql_error)) != PP_OUTCOME_DONE)
+	{
+		if (outcome == PP_OUTCOME_GONE)
+			pp_worker_leave("extension_dropped", "the extension was dropped");
+		pp_worker_apply_failed(w, outcome, sql_error);
+	}
+	w->pipe->opened = true;
+	return true;
+}
+
+/* Settles what this consumer has received before and not acknowledged: all pages of it. */
+bool
+pp_consume_pending(PpWorker *w, PpRedisError *error)
+{
+	PpId after = {0, 0};
+	PpBatch *batch = &w->batches[0];
+
+	for (;;)
+	{
+		set_reply_target(w, batch);
+		pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, &after, w->count,
+							-1);
+		if (!receive_batch(w, batch, BLOCK_MS, PP_WAIT_REDIS_REPLY, error))
+			return false;
+		if (batch->n == 0)
+			break;
+		batch->redelivered = true;
+		pp_worker_well(w, false);
+		after = batch->entries[batch->n - 1].id;
+		apply_batch(w, batch, true);
+		send_ack(w);
+		if (!receive_ack(w, error))
+			return false;
+		pp_worker_look_around(w);
+	}
+	w->recovered = true;
+	w->recovered_at = GetCurrentTimestamp();
+	return true;
+}
+
+/*
+ * One turn with `batch` in hand: asks for the next one and acknowledges the last, applies, and
+ * receives what came meanwhile into `next`.
+ */
+static bool
+turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, PpRedisError *error)
+{
+	bool look_up = !pp_pipe_receive(w->pipe, batch->entries[0].id, batch->entries[batch->n - 1].id);
+
+	send_ack(w);
+	set_reply_target(w, next);
+	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count, -1);
+	(void) pp_redis_flush(w->redis);
+	pp_worker_well(w, false);
+	apply_batch(w, batch, look_up);
+	if (!receive_ack(w, error))
+		return false;
+	return receive_batch(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error);
+}
+
+/* One turn with nothing in hand: acknowledges, and blocks until there are entries. */
+static bool
+turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
+{
+	send_ack(w);
+	set_reply_target(w, next);
+	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
+						BLOCK_MS);
+	(void) pp_redis_flush(w->redis);
+	if (!receive_ack(w, error))
+		return false;
+	pp_worker_well(w, true);
+	pgstat_report_stat(true);
+	pp_process_activity(false, "waiting for entries");
+	return receive_batch(w, next, BLOCK_MS + ANSWER_MS, PP_WAIT_WORKER_IDLE, error);
+}
+
+/* Reads and applies until something fails, then says what in *error. */
+void
+pp_consume(PpWorker *w, PpRedisError *error)
+{
+	int hand = 0;
+
+	w->batches[0].n = 0;
+	for (;;)
+	{
+		PpBatch *batch = &w->batches[hand];
+		PpBatch *next = &w->batches[1 - hand];
+		bool ok;
+
+		pp_worker_look_around(w);
+		if (!pp_redis_is_open(w->redis))
+			return; /* a setting has changed */
+		if (batch->n == 0 && w->ack_count == 0 &&
+			TimestampDifferenceExceeds(w->recovered_at, GetCurrentTimestamp(), RESCAN_MS))
+		{
+			w->recovered = false;
+			return;
+		}
+		ok = batch->n > 0 ? turn_with_batch(w, batch, next, error) : turn_idle(w, next, error);
+		if (!ok)
+			return;
+		hand = 1 - hand;
+	}
+}

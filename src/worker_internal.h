@@ -1,0 +1,51 @@
+/*
+ * worker_internal.h
+ *		A worker's state, shared by worker.c and consume.c alone.
+ */
+#ifndef PP_WORKER_INTERNAL_H
+#define PP_WORKER_INTERNAL_H
+
+#include "apply.h"
+#include "backoff.h"
+#include "compat.h"
+#include "redis.h"
+#include "shmem.h"
+
+typedef struct PpWorker
+{
+	MemoryContext cxt;
+	PpExtension ext;
+	PpPipeline *def;
+	PpPipe *pipe;
+	PpApply *apply;
+	PpRedis *redis;
+	PpRedisUrl url;
+	PpBackoff backoff;
+	char consumer[PP_CONSUMER_LEN];
+	PpBatch batches[2]; /* one in hand, one being read; see set_reply_target() */
+	int batch_size;
+	size_t batch_bytes;
+	int count; /* entries to ask for, fewer when they are large */
+	PpId *ack; /* durable, XACK not sent yet; in the context of their batch */
+	int ack_count;
+	bool ack_in_flight;    /* an XACK was sent, its reply has not come */
+	TimestampTz failed_at; /* the last failure that was backed off from */
+	bool made_before;      /* the ledger has entries of this pipeline: the group existed */
+	bool group_open;       /* open_group() is done */
+	bool recovered;        /* own pending entries are done since the last connect */
+	TimestampTz recovered_at;
+} PpWorker;
+
+/* worker.c */
+PP_NORETURN extern void pp_worker_leave(const char *code, const char *reason);
+extern void pp_worker_look_around(PpWorker *w);
+extern void pp_worker_well(PpWorker *w, bool idle);
+extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error);
+
+/* consume.c */
+extern bool pp_consume_open_group(PpWorker *w, PpRedisError *error);
+extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
+extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
+extern void pp_consume(PpWorker *w, PpRedisError *error);
+
+#endif /* PP_WORKER_INTERNAL_H */
