@@ -342,7 +342,8 @@ count_nothing(DestReceiver *self)
 
 /*
  * A superuser's statement must not write where another role's triggers, defaults or index
- * expressions would run with a superuser's rights.
+ * expressions would run with a superuser's rights.  The plan must not be saved yet: then no
+ * resource owner has it.
  */
 static void
 check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
@@ -370,7 +371,7 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 			table_close(rel, AccessShareLock);
 			if (owner == s->role || superuser_arg(owner))
 				continue;
-			ReleaseCachedPlan(cplan, CurrentResourceOwner);
+			ReleaseCachedPlan(cplan, NULL);
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of "
@@ -383,7 +384,7 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 							 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
 		}
 	}
-	ReleaseCachedPlan(cplan, CurrentResourceOwner);
+	ReleaseCachedPlan(cplan, NULL);
 }
 
 static SPIPlanPtr

@@ -57,7 +57,9 @@ SELECT pipeline, enabled_reason FROM "Post Pipe".postpipe_pipelines WHERE pipeli
 SELECT count(*) FROM "Post Pipe".postpipe_dlq;
 SELECT count(*) FROM "Post Pipe".postpipe_audit;
 SELECT "Post Pipe".postpipe_drop_pipeline('kept');
+\set VERBOSITY sqlstate
 ALTER EXTENSION postpipe SET SCHEMA public;
+\set VERBOSITY default
 DROP SCHEMA "Post Pipe" CASCADE;
 RESET client_min_messages;
 

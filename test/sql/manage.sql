@@ -6,7 +6,7 @@ CREATE EXTENSION postpipe;
 RESET client_min_messages;
 CREATE TABLE t (id int PRIMARY KEY, v text);
 CREATE VIEW shown AS
-    SELECT pipeline, enabled, regexp_replace(enabled_reason, 'by .*', 'by …') AS enabled_reason, altered_at IS NOT NULL AS altered
+    SELECT pipeline, enabled, regexp_replace(enabled_reason, 'by .*', 'by somebody') AS enabled_reason, altered_at IS NOT NULL AS altered
     FROM postpipe_pipelines WHERE pipeline <> 'posts' ORDER BY pipeline;
 
 SELECT postpipe_create_pipeline('one', 'stream:one', target => 't', enabled => false) IS NOT NULL AS made;
@@ -56,7 +56,7 @@ SELECT postpipe_drop_pipeline('nobody', if_exists => true);
 SELECT postpipe_wait_state('nobody', 'paused');
 SELECT postpipe_rewind('nobody');
 SELECT postpipe_pause('');
-SELECT postpipe_pause(repeat('x', 5000)) IS NULL AS refused \g (format=unaligned)
+SELECT postpipe_pause(repeat('x', 100));
 
 -- NULL
 SELECT postpipe_pause(NULL);

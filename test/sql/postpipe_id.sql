@@ -86,6 +86,7 @@ RESET enable_mergejoin;
 RESET enable_hashjoin;
 
 -- the time in an ID
+SET DateStyle = ISO;
 SET TimeZone = 'UTC';
 SELECT postpipe_id_time('0-5'), postpipe_id_time('1700000000123-0'), postpipe_id_time('253402300799999-0');
 SELECT postpipe_id_time('18446744073709551615-0'), postpipe_id_time('9223372036854775808-1');

@@ -5,7 +5,8 @@
 #   ... a fault ...
 #   $hits->settled('after the fault');       # every ID is in the table or in postpipe_dlq, once, and nothing is pending
 #
-# The statement is an INSERT without any key into the table `hits`: an entry that is applied twice is there twice.
+# The statement is an INSERT without any key into the table `hits`: an entry that is applied twice is there twice. It runs
+# as the role hits_owner, which is no superuser.
 # The pipeline `posts` of that database is paused, so that the log and the numbers are those of this pipeline.
 package Postpipe::Test::Hits;
 
@@ -34,7 +35,9 @@ sub create
 	my ($self) = @_;
 
 	$self->sql("CREATE EXTENSION IF NOT EXISTS postpipe; SELECT postpipe_pause('posts');
-		CREATE TABLE IF NOT EXISTS public.$self->{name} (id text);");
+		DO \$\$BEGIN CREATE ROLE hits_owner; EXCEPTION WHEN duplicate_object THEN NULL; END\$\$;
+		CREATE TABLE IF NOT EXISTS public.$self->{name} (id text);
+		ALTER TABLE public.$self->{name} OWNER TO hits_owner;");
 	$self->create_pipeline;
 	return;
 }
@@ -43,7 +46,7 @@ sub create_pipeline
 {
 	my ($self) = @_;
 
-	$self->sql("SELECT postpipe_create_pipeline('$self->{name}', '@{[ $self->stream ]}', workers => $self->{workers},
+	$self->sql("SELECT postpipe_create_pipeline('$self->{name}', '@{[ $self->stream ]}', workers => $self->{workers}, owner => 'hits_owner',
 		options => '$self->{options}', statement => 'INSERT INTO public.$self->{name} SELECT id::text FROM postpipe_batch')");
 	return;
 }

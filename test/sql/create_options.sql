@@ -1,0 +1,55 @@
+-- postpipe_create_pipeline: an option is refused when it cannot work, not by a worker later on; and targets that cannot be.
+\set SHOW_CONTEXT never
+-- A warning says that this database is not listed in postpipe.databases, or it does not.
+SET client_min_messages = error;
+CREATE EXTENSION postpipe;
+RESET client_min_messages;
+CREATE TABLE t (id int PRIMARY KEY, v text);
+CREATE UNLOGGED TABLE not_logged (id int PRIMARY KEY);
+CREATE TEMP TABLE temporary (id int PRIMARY KEY);
+CREATE FUNCTION try(options jsonb, target text DEFAULT 't', statement text DEFAULT NULL) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM postpipe_create_pipeline('p', 'stream:p', target => try.target, statement => try.statement, options => try.options, enabled => false);
+    PERFORM postpipe_drop_pipeline('p');
+    RETURN 'accepted';
+EXCEPTION WHEN invalid_parameter_value OR invalid_text_representation OR numeric_value_out_of_range OR object_not_in_prerequisite_state
+        OR wrong_object_type OR feature_not_supported THEN
+    RETURN 'refused';
+END $$;
+
+-- what is right
+SELECT options, try(options::jsonb) FROM (VALUES
+    ('{}'), ('{"batch_size": 1}'), ('{"batch_size": "500"}'), ('{"batch_size": 100000}'),
+    ('{"statement_timeout": 0}'), ('{"statement_timeout": 60000}'),
+    ('{"lock_timeout": 0}'), ('{"lock_timeout": 1000}'), ('{"lock_timeout": "2s"}'),
+    ('{"synchronous_commit": "off"}'), ('{"synchronous_commit": "remote_apply"}'), ('{"synchronous_commit": true}'),
+    ('{"allow_unlogged": true}'), ('{"allow_unlogged": false}')) v (options);
+
+-- what is wrong
+SELECT options, try(options::jsonb) FROM (VALUES
+    ('{"batch_size": 0}'), ('{"batch_size": -1}'), ('{"batch_size": 100001}'), ('{"batch_size": 99999999999}'), ('{"batch_size": 1.5}'),
+    ('{"batch_size": "many"}'), ('{"batch_size": true}'), ('{"batch_size": [10]}'), ('{"batch_size": {}}'),
+    ('{"statement_timeout": -1}'), ('{"statement_timeout": "soon"}'), ('{"statement_timeout": []}'),
+    ('{"lock_timeout": -1}'), ('{"lock_timeout": "soon"}'), ('{"lock_timeout": []}'),
+    ('{"synchronous_commit": "perhaps"}'), ('{"synchronous_commit": 7}'),
+    ('{"allow_unlogged": "perhaps"}'), ('{"start_id": "yesterday"}'),
+    ('[]'), ('1'), ('null'), ('{"unknown": 1}')) v (options);
+
+-- false is not true
+SELECT options, try(options::jsonb, 'not_logged') FROM (VALUES ('{}'), ('{"allow_unlogged": false}'), ('{"allow_unlogged": true}')) v (options);
+
+-- a table of this session only is none for a worker
+SELECT try('{}', 'temporary') AS target;
+SELECT try('{}', NULL, 'INSERT INTO temporary SELECT ord FROM postpipe_batch') AS statement;
+
+-- one word for what cannot be in a pipeline, not an internal error
+\set VERBOSITY sqlstate
+SELECT postpipe_create_pipeline('p', 'stream:p', statement => 'COMMIT');
+SELECT postpipe_create_pipeline('p', 'stream:p', statement => 'COPY t FROM STDIN');
+SELECT postpipe_create_pipeline('p', 'stream:p', statement => 'VACUUM t');
+\set VERBOSITY default
+
+SELECT pipeline FROM postpipe_pipelines;
+DROP FUNCTION try;
+DROP TABLE t, not_logged, temporary;
+DROP EXTENSION postpipe;

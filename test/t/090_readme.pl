@@ -1,0 +1,72 @@
+# Runs every command of the README, in its order, as a reader would. TAP, because it takes a server and a Redis, and the
+# commands come from the file. `make demo`, `make test` and the installation are what CI itself does.
+use strict;
+use warnings;
+use FindBin;
+use PostgreSQL::Test::Utils;
+use Postpipe::Test;
+
+my $readme = slurp_file("$FindBin::RealBin/../../README.md");
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('readme', redis => $redis);
+my $port = $redis->port;
+$ENV{PGHOST} = $node->host;
+$ENV{PGPORT} = $node->port;
+$ENV{PGDATABASE} = 'postgres';
+
+my $lines = () = $readme =~ /\n/g;
+cmp_ok($lines, '<=', 200, 'the README has at most 200 lines');
+
+# The settings that it names are the ones that there are, with the defaults that it names.
+my %settings = map { $_ => 1 } split /\n/,
+	$node->safe_psql('postgres', "SELECT name FROM pg_settings WHERE name LIKE 'postpipe.%'");
+while ($readme =~ /^\| `(postpipe\.\w+)` \| `?([^|`]*)`? +\|/mg)
+{
+	my ($name, $default) = ($1, $2);
+	$default =~ s/\s+$//;
+	ok($settings{$name}, "$name is a setting");
+	is($node->safe_psql('postgres', "SELECT current_setting('$name') FROM pg_settings WHERE name = '$name' AND source = 'default'"),
+		$default, "its default is '$default'")
+	  unless $name eq 'postpipe.redis_url';
+}
+
+my $n = 0;
+while ($readme =~ /^```(sh|sql)\n(.*?)^```$/msg)
+{
+	my ($language, $code) = ($1, $2);
+	$n++;
+	if ($language eq 'sql')
+	{
+		my ($rc, $out, $err) = $node->psql('postgres', $code, on_error_stop => 1);
+		is($rc, 0, "SQL block $n runs") or diag("$code\n$err");
+		unlike($err, qr/WARNING|ERROR/, 'without a warning');
+		# The next block may read what the pipeline was to do.
+		wait_sql($node, 'postgres', "SELECT bool_and(state = 'idle') FROM postpipe_stats", 't', 'all pipelines run');
+	}
+	elsif ($code =~ /redis-cli/)
+	{
+		for my $command (split /\n/, $code)
+		{
+			$command =~ s/^redis-cli /redis-cli -p $port /;
+			if ($command =~ /^psql/)
+			{
+				wait_for { qx($command) =~ /p1 \| c1 +\| hello/ } "what was published is in the table";
+			}
+			is(system("$command > /dev/null"), 0, "it runs: $command");
+		}
+	}
+	else
+	{
+		like($code, qr/^(make|apt-get)/, "block $n is what CI does itself");
+	}
+}
+is($n, 8, 'all blocks were found');
+
+# And it does what it says: the counting pipeline counts.
+$redis->xadd('stream:clicks', id => "c$_", url => '/', at => '2026-01-02T03:04:05Z') for 1 .. 5;
+wait_sql($node, 'postgres', 'SELECT count(*) FROM clicks', '5', 'the pipeline clicks works after all of it');
+$redis->xadd('stream:channels:updated', channel_id => 'c1', title => 't', members => 5, seen_at => '2026-01-02T03:04:05');
+wait_sql($node, 'postgres', "SELECT title || members FROM channels WHERE id = 'c1'", 't5', 'and the pipeline channels');
+
+$node->stop('fast');
+done_testing();
