@@ -204,12 +204,14 @@ CREATE FUNCTION @extschema@.postpipe_pipelines_0_1(                             
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_pipelines_0_1' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE VIEW @extschema@.postpipe_pipelines AS SELECT * FROM @extschema@.postpipe_pipelines_0_1();
 
+CREATE FUNCTION @extschema@.postpipe_pipeline_owner(pipeline text) RETURNS oid AS 'MODULE_PATHNAME', 'postpipe_pipeline_owner' LANGUAGE C STABLE STRICT PARALLEL UNSAFE;
+
 -- Payloads are not for pg_monitor: rows go to members of the pipeline's owner.
 CREATE VIEW @extschema@.postpipe_dlq WITH (security_barrier) AS
     SELECT d.pipeline, d.id, d.epoch, d.stream, d.state, d.sqlstate, d.message, d.detail, d.hint, d.context, d.schema_name, d.table_name, d.column_name, d.constraint_name,
            d.attempts, d.first_failed_at, d.last_failed_at, d.next_retry_at, d.added_at, d.worker, d.size_bytes, d.event, d.fields
-    FROM @extschema@.postpipe_dead_letter d JOIN @extschema@.postpipe_pipelines_0_1() p USING (pipeline)
-    WHERE pg_catalog.pg_has_role(p.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_data', 'USAGE');
+    FROM @extschema@.postpipe_dead_letter d
+    WHERE pg_catalog.pg_has_role(@extschema@.postpipe_pipeline_owner(d.pipeline), 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_data', 'USAGE');
 
 -- added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance. From tables, so that it outlives a crash; one row per pipeline and epoch.
 -- deduplicated counts deliveries, not entries: it is shown, and it is not in the sum (a redelivered entry is in `applied` already).
@@ -253,6 +255,7 @@ COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline i
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
 COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, the SQL objects and hiredis';
 COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';
+COMMENT ON FUNCTION @extschema@.postpipe_pipeline_owner IS 'internal: owner of a pipeline';
 COMMENT ON VIEW @extschema@.postpipe_stats IS 'numbers of each pipeline of this database';
 COMMENT ON VIEW @extschema@.postpipe_status IS 'state of each pipeline in one line of at most 120 columns';
 COMMENT ON VIEW @extschema@.postpipe_workers IS 'processes of postpipe, of all databases';

@@ -17,6 +17,7 @@
 #include "commands/extension.h"
 #include "executor/spi.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
@@ -47,13 +48,12 @@ pp_apply_role(const PpApply *a)
 	return a->statement ? pp_statement_role(a->statement) : InvalidOid;
 }
 
-/* Starts a transaction; returns false, in it, when the extension has been dropped. */
+/* Starts a transaction; returns false, in it, when the definition is not what it was any more. */
 bool
 pp_apply_begin(PpApply *a)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 
 	/*
 	 * DROP EXTENSION locks the extension first and its tables then, as we do: it waits for this
@@ -61,6 +61,11 @@ pp_apply_begin(PpApply *a)
 	 */
 	LockDatabaseObject(ExtensionRelationId, a->ext->oid, 0, AccessShareLock);
 	if (get_extension_name(a->ext->oid) == NULL)
+		return false;
+	pp_pipeline_lock(a->ext, a->pipeline->name, AccessShareLock);
+	/* The snapshot after the locks: it has to see what we waited for. */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (!pp_pipeline_is_current(a->ext, a->pipeline))
 		return false;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
@@ -74,19 +79,32 @@ pp_apply_commit(MemoryContext back_to)
 	PopActiveSnapshot();
 	pp_durable_before_commit();
 	CommitTransactionCommand();
+	/* Session locks that a trigger took would stay for ever. */
+	LockReleaseAll(USER_LOCKMETHOD, true);
 	MemoryContextSwitchTo(back_to);
 	return pp_durable_after_commit();
 }
 
-/* In PG_CATCH: takes the error and rolls the transaction back. */
+/* In PG_CATCH: takes the error out of the error stack, as a copy in `cxt`. */
 PpEntryError *
-pp_apply_roll_back(MemoryContext cxt)
+pp_apply_take_error(PpApply *a, MemoryContext cxt)
 {
 	PpEntryError *error;
 
 	MemoryContextSwitchTo(cxt);
 	error = pp_entry_error_capture(cxt);
 	disable_timeout(STATEMENT_TIMEOUT, false);
+	error->moment = error->sqlstate == ERRCODE_QUERY_CANCELED &&
+					(a->statement == NULL || !pp_statement_timed_out(a->statement));
+	return error;
+}
+
+/* In PG_CATCH: takes the error and rolls the transaction back. */
+PpEntryError *
+pp_apply_roll_back(PpApply *a, MemoryContext cxt)
+{
+	PpEntryError *error = pp_apply_take_error(a, cxt);
+
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(cxt);
 	return error;
@@ -95,7 +113,7 @@ pp_apply_roll_back(MemoryContext cxt)
 PpOutcome
 pp_apply_outcome_of(const PpEntryError *error)
 {
-	return pp_fault_of(error->sqlstate) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT
+	return pp_fault_of(error) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT
 														   : PP_OUTCOME_PIPELINE;
 }
 
@@ -119,7 +137,7 @@ pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 			*mark = pp_ledger_open(&a->ledger);
 			if (a->statement == NULL)
 				a->statement = pp_statement_create(a->cxt, a->ext, a->pipeline);
-			if (a->pipeline->builtin || strcmp(a->pipeline->name, PP_POSTS_PIPELINE) == 0)
+			if (pp_posts_owns(a->pipeline))
 				pp_posts_create_table(a->ext, a->pipeline);
 			CommandCounterIncrement();
 			pp_statement_prepare(a->statement);
@@ -134,7 +152,7 @@ pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 	}
 	PG_CATCH();
 	{
-		*error = pp_apply_roll_back(cxt);
+		*error = pp_apply_roll_back(a, cxt);
 		outcome = pp_apply_outcome_of(*error);
 	}
 	PG_END_TRY();
@@ -172,7 +190,7 @@ pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error)
 	}
 	PG_CATCH();
 	{
-		*error = pp_apply_roll_back(cxt);
+		*error = pp_apply_roll_back(a, cxt);
 		outcome = pp_apply_outcome_of(*error);
 	}
 	PG_END_TRY();
@@ -368,7 +386,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 	}
 	PG_CATCH();
 	{
-		result->error = pp_apply_roll_back(a->call_cxt);
+		result->error = pp_apply_roll_back(a, a->call_cxt);
 		result->conflicted = conflicted;
 		pp_apply_reopen(batch);
 		outcome = pp_apply_outcome_of(result->error);
@@ -396,7 +414,7 @@ fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	}
 	PG_CATCH();
 	{
-		result->error = pp_apply_roll_back(a->call_cxt);
+		result->error = pp_apply_roll_back(a, a->call_cxt);
 		fails = true;
 	}
 	PG_END_TRY();
@@ -419,7 +437,7 @@ pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 	MemoryContextReset(a->call_cxt);
 	memset(result, 0, sizeof(*result));
 	outcome = try_whole(a, batch, look_up, result);
-	if (outcome == PP_OUTCOME_PIPELINE && (pp_fault_of(result->error->sqlstate) == PP_FAULT_ENTRY ||
+	if (outcome == PP_OUTCOME_PIPELINE && (pp_fault_of(result->error) == PP_FAULT_ENTRY ||
 										   !fails_on_nothing(a, batch, result)))
 		outcome = pp_apply_split(a, batch, result);
 	MemoryContextSwitchTo(old);

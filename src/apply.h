@@ -16,7 +16,7 @@ typedef enum PpOutcome
 	PP_OUTCOME_DONE,     /* every entry of the batch is settled */
 	PP_OUTCOME_MOMENT,   /* try the batch again later; nothing is wrong with it or the pipeline */
 	PP_OUTCOME_PIPELINE, /* the pipeline has to be mended; the batch again later */
-	PP_OUTCOME_GONE      /* the extension or the pipeline does not exist any more */
+	PP_OUTCOME_GONE      /* the extension is dropped, or the definition changed or gone */
 } PpOutcome;
 
 /* What one call has done, also if it did not settle all. */

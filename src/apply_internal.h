@@ -16,11 +16,14 @@ struct PpApply
 	PpPipeline *pipeline;
 	PpLedger ledger;
 	PpStatement *statement;
+	PpId lone_id; /* an entry that failed alone in its batch with an error of the pipeline's kind … */
+	int lone_attempts; /* … and how often */
 };
 
 extern bool pp_apply_begin(PpApply *a);
 extern XLogRecPtr pp_apply_commit(MemoryContext back_to);
-extern PpEntryError *pp_apply_roll_back(MemoryContext cxt);
+extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
+extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);
 extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
 extern int pp_apply_compare_waves(const void *x, const void *y);
 extern void pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, PpApplyResult *result);

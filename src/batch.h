@@ -29,6 +29,7 @@ typedef enum PpVerdict
 /* Why an entry could not be applied; as GET STACKED DIAGNOSTICS has it. */
 typedef struct PpEntryError
 {
+	bool moment;  /* whatever its code, it says nothing of the entry: somebody cancelled */
 	int sqlstate; /* packed, as in ErrorData.sqlerrcode */
 	char *message;
 	char *detail; /* this and all below: NULL when absent */

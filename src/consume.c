@@ -160,7 +160,7 @@ normalize(PpWorker *w, PpBatch *batch)
 }
 
 static void
-count_result(PpWorker *w, const PpBatch *batch, const PpApplyResult *r)
+count_result(PpWorker *w, const PpApplyResult *r)
 {
 	pp_count(w->pipe, PP_COUNT_APPLIED, r->applied);
 	pp_count(w->pipe, PP_COUNT_CONFLICTED, r->conflicted);
@@ -168,8 +168,6 @@ count_result(PpWorker *w, const PpBatch *batch, const PpApplyResult *r)
 	pp_count(w->pipe, PP_COUNT_DEDUPLICATED, r->duplicates);
 	pp_count(w->pipe, PP_COUNT_DEAD, r->dead);
 	pp_count(w->pipe, PP_COUNT_LOST, r->lost);
-	pp_count(w->pipe, PP_COUNT_BATCHES, 1);
-	pp_pipe_applied(w->pipe, batch->entries[batch->n - 1].id);
 }
 
 /*
@@ -187,13 +185,18 @@ apply_batch(PpWorker *w, PpBatch *batch, bool look_up)
 		PpApplyResult result;
 		PpOutcome outcome = pp_apply_batch(w->apply, batch, look_up, &result);
 
-		count_result(w, batch, &result);
+		count_result(w, &result);
 		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_leave("extension_dropped", "the extension was dropped");
+			pp_worker_leave("definition_changed", "the definition has changed or is gone");
 		if (outcome == PP_OUTCOME_DONE)
 		{
+			pp_count(w->pipe, PP_COUNT_BATCHES, 1);
+			pp_pipe_applied(w->pipe, batch->entries[batch->n - 1].id);
 			while (!pp_durable_wait(result.lsn))
+			{
+				pp_process_sleep(100, PP_WAIT_WORKER_RETRY);
 				pp_worker_look_around(w);
+			}
 			break;
 		}
 		pp_worker_apply_failed(w, outcome, result.error);
@@ -218,7 +221,8 @@ pp_consume_create_group(PpWorker *w, PpRedisError *error)
 	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
 								w->made_before || start == NULL ? "0" : start);
 	reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
-	if (failed(w, reply, error) && strcmp(error->code, "redis_busygroup") != 0)
+	if (failed(w, reply, error) &&
+		(reply == NULL || strcmp(error->code, "redis_busygroup") != 0))
 		return false;
 	if (reply->type != PP_REPLY_ERROR)
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: made consumer group \"%s\" of "
@@ -274,7 +278,7 @@ pp_consume_open_group(PpWorker *w, PpRedisError *error)
 		   (outcome = pp_apply_set_base(w->apply, base, &sql_error)) != PP_OUTCOME_DONE)
 	{
 		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_leave("extension_dropped", "the extension was dropped");
+			pp_worker_leave("definition_changed", "the definition has changed or is gone");
 		pp_worker_apply_failed(w, outcome, sql_error);
 	}
 	w->pipe->opened = true;
@@ -300,6 +304,8 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 		batch->redelivered = true;
 		pp_worker_well(w, false);
 		after = batch->entries[batch->n - 1].id;
+		/* After a rewind they lie above the mark, and the group will deliver them once more. */
+		(void) pp_pipe_receive(w->pipe, batch->entries[0].id, after);
 		apply_batch(w, batch, true);
 		send_ack(w);
 		if (!receive_ack(w, error))

@@ -17,6 +17,7 @@
 #include "replication/walsender.h"
 #include "replication/syncrep.h"
 #include "replication/walsender_private.h"
+#include "miscadmin.h"
 #include "storage/lwlock.h"
 
 /* Call right before CommitTransactionCommand(). */
@@ -62,6 +63,9 @@ pp_durable_wait(XLogRecPtr lsn)
 	XLogFlush(lsn);
 	if (!SyncRepRequested() || SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
 		return true;
+	/* A cancel or a request to die ends the wait with a WARNING, and is served by the caller then. */
+	HOLD_INTERRUPTS();
 	SyncRepWaitForLSN(lsn, true);
+	RESUME_INTERRUPTS();
 	return replicated(lsn);
 }

@@ -9,11 +9,15 @@
 
 /*
  * pp_fault_of
- *		The first guess for an error of this packed SQLSTATE.
+ *		The first guess for an error, by its SQLSTATE.
  */
 PpFault
-pp_fault_of(int sqlstate)
+pp_fault_of(const PpEntryError *error)
 {
+	int sqlstate = error->sqlstate;
+
+	if (error->moment)
+		return PP_FAULT_MOMENT;
 	switch (sqlstate)
 	{
 		case ERRCODE_QUERY_CANCELED:

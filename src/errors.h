@@ -5,7 +5,7 @@
 #ifndef PP_ERRORS_H
 #define PP_ERRORS_H
 
-#include "postpipe.h"
+#include "batch.h"
 
 typedef enum PpFault
 {
@@ -15,6 +15,6 @@ typedef enum PpFault
 	PP_FAULT_UNKNOWN   /* of a batch: not known yet; of a lone entry: the entry's */
 } PpFault;
 
-extern PpFault pp_fault_of(int sqlstate);
+extern PpFault pp_fault_of(const PpEntryError *error);
 
 #endif /* PP_ERRORS_H */

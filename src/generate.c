@@ -250,6 +250,15 @@ make_columns(const PpPipeline *p, Relation rel, List *key)
 	return columns;
 }
 
+/* What is inserted: what the event has, or else the default. */
+static char *
+inserted_value(const Column *col)
+{
+	if (col->default_value == NULL)
+		return col->value;
+	return psprintf("coalesce(%s, %s)", col->value, col->default_value);
+}
+
 /* "a, b" of the key's columns: their names with a prefix, or their expressions. */
 static char *
 key_list(List *columns, const char *prefix)
@@ -269,7 +278,7 @@ key_list(List *columns, const char *prefix)
 		if (prefix != NULL)
 			appendStringInfo(&buf, "%s%s", prefix, col->name);
 		else
-			appendStringInfoString(&buf, col->value);
+			appendStringInfoString(&buf, inserted_value(col));
 	}
 	return buf.data;
 }
@@ -414,13 +423,8 @@ pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation targ
 	n = 0;
 	foreach (lc, columns)
 	{
-		Column *col = lfirst(lc);
-
 		appendStringInfoString(&sql, n++ > 0 ? ",\n    " : "\n    ");
-		if (col->default_value != NULL)
-			appendStringInfo(&sql, "coalesce(%s, %s)", col->value, col->default_value);
-		else
-			appendStringInfoString(&sql, col->value);
+		appendStringInfoString(&sql, inserted_value(lfirst(lc)));
 	}
 	appendStringInfoString(&sql, "\nFROM postpipe_batch b");
 	if (conflicts)

@@ -27,6 +27,7 @@ int pp_guc_max_workers;
 static char *redis_url_setting;
 static char *redis_password_file;
 static PpRedisUrl *redis_url; /* the setting's extra data */
+static emit_log_hook_type prev_emit_log_hook;
 
 #if PG_VERSION_NUM < 160000
 #define guc_malloc(elevel, size) malloc(size)
@@ -62,6 +63,22 @@ static void
 assign_redis_url(const char *newval, void *extra)
 {
 	redis_url = extra;
+}
+
+/*
+ * At a reload the postmaster logs what has changed, with the value as it stands in the file.  Not
+ * with a password in it.
+ */
+static void
+hide_password(ErrorData *edata)
+{
+	if (edata->message != NULL &&
+		strncmp(edata->message, "parameter \"postpipe.redis_url\" changed to",
+				strlen("parameter \"postpipe.redis_url\" changed to")) == 0)
+		edata->message = psprintf("parameter \"postpipe.redis_url\" changed to \"%s\"",
+								  redis_url->display);
+	if (prev_emit_log_hook)
+		prev_emit_log_hook(edata);
 }
 
 static bool
@@ -126,6 +143,8 @@ pp_guc_define(void)
 							"Each also takes one of max_worker_processes.", &pp_guc_max_workers, 32,
 							1, 1024, PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("postpipe");
+	prev_emit_log_hook = emit_log_hook;
+	emit_log_hook = hide_password;
 }
 
 /* Puts the first line of postpipe.redis_password_file into the URL; a missing file changes nothing
@@ -133,16 +152,20 @@ pp_guc_define(void)
 static void
 read_password_file(PpRedisUrl *url)
 {
+	static bool complained = false;
 	FILE *file = AllocateFile(redis_password_file, "r");
 	char line[sizeof(url->password)];
 
 	if (file == NULL)
 	{
-		ereport(LOG, (errcode_for_file_access(),
+		if (!complained)
+			ereport(LOG, (errcode_for_file_access(),
 					  errmsg("could not open postpipe.redis_password_file \"%s\": %m",
 							 redis_password_file)));
+		complained = true;
 		return;
 	}
+	complained = false;
 	if (fgets(line, sizeof(line), file) != NULL)
 	{
 		line[strcspn(line, "\r\n")] = '\0';

@@ -237,9 +237,12 @@ reconcile(Database *db)
 	}
 	if (db->proc != NULL)
 		return db->proc->pid == 0 ? 1000 : -1;
-	/* Processes that an earlier supervisor left are on their way out. */
-	if (wanted && pp_proc_count(db->oid) > 0)
+	/* Those that an earlier launcher or supervisor left have been asked to stop: see detach(). */
+	if (OidIsValid(db->oid) && pp_proc_count(db->oid) > 0)
+	{
+		pp_proc_enforce_stop(db->oid, STOP_DEADLINE_MS);
 		return 100;
+	}
 	if (wanted && db->next_start_at <= GetCurrentTimestamp())
 		start_supervisor(db);
 	if (wanted)

@@ -31,6 +31,7 @@
 typedef struct Question
 {
 	PpPipe *pipe;
+	uint32 generation; /* of the slot: it may be another pipeline's when the answer comes */
 	char group[PP_STREAM_LEN];
 	uint64 settled;
 	PpReply *replies[PP_STREAM_FACT_REPLIES];
@@ -116,6 +117,7 @@ ask(PpMeasure *m, List *pipelines)
 			continue;
 		m->n++;
 		q->pipe = pipe;
+		q->generation = pipe->generation;
 		q->settled = pp_pipe_settled(pipe);
 		strlcpy(q->group, p->group, sizeof(q->group));
 		pp_stream_send_facts(m->redis, p->stream, p->group);
@@ -174,6 +176,8 @@ answer(PpMeasure *m, Question *q)
 		result.settled = settled;
 		result.still = settled == q->settled;
 	}
+	if (q->pipe->generation != q->generation)
+		return;
 	LWLockAcquire(&q->pipe->lock, LW_EXCLUSIVE);
 	m->busy |= settled != q->pipe->measured.settled || result.pending > 0 || result.lag > 0;
 	q->pipe->measured = result;

@@ -21,10 +21,13 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -268,6 +271,62 @@ pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset)
 	char *value = pp_pipeline_option(p, name);
 
 	return value ? pg_strtoint32(value) : unset;
+}
+
+/*
+ * pp_pipeline_lock
+ *		Locks a pipeline until the end of the transaction: each batch in AccessShareLock, whoever
+ *		changes or drops it in AccessExclusiveLock.  So no batch is under way then, and the next one
+ *		sees the change.
+ */
+void
+pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode)
+{
+	LockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"),
+					   hash_bytes((const unsigned char *) name, (int) strlen(name)), 0, mode);
+}
+
+/* Some definition may have changed; set by invalidation, which the table's trigger sends. */
+static bool definitions_changed = true;
+static Oid definition_table;
+
+static void
+table_changed(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || relid == definition_table)
+		definitions_changed = true;
+}
+
+/*
+ * pp_pipeline_is_current
+ *		Is the definition still what it was when it was read?  Cheap when nothing has changed.  In a
+ *		transaction with an active snapshot, with the pipeline locked.
+ */
+bool
+pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p)
+{
+	static bool registered = false;
+	PpPipeline *now;
+
+	if (!registered)
+		CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
+	registered = true;
+	if (!definitions_changed)
+		return true;
+	definition_table = pp_relation_oid(ext, "postpipe_pipeline");
+	definitions_changed = false;
+	now = pp_pipeline_get(ext, p->name);
+	return now != NULL && now->version == p->version;
+}
+
+/* An option that is a time, in milliseconds; with a unit or without, as a setting. */
+int
+pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset)
+{
+	char *value = pp_pipeline_option(p, name);
+	int ms;
+
+	return value && parse_int(value, &ms, GUC_UNIT_MS, NULL) ? ms : unset;
 }
 
 static void

@@ -60,12 +60,16 @@ extern List *pp_pipeline_list(const PpExtension *ext);
 extern PpPipeline *pp_pipeline_get(const PpExtension *ext, const char *name);
 extern bool pp_pipeline_is_armed(const PpPipeline *p);
 extern char *pp_pipeline_option(const PpPipeline *p, const char *name);
+extern int pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset);
 extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
+extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
+extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);
 extern void pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p);
 
 extern Relation pp_target_open(const PpPipeline *p, LOCKMODE lock);
 
 /* posts.c */
+extern bool pp_posts_owns(const PpPipeline *p);
 extern PpPipeline *pp_posts_definition(const PpExtension *ext);
 extern void pp_posts_create_table(const PpExtension *ext, const PpPipeline *p);
 extern void pp_posts_adapt(PpPipeline *p, Relation target);

@@ -77,6 +77,14 @@ pp_posts_definition(const PpExtension *ext)
 	return p;
 }
 
+/* Is it the pipeline posts with the table that we make?  The user can give that name another one. */
+bool
+pp_posts_owns(const PpPipeline *p)
+{
+	return strcmp(p->name, PP_POSTS_PIPELINE) == 0 && p->target != NULL &&
+		   strcmp(p->target, PP_POSTS_TARGET) == 0;
+}
+
 /*
  * pp_posts_adapt
  *		A table that was there before has no column entry_id: then the later entry wins, as in any
@@ -87,6 +95,8 @@ pp_posts_adapt(PpPipeline *p, Relation target)
 {
 	TupleDesc desc = RelationGetDescr(target);
 
+	if (p->newer_by == NULL || strcmp(p->newer_by, "entry_id") != 0)
+		return;
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);

@@ -59,6 +59,7 @@ pp_process_interrupts(void)
 		QueryCancelPending = false;
 		if (ProcDiePending)
 		{
+			ProcDiePending = false; /* served here: what follows must not throw */
 			pp_report_state(PP_STATE_STOPPED, "terminated", "asked to terminate", NULL);
 			proc_exit(1);
 		}

@@ -23,6 +23,12 @@
 
 #define READ_AT_ONCE (256 * 1024) /* look for complete replies after so many bytes */
 
+static void
+close_with_context(void *conn)
+{
+	pp_redis_close(conn);
+}
+
 /* A closed connection with this client name; it lives as long as `parent`. */
 PpRedis *
 pp_redis_create(MemoryContext parent, const char *client_name)
@@ -33,6 +39,11 @@ pp_redis_create(MemoryContext parent, const char *client_name)
 	conn->cxt = cxt;
 	conn->login_cxt = AllocSetContextCreate(cxt, "postpipe redis login", ALLOCSET_SMALL_SIZES);
 	strlcpy(conn->name, client_name, sizeof(conn->name));
+	conn->error.code = "";
+	/* Whatever ends the context, an error among others, closes the connection. */
+	conn->callback.func = close_with_context;
+	conn->callback.arg = conn;
+	MemoryContextRegisterResetCallback(cxt, &conn->callback);
 	return conn;
 }
 

@@ -25,6 +25,7 @@ typedef enum PpLoginStep
 struct PpRedis
 {
 	MemoryContext cxt;
+	MemoryContextCallback callback;
 	MemoryContext login_cxt; /* for replies to the log-in */
 	redisContext *rc;        /* NULL: closed */
 	bool fd_accounted;

@@ -11,6 +11,9 @@
 
 #include <fcntl.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <arpa/nameser.h>
+#include <resolv.h>
 
 #include "storage/fd.h"
 #include "utils/memutils.h"
@@ -31,7 +34,8 @@ resolve(PpRedis *conn, char *address, size_t size)
 
 	if (!resolver_bounded)
 	{
-		setenv("RES_OPTIONS", "timeout:1 attempts:1", 0);
+		setenv("RES_OPTIONS", "timeout:1 attempts:1", 1);
+		(void) res_init();		/* the postmaster may have used the resolver before us */
 		resolver_bounded = true;
 	}
 	memset(&hints, 0, sizeof(hints));
@@ -104,6 +108,7 @@ pp_redis_start(PpRedis *conn, const PpRedisUrl *url)
 		conn->old_client_id = 0; /* another server: the number means nothing there */
 	conn->url = *url;
 	memset(&conn->error, 0, sizeof(conn->error));
+	conn->error.code = "";
 	if (!url->is_unix && !resolve(conn, address, sizeof(address)))
 		return false;
 

@@ -141,6 +141,21 @@ create_nil(const redisReadTask *task)
 	return reply;
 }
 
+#if HIREDIS_MAJOR >= 1
+/* RESP3: we never say HELLO 3, so nobody may send it. Without these hiredis would make up replies. */
+static void *
+refuse_double(const redisReadTask *task, double value, char *str, size_t len)
+{
+	return NULL;
+}
+
+static void *
+refuse_bool(const redisReadTask *task, int value)
+{
+	return NULL;
+}
+#endif
+
 /* The memory goes with its context. */
 static void
 free_object(void *reply)
@@ -151,12 +166,15 @@ free_object(void *reply)
 redisReplyObjectFunctions *
 pp_reply_functions(void)
 {
-	/* RESP3's types are left NULL: we never say HELLO 3, and hiredis refuses what has no callback. */
 	static redisReplyObjectFunctions functions = {
 		.createString = create_string,
 		.createArray = create_array,
 		.createInteger = create_integer,
 		.createNil = create_nil,
+#if HIREDIS_MAJOR >= 1
+		.createDouble = refuse_double,
+		.createBool = refuse_bool,
+#endif
 		.freeObject = free_object,
 	};
 

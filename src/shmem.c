@@ -8,6 +8,8 @@
  */
 #include "shmem.h"
 
+#include <signal.h>
+
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/procarray.h"
@@ -153,6 +155,7 @@ pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname, const char *pip
 		proc->latch = NULL;
 		proc->started_at = GetCurrentTimestamp();
 		proc->stop = false;
+		proc->stop_asked_at = 0;
 		LWLockAcquire(&proc->lock, LW_EXCLUSIVE);
 		memset(&proc->status, 0, sizeof(proc->status));
 		memset(&proc->info, 0, sizeof(proc->info));
@@ -187,15 +190,17 @@ detach(int code, Datum arg)
 	pp_my_proc = NULL;
 	if (proc == NULL)
 		return;
+	/* Children have nobody left to restart or stop them: they go with their parent. */
+	if (proc->kind == PP_PROC_LAUNCHER)
+		pp_proc_stop_kind(PP_PROC_SUPERVISOR, InvalidOid);
+	else if (proc->kind == PP_PROC_SUPERVISOR)
+		pp_proc_stop_kind(PP_PROC_WORKER, proc->dboid);
+	/* Released first, so that the parent finds the slot free when it wakes. */
+	pp_proc_release(proc, my_generation);
 	if (proc->kind == PP_PROC_SUPERVISOR)
-	{
-		/* Workers have nobody left to restart or stop them: they go with the supervisor. */
-		pp_proc_stop_database(proc->dboid, true);
 		pp_wake_launcher();
-	}
 	else if (proc->kind == PP_PROC_WORKER)
 		pp_wake_supervisor(proc->dboid);
-	pp_proc_release(proc, my_generation);
 }
 
 /*
@@ -215,6 +220,8 @@ pp_proc_attach(int slot, uint32 generation)
 	{
 		proc->pid = MyProcPid;
 		proc->latch = MyLatch;
+		if (proc->kind == PP_PROC_LAUNCHER)
+			proc->stop = false;
 	}
 	LWLockRelease(&pp_shared->lock);
 	if (!mine)
@@ -241,37 +248,65 @@ pp_proc_must_stop(void)
 	return stop;
 }
 
+static void
+ask_stop_locked(PpProc *proc)
+{
+	if (!proc->stop)
+		proc->stop_asked_at = GetCurrentTimestamp();
+	proc->stop = true;
+	if (proc->latch != NULL)
+		SetLatch(proc->latch);
+}
+
 /* Asks a process to stop between two batches. The caller holds no lock of ours. */
 void
 pp_proc_ask_stop(PpProc *proc)
 {
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
-	proc->stop = true;
-	if (proc->latch != NULL)
-		SetLatch(proc->latch);
+	ask_stop_locked(proc);
 	LWLockRelease(&pp_shared->lock);
 }
 
-/* Asks all processes of a database, or only its workers, to stop; returns how many there are. */
-int
-pp_proc_stop_database(Oid dboid, bool workers_only)
+/* Asks all processes of a kind to stop, those of one database or (InvalidOid) of all. */
+void
+pp_proc_stop_kind(PpProcKind kind, Oid dboid)
 {
-	int n = 0;
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	for (int i = 1; i < pp_shared->num_procs; i++)
+	{
+		PpProc *proc = &pp_shared->procs[i];
+
+		if (proc->in_use && proc->kind == kind && (!OidIsValid(dboid) || proc->dboid == dboid))
+			ask_stop_locked(proc);
+	}
+	LWLockRelease(&pp_shared->lock);
+}
+
+/*
+ * pp_proc_enforce_stop
+ *		For processes of a database that nobody has a handle for, because their parent is gone:
+ *		terminates those that were asked to stop and did not within deadline_ms, and frees the slots
+ *		of those that never came.
+ */
+void
+pp_proc_enforce_stop(Oid dboid, int deadline_ms)
+{
+	TimestampTz now = GetCurrentTimestamp();
 
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	for (int i = 1; i < pp_shared->num_procs; i++)
 	{
 		PpProc *proc = &pp_shared->procs[i];
 
-		if (!proc->in_use || proc->dboid != dboid || (workers_only && proc->kind != PP_PROC_WORKER))
+		if (!proc->in_use || proc->dboid != dboid || !proc->stop || proc->pid == MyProcPid ||
+			!TimestampDifferenceExceeds(proc->stop_asked_at, now, deadline_ms))
 			continue;
-		n++;
-		proc->stop = true;
-		if (proc->latch != NULL)
-			SetLatch(proc->latch);
+		if (proc->pid != 0)
+			(void) kill(proc->pid, SIGTERM);
+		else
+			proc->in_use = false;
 	}
 	LWLockRelease(&pp_shared->lock);
-	return n;
 }
 
 /* How many processes of ours, attached or on their way, belong to a database. */

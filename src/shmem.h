@@ -83,6 +83,7 @@ typedef struct PpProc
 	int pid;                        /* (R) 0: registered, but not attached yet */
 	Latch *latch;                   /* (R) in shared memory as well; NULL with pid 0 */
 	TimestampTz started_at;         /* (R) when it was registered */
+	TimestampTz stop_asked_at; /* (R) */
 	bool stop;                      /* (R) asked to stop when the batch in hand is done */
 	PpStatus status;
 	PpProcInfo info;
@@ -178,7 +179,8 @@ extern void pp_proc_release(PpProc *proc, uint32 generation);
 extern bool pp_proc_attach(int slot, uint32 generation);
 extern bool pp_proc_must_stop(void);
 extern void pp_proc_ask_stop(PpProc *proc);
-extern int pp_proc_stop_database(Oid dboid, bool workers_only);
+extern void pp_proc_stop_kind(PpProcKind kind, Oid dboid);
+extern void pp_proc_enforce_stop(Oid dboid, int deadline_ms);
 extern int pp_proc_count(Oid dboid);
 extern void pp_wake_supervisor(Oid dboid);
 extern void pp_wake_launcher(void);

@@ -7,8 +7,8 @@
  * MAX_SUBTRANSACTIONS successful parts what is decided so far is committed, and the rest goes on in
  * a new transaction.
  *
- * An entry is dead only if it fails while others pass.  When all that was tried failed with errors
- * of the pipeline's kind, the pipeline is at fault and nothing is dead-lettered.
+ * An entry is dead only if it fails while others pass, or the statement at least runs over nothing:
+ * pipeline_is_at_fault().  When the pipeline is at fault, nothing is dead-lettered.
  */
 #include "apply_internal.h"
 
@@ -19,9 +19,11 @@
 
 #include "errors.h"
 #include "event.h"
+#include "guc.h"
 
 #define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
 #define MAX_HOPELESS_RUNS   24 /* failures of the pipeline's kind with no success between */
+#define SAMPLES            8  /* entries that are tried before the pipeline is found at fault */
 
 /* A part of the batch that is still to be run while it is split. */
 typedef struct Part
@@ -40,12 +42,16 @@ typedef struct Split
 	int depth;
 	int successes;    /* runs that passed */
 	int hopeless;     /* failures of the pipeline's kind of single entries */
+	bool sampled;     /* sample_passes() was asked */
 	int other_errors; /* failures of single entries of other kinds */
 } Split;
 
-/* Runs one part in a subtransaction. Returns NULL, or the error it failed with. */
+/*
+ * Runs one part in a subtransaction, keeps what it did if `keep`.  Returns NULL, or the error it
+ * failed with.  With n = 0 the statement runs over nothing.
+ */
 static PpEntryError *
-run_part(PpApply *a, PpBatch *batch, PpEntry **entries, int n, PpApplyResult *result)
+run_part(PpApply *a, PpBatch *batch, PpEntry **entries, int n, bool keep, PpApplyResult *result)
 {
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -56,20 +62,27 @@ run_part(PpApply *a, PpBatch *batch, PpEntry **entries, int n, PpApplyResult *re
 	MemoryContextSwitchTo(old);
 	PG_TRY();
 	{
-		pp_apply_run_waves(a, entries, n, result);
-		ReleaseCurrentSubTransaction();
+		if (n > 0)
+			pp_apply_run_waves(a, entries, n, result);
+		else
+			(void) pp_statement_run(a->statement, NULL, 0);
+		if (keep)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(a->call_cxt);
-		error = pp_entry_error_capture(a->call_cxt);
-		disable_timeout(STATEMENT_TIMEOUT, false);
+		error = pp_apply_take_error(a, a->call_cxt);
 		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	if (error != NULL || !keep)
+	{
 		result->conflicted = conflicted;
 		for (int i = 0; i < n; i++)
 			entries[i]->verdict = PP_VERDICT_OPEN;
 	}
-	PG_END_TRY();
 	MemoryContextSwitchTo(old);
 	CurrentResourceOwner = owner;
 	return error;
@@ -103,7 +116,7 @@ split_step(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 		push_halves(split, part.first, part.end);
 		return NULL;
 	}
-	error = run_part(a, batch, entries, n, result);
+	error = run_part(a, batch, entries, n, true, result);
 	if (error == NULL)
 	{
 		split->successes++;
@@ -113,14 +126,14 @@ split_step(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 		return NULL;
 	}
 	result->error = error;
-	if (pp_fault_of(error->sqlstate) == PP_FAULT_MOMENT)
+	if (pp_fault_of(error) == PP_FAULT_MOMENT)
 		return error;
 	if (n > 1)
 	{
 		push_halves(split, part.first, part.end);
 		return NULL;
 	}
-	if (pp_fault_of(error->sqlstate) == PP_FAULT_PIPELINE)
+	if (pp_fault_of(error) == PP_FAULT_PIPELINE)
 		split->hopeless++;
 	else
 		split->other_errors++;
@@ -129,11 +142,43 @@ split_step(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 	return NULL;
 }
 
-/* Has everything that was tried failed with an error of the pipeline's kind? */
+/* Does any of a few entries from all over the batch pass?  Whatever they do is rolled back. */
 static bool
-is_hopeless(const Split *split, int limit)
+sample_passes(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 {
-	return split->successes == 0 && split->other_errors == 0 && split->hopeless >= limit;
+	for (int i = 0; i < SAMPLES; i++)
+	{
+		PpEntry **entry = &split->open[(int) ((int64) split->n * i / SAMPLES)];
+		PpVerdict verdict = (*entry)->verdict;
+		bool passes = run_part(a, batch, entry, 1, false, result) == NULL;
+
+		(*entry)->verdict = verdict;
+		if (passes)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Nothing has passed so far.  Is the pipeline at fault, and not the entries?  It is when the
+ * statement fails on nothing, or when most failures are of the pipeline's kind.  An entry that was
+ * alone in its batch cannot be compared with others: it gets some attempts first.
+ */
+static bool
+pipeline_is_at_fault(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
+{
+	PpEntryError *error = run_part(a, batch, NULL, 0, false, result);
+
+	if (error != NULL)
+		result->error = error;
+	if (error != NULL || (split->n > 1 && split->hopeless > split->other_errors))
+		return true;
+	if (split->n > 1 || split->hopeless == 0)
+		return false;
+	if (pp_id_compare(a->lone_id, split->open[0]->id) != 0)
+		a->lone_attempts = 0;
+	a->lone_id = split->open[0]->id;
+	return a->lone_attempts++ < pp_guc_max_retries;
 }
 
 /* One transaction of the split. Sets *done when nothing is left. */
@@ -156,12 +201,17 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 				   split->successes - start < MAX_SUBTRANSACTIONS)
 			{
 				error = split_step(a, batch, split, result);
-				if (is_hopeless(split, MAX_HOPELESS_RUNS))
-					break;
+				if (error == NULL && split->successes == 0 && !split->sampled &&
+					split->hopeless >= MAX_HOPELESS_RUNS)
+				{
+					split->sampled = true;
+					if (!sample_passes(a, batch, split, result))
+						break;
+				}
 			}
 			if (error != NULL)
 				outcome = PP_OUTCOME_MOMENT;
-			else if (is_hopeless(split, Min(split->n, MAX_HOPELESS_RUNS)) && split->n > 1)
+			else if (split->successes == 0 && pipeline_is_at_fault(a, batch, split, result))
 				outcome = PP_OUTCOME_PIPELINE;
 		}
 		if (outcome == PP_OUTCOME_DONE)
@@ -179,7 +229,7 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 	}
 	PG_CATCH();
 	{
-		result->error = pp_apply_roll_back(a->call_cxt);
+		result->error = pp_apply_roll_back(a, a->call_cxt);
 		pp_apply_reopen(batch);
 		outcome = pp_apply_outcome_of(result->error);
 	}

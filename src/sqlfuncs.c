@@ -20,6 +20,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -123,6 +124,7 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 		ereport(NOTICE, (errmsg("pipeline \"%s\" does not exist, skipping", name)));
 		PG_RETURN_BOOL(false);
 	}
+	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
 	p = require_pipeline(&ext, name);
 	dead = pp_dead_letter_count(&ext, name);
 	if (dead > 0 && !PG_GETARG_BOOL(3))
@@ -304,6 +306,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	pp_require_preload();
 	pp_require_extension(&ext);
 	p = require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	pp_pipeline_lock(&ext, p->name, AccessExclusiveLock);
 	if (!PG_ARGISNULL(1))
 	{
 		char *text = pp_text_arg(fcinfo, 1);
@@ -371,10 +374,15 @@ warn_if_idle(void)
 Datum
 postpipe_definition_changed(PG_FUNCTION_ARGS)
 {
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("postpipe_definition_changed() must be called as a trigger")));
 	if (creating_extension)
 		warn_if_idle();
 	if (pp_shared != NULL)
 		pp_wake_at_commit();
+	/* Running workers look at their definition before the next batch: pp_pipeline_is_current(). */
+	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
 	PG_RETURN_POINTER(NULL);
 }
 

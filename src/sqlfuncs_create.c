@@ -15,6 +15,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
@@ -25,9 +26,8 @@
 PG_FUNCTION_INFO_V1(postpipe_create_pipeline);
 
 /* Options that a pipeline may have; what is behind some of them comes with later versions. */
-static const char *const known_options[] = {"batch_size",     "statement_timeout",
-											"lock_timeout",   "synchronous_commit",
-											"allow_unlogged", "start_id"};
+static const char *const known_options[] = {"batch_size", "statement_timeout", "lock_timeout",
+											"synchronous_commit", "allow_unlogged"};
 
 static List *
 text_array_arg(FunctionCallInfo fcinfo, int n)
@@ -74,6 +74,17 @@ check_options(const Jsonb *options)
 							errhint("Options are batch_size, statement_timeout, lock_timeout, "
 									"synchronous_commit and allow_unlogged.")));
 	}
+}
+
+/* An option that is a setting of the same name: the server checks the value. */
+static void
+check_setting(const PpPipeline *p, const char *name)
+{
+	char *value = pp_pipeline_option(p, name);
+
+	if (value != NULL)
+		(void) set_config_option(name, value, PGC_SUSET, PGC_S_TEST, GUC_ACTION_SET, false, ERROR,
+								 false);
 }
 
 static void
@@ -141,6 +152,7 @@ check_statement(const PpExtension *ext, PpPipeline *p)
 	(void) pp_statement_run(s, NULL, 0);
 	sql = SPI_palloc(strlen(pp_statement_sql(s)) + 1);
 	strcpy(sql, pp_statement_sql(s));
+	pp_statement_destroy(s);
 	SPI_finish();
 	return sql;
 }
@@ -197,6 +209,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 		p->group = psprintf("postpipe_%s", p->name);
 	check_length(p->stream, "stream");
 	check_length(p->group, "consumer_group");
+	pp_pipeline_lock(&ext, p->name, AccessExclusiveLock);
 	if (pp_pipeline_get(&ext, p->name) != NULL)
 	{
 		if (!PG_ARGISNULL(17) && PG_GETARG_BOOL(17))
@@ -242,6 +255,9 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 					 : PG_GETARG_JSONB_P_COPY(16);
 	check_options(p->options);
 	check_option_range(p, "batch_size", 1, 100000);
+	check_setting(p, "statement_timeout");
+	check_setting(p, "lock_timeout");
+	check_setting(p, "synchronous_commit");
 	set_start(p, pp_text_arg(fcinfo, 10), !PG_ARGISNULL(11),
 			  PG_ARGISNULL(11) ? 0 : PG_GETARG_TIMESTAMPTZ(11));
 	p->search_path = pstrdup(namespace_search_path);

@@ -3,8 +3,7 @@
  *		Redis for SQL functions: a connection for the length of one call.
  *
  * Unlike our own processes, a function has a transaction open while it waits; so it waits only
- * REDIS_MS for each answer.  A memory-context callback closes the connection when the call ends in
- * an error.
+ * REDIS_MS for each answer.  The connection is closed with the memory context of the call.
  */
 #include "sqlfuncs.h"
 
@@ -13,12 +12,6 @@
 #include "guc.h"
 
 #define REDIS_MS 5000
-
-static void
-close_connection(void *conn)
-{
-	pp_redis_close(conn);
-}
 
 static void
 fail(const PpRedisError *error)
@@ -34,12 +27,8 @@ PpRedis *
 pp_function_connect(void)
 {
 	PpRedis *conn = pp_redis_create(CurrentMemoryContext, "postpipe:function");
-	MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
 	PpRedisUrl url;
 
-	callback->func = close_connection;
-	callback->arg = conn;
-	MemoryContextRegisterResetCallback(CurrentMemoryContext, callback);
 	pp_guc_redis_url(&url);
 	if (!pp_redis_start(conn, &url) ||
 		pp_redis_receive(conn, NULL, REDIS_MS, PP_WAIT_REDIS_CONNECT) == PP_REDIS_FAILED)

@@ -5,36 +5,90 @@
 #include "sqlfuncs.h"
 
 #include "access/htup_details.h"
-#include "access/table.h"
+#include "access/relation.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
+#include "utils/varlena.h"
 
 #include "stats.h"
 #include "store.h"
 
 PG_FUNCTION_INFO_V1(postpipe_pipelines_0_1);
+PG_FUNCTION_INFO_V1(postpipe_pipeline_owner);
 PG_FUNCTION_INFO_V1(postpipe_audit_0_1);
 
-/* The statement that runs; NULL while the target is not there or does not fit. */
 static char *
-current_statement(const PpExtension *ext, const PpPipeline *p)
+generate_statement(const PpExtension *ext, const PpPipeline *p)
 {
 	PpPipeline adapted = *p;
+	RangeVar *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(p->target)));
+	Oid oid = RangeVarGetRelid(name, NoLock, true);
 	Relation rel;
 	char *sql;
 
-	if (p->statement != NULL)
-		return p->statement;
-	rel = pp_target_open(p, AccessShareLock);
+	if (!OidIsValid(oid) || !ConditionalLockRelationOid(oid, AccessShareLock))
+		return NULL;
+	rel = try_relation_open(oid, NoLock);
 	if (rel == NULL)
 		return NULL;
-	if (strcmp(p->name, PP_POSTS_PIPELINE) == 0)
+	if (pp_posts_owns(p))
 		pp_posts_adapt(&adapted, rel);
 	sql = pp_generate_statement(ext, &adapted, rel, NULL);
-	table_close(rel, NoLock);
+	relation_close(rel, NoLock);
 	return sql;
+}
+
+/*
+ * The statement that runs; NULL while the target is not there, is locked, does not fit, or may not
+ * be seen by who asks: one pipeline's trouble must not hide the others.
+ */
+static char *
+current_statement(const PpExtension *ext, const PpPipeline *p)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char *volatile sql = NULL;
+
+	if (p->statement != NULL)
+		return p->statement;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		sql = generate_statement(ext, p);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(old);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	return sql;
+}
+
+/* The owner of a pipeline, for views that show its rows to its members. NULL: there is none. */
+Datum
+postpipe_pipeline_owner(PG_FUNCTION_ARGS)
+{
+	PpExtension ext;
+	PpPipeline *p;
+
+	pp_require_extension(&ext);
+	p = pp_pipeline_get(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	if (p == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_OID(p->owner);
 }
 
 /* postpipe_pipelines: the definitions. */

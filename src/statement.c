@@ -19,6 +19,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -33,11 +34,13 @@
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "compat.h"
+#include "shmem.h"
 
 #define BATCH_NAME    "postpipe_batch"
 #define BATCH_COLUMNS 6
@@ -56,6 +59,7 @@ struct PpStatement
 	TupleDesc desc; /* of postpipe_batch */
 	SPIPlanPtr plans[2];
 	int timeout_ms; /* 0: none */
+	TimestampTz started_at; /* of the last run */
 };
 
 /* Counts what RETURNING returns, without keeping it. */
@@ -75,6 +79,12 @@ relation_changed(Datum arg, Oid relid)
 {
 	if (!OidIsValid(relid) || !OidIsValid(watched_target) || relid == watched_target)
 		relations_changed = true;
+}
+
+static void
+role_changed(Datum arg, int cache_id, uint32 hash)
+{
+	relations_changed = true;
 }
 
 static TupleDesc
@@ -108,10 +118,17 @@ pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipel
 	s->ext = ext;
 	s->pipeline = pipeline;
 	s->desc = batch_descriptor(ext);
-	s->timeout_ms = pp_pipeline_option_int(pipeline, "statement_timeout", StatementTimeout);
+	/* In a background worker nobody else arms it; in a backend the session has its own. */
+	if (pp_my_proc != NULL)
+		s->timeout_ms = pp_pipeline_option_ms(pipeline, "statement_timeout", StatementTimeout);
 	MemoryContextSwitchTo(old);
 	if (!registered)
+	{
 		CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+		/* Who may act as whom, and who is a superuser. */
+		CacheRegisterSyscacheCallback(AUTHOID, role_changed, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, role_changed, (Datum) 0);
+	}
 	registered = true;
 	relations_changed = true;
 	return s;
@@ -237,13 +254,20 @@ pp_statement_prepare(PpStatement *s)
 					   s->pipeline->name, s->pipeline->name)
 				 : errhint("Create it; the pipeline goes on by itself then.")));
 	check_target(s, rel);
-	if (strcmp(s->pipeline->name, PP_POSTS_PIPELINE) == 0)
+	if (pp_posts_owns(s->pipeline))
 		pp_posts_adapt(&adapted, rel);
 	sql = pp_generate_statement(s->ext, &adapted, rel, &key_fields);
 	set_statement(s, sql, as_string_nodes(key_fields), rel->rd_rel->relowner,
 				  RelationGetRelid(rel));
 	table_close(rel, NoLock);
 	relations_changed = false;
+}
+
+/* Frees the kept plans of a statement that is not needed any more. */
+void
+pp_statement_destroy(PpStatement *s)
+{
+	forget_plans(s);
 }
 
 /* A list with, for each column of the target's key, a list of field names (String nodes). */
@@ -292,6 +316,7 @@ static void
 register_batch(PpStatement *s, PpEntry **entries, int n)
 {
 	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
+	MemoryContext old;
 	int rc;
 
 	enr->md.name = BATCH_NAME;
@@ -300,7 +325,10 @@ register_batch(PpStatement *s, PpEntry **entries, int n)
 	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
 	enr->md.enrtuples = n <= SMALL_BATCH ? 1 : 1000;
 	enr->reldata = make_relation(s, entries, n);
+	/* SPI's list of relations must live as long as SPI's connection, not as long as this run. */
+	old = MemoryContextSwitchTo(TopTransactionContext);
 	rc = SPI_register_relation(enr);
+	MemoryContextSwitchTo(old);
 	if (rc != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register relation %s: %s", BATCH_NAME, SPI_result_code_string(rc));
 }
@@ -340,6 +368,24 @@ count_nothing(DestReceiver *self)
 {
 }
 
+/* A table that a statement writes, or a part of it, whose owner is another role and no superuser. */
+static Oid
+find_foreign_table(Oid relid, Oid role, Oid *owner)
+{
+	ListCell *lc;
+
+	foreach (lc, find_all_inheritors(relid, AccessShareLock, NULL))
+	{
+		Relation rel = table_open(lfirst_oid(lc), NoLock);
+
+		*owner = rel->rd_rel->relowner;
+		table_close(rel, NoLock);
+		if (*owner != role && !superuser_arg(*owner))
+			return lfirst_oid(lc);
+	}
+	return InvalidOid;
+}
+
 /*
  * A superuser's statement must not write where another role's triggers, defaults or index
  * expressions would run with a superuser's rights.  The plan must not be saved yet: then no
@@ -349,6 +395,8 @@ static void
 check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 {
 	CachedPlan *cplan;
+	Oid foreign = InvalidOid;
+	Oid owner = InvalidOid;
 	ListCell *lc;
 	ListCell *lc2;
 
@@ -363,28 +411,23 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 
 		foreach (lc2, stmt->resultRelations)
 		{
-			Oid relid = rt_fetch(lfirst_int(lc2), stmt->rtable)->relid;
-			Relation rel = table_open(relid, AccessShareLock);
-			Oid owner = rel->rd_rel->relowner;
-			char *name = pstrdup(RelationGetRelationName(rel));
+			RangeTblEntry *rte = rt_fetch(lfirst_int(lc2), stmt->rtable);
 
-			table_close(rel, AccessShareLock);
-			if (owner == s->role || superuser_arg(owner))
-				continue;
-			ReleaseCachedPlan(cplan, NULL);
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of "
-							"role \"%s\"",
-							s->pipeline->name, GetUserNameFromId(s->role, true), name,
-							GetUserNameFromId(owner, true)),
-					 errdetail("Triggers of the table would run with a superuser's rights."),
-					 errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(…, owner => "
-							 "'%s').",
-							 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
+			if (!OidIsValid(foreign))
+				foreign = find_foreign_table(rte->relid, s->role, &owner);
 		}
 	}
 	ReleaseCachedPlan(cplan, NULL);
+	if (OidIsValid(foreign))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of role "
+						"\"%s\"",
+						s->pipeline->name, GetUserNameFromId(s->role, true), get_rel_name(foreign),
+						GetUserNameFromId(owner, true)),
+				 errdetail("Triggers of the table would run with a superuser's rights."),
+				 errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(…, owner => '%s').",
+						 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
 }
 
 static SPIPlanPtr
@@ -428,6 +471,17 @@ set_constraints_immediate(void)
 }
 
 /*
+ * pp_statement_timed_out
+ *		Did the run that just failed take as long as it may?  Else a cancel came from somebody.
+ */
+bool
+pp_statement_timed_out(const PpStatement *s)
+{
+	return s->timeout_ms > 0 &&
+		   TimestampDifferenceExceeds(s->started_at, GetCurrentTimestamp(), s->timeout_ms);
+}
+
+/*
  * pp_statement_run
  *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
  *		connected.  Returns how many rows the statement said it did not insert.  Throws what the
@@ -463,6 +517,7 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n)
 	set_for_statement("TimeZone", "UTC");
 	set_for_statement("DateStyle", "ISO, MDY");
 	set_constraints_immediate();
+	s->started_at = GetCurrentTimestamp();
 	if (s->timeout_ms > 0)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
 

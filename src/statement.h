@@ -12,10 +12,12 @@ typedef struct PpStatement PpStatement;
 
 extern PpStatement *pp_statement_create(MemoryContext cxt, const PpExtension *ext,
 										PpPipeline *pipeline);
+extern void pp_statement_destroy(PpStatement *s);
 extern void pp_statement_prepare(PpStatement *s);
 extern List *pp_statement_key_fields(const PpStatement *s);
 extern Oid pp_statement_role(const PpStatement *s);
 extern const char *pp_statement_sql(const PpStatement *s);
+extern bool pp_statement_timed_out(const PpStatement *s);
 extern int pp_statement_run(PpStatement *s, PpEntry **entries, int n);
 
 #endif /* PP_STATEMENT_H */

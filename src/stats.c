@@ -44,6 +44,29 @@ is_well(PpState state)
 	return state == PP_STATE_RUNNING || state == PP_STATE_IDLE;
 }
 
+/*
+ * Was this cause said since the process was last well?  While it is not, each cause is worth one
+ * line, also when several take turns.
+ */
+static bool
+said_before(PpState state, const char *code)
+{
+	static char said[16][PP_REASON_CODE_LEN];
+	static int n = 0;
+
+	if (is_well(state))
+	{
+		n = 0;
+		return false;
+	}
+	for (int i = 0; i < n; i++)
+		if (strcmp(said[i], code) == 0)
+			return true;
+	if (n < lengthof(said))
+		strlcpy(said[n++], code, sizeof(said[0]));
+	return false;
+}
+
 static void
 log_state(PpState state, const char *reason, const char *hint)
 {
@@ -81,7 +104,7 @@ pp_report_state(PpState state, const char *code, const char *reason, const char 
 	LWLockRelease(&proc->lock);
 	if (!changed)
 		return;
-	if (!(is_well(before) && is_well(state)))
+	if (!(is_well(before) && is_well(state)) && !said_before(state, code))
 		log_state(state, reason, hint);
 	ConditionVariableBroadcast(&pp_shared->state_cv);
 }

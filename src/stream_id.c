@@ -117,6 +117,11 @@ pp_id_at_time(TimestampTz at)
 	PpId id = {0, 0};
 	int64 usec;
 
+	if (TIMESTAMP_IS_NOEND(at))
+	{
+		id.ms = id.seq = PG_UINT64_MAX;
+		return id;
+	}
 	if (TIMESTAMP_IS_NOBEGIN(at) || pg_add_s64_overflow(at, UNIX_EPOCH_OFFSET, &usec) || usec < 0)
 		return id;
 	id.ms = (uint64) usec / 1000;

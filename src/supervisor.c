@@ -15,10 +15,12 @@
 #include "worker.h"
 
 #include "access/xact.h"
+#include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
+#include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/guc.h"
@@ -74,6 +76,14 @@ read_definitions(Supervisor *s)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(s->list_cxt);
 	s->created = pp_extension_lookup(&ext);
+	if (s->created)
+	{
+		/* A DROP EXTENSION may be under way: wait for its end, and look again. */
+		LockDatabaseObject(ExtensionRelationId, ext.oid, 0, AccessShareLock);
+		PopActiveSnapshot();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		s->created = pp_extension_lookup(&ext);
+	}
 	if (s->created)
 		s->pipelines = pp_pipeline_list(&ext);
 	PopActiveSnapshot();
@@ -454,7 +464,13 @@ supervise(Supervisor *s)
 	}
 	else
 		read_definitions(s);
-	next = strangers_left(s) ? 100 : reconcile(s);
+	if (strangers_left(s))
+	{
+		pp_proc_enforce_stop(MyDatabaseId, STOP_DEADLINE_MS);
+		next = 100;
+	}
+	else
+		next = reconcile(s);
 	if (stopping && pp_proc_count(MyDatabaseId) <= 1)
 	{
 		publish(s);

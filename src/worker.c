@@ -128,6 +128,9 @@ redis_failed(PpWorker *w, const PpRedisError *error)
 {
 	PpRedisError copy = *error;
 
+	/* Closed by ourselves, because a setting has changed: connect again at once. */
+	if (copy.class == PP_REDIS_CLASS_NONE)
+		return;
 	disconnect(w);
 	if (strcmp(copy.code, "redis_reply_too_large") == 0)
 		w->count = Max(1, w->count / 4);
@@ -190,6 +193,31 @@ pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error
 	back_off(w);
 }
 
+static void
+set_option(const PpWorker *w, const char *setting, const char *unset)
+{
+	const char *value = pp_pipeline_option(w->def, setting);
+
+	if (value == NULL)
+		value = unset;
+	if (value != NULL)
+		SetConfigOption(setting, value, PGC_SUSET, PGC_S_SESSION);
+}
+
+/* Settings that a role or a database could have changed, and those of the pipeline. In a transaction. */
+static void
+fix_session(PpWorker *w)
+{
+	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_SESSION);
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_SESSION);
+	SetConfigOption("default_transaction_deferrable", "off", PGC_SUSET, PGC_S_SESSION);
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION);
+	/* Redis speaks UTF-8; a conversion can be found only in a transaction, and is kept from then on. */
+	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
+	set_option(w, "lock_timeout", NULL);
+	set_option(w, "synchronous_commit", NULL);
+}
+
 /* Loads the definition and opens the ledger, in the end. */
 static void
 open_pipeline(PpWorker *w)
@@ -202,36 +230,14 @@ open_pipeline(PpWorker *w)
 	MemoryContextSwitchTo(w->cxt);
 	if (pp_extension_lookup(&w->ext))
 		w->def = pp_pipeline_get(&w->ext, pp_my_proc->pipeline);
+	if (w->def == NULL)
+		pp_worker_leave("dropped", "the pipeline does not exist any more");
+	fix_session(w);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
-	if (w->def == NULL)
-		pp_worker_leave("dropped", "the pipeline does not exist any more");
 	w->apply = pp_apply_create(w->cxt, &w->ext, w->def, pp_my_proc->worker);
 	apply_settings(w);
-}
-
-static void
-set_option(const PpWorker *w, const char *setting, const char *unset)
-{
-	const char *value = pp_pipeline_option(w->def, setting);
-
-	if (value == NULL)
-		value = unset;
-	if (value != NULL)
-		SetConfigOption(setting, value, PGC_SUSET, PGC_S_SESSION);
-}
-
-/* Settings that a role or a database could have changed, and those of the pipeline. */
-static void
-fix_session(PpWorker *w)
-{
-	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_SESSION);
-	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_SESSION);
-	SetConfigOption("default_transaction_deferrable", "off", PGC_SUSET, PGC_S_SESSION);
-	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION);
-	set_option(w, "lock_timeout", NULL);
-	set_option(w, "synchronous_commit", NULL);
 }
 
 /* Opens the ledger and the target; tries again until both are there. */
@@ -246,7 +252,7 @@ open_apply(PpWorker *w)
 	while ((outcome = pp_apply_open(w->apply, &mark, &error)) != PP_OUTCOME_DONE)
 	{
 		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_leave("extension_dropped", "the extension was dropped");
+			pp_worker_leave("definition_changed", "the definition has changed or is gone");
 		pp_worker_apply_failed(w, outcome, error);
 		MemoryContextReset(w->batches[0].cxt);
 	}
@@ -269,7 +275,6 @@ set_up(PpWorker *w)
 	snprintf(w->consumer, sizeof(w->consumer), "postpipe:" UINT64_FORMAT ":%u:%s:%d",
 			 GetSystemIdentifier(), MyDatabaseId, pp_my_proc->pipeline, pp_my_proc->worker);
 	open_pipeline(w);
-	fix_session(w);
 	w->redis = pp_redis_create(w->cxt, w->consumer);
 	MemoryContextSwitchTo(w->cxt);
 	open_apply(w);
@@ -286,6 +291,9 @@ serve(PpWorker *w)
 		redis_failed(w, pp_redis_error(w->redis));
 		return;
 	}
+	/* What is left to acknowledge is read again with the own pending entries. */
+	if (!w->recovered)
+		w->ack_count = 0;
 	if (!w->group_open)
 		w->group_open = pp_consume_open_group(w, &error);
 	if (w->group_open && !w->recovered && pp_consume_pending(w, &error))
@@ -294,10 +302,17 @@ serve(PpWorker *w)
 		pp_consume(w, &error);
 	if (error.class == PP_REDIS_CLASS_NONE)
 		return;
-	/* The group has vanished: it is made again, if that is all. */
-	if (strcmp(error.code, "redis_nogroup") != 0 || !pp_consume_create_group(w, &error))
-		redis_failed(w, &error);
 	w->recovered = false;
+	w->ack_count = 0;
+	if (strcmp(error.code, "redis_nogroup") != 0 || pp_redis_outstanding(w->redis) > 0)
+		redis_failed(w, &error);
+	else
+	{
+		/* The group has vanished. If the pipeline is there all the same, it is made again. */
+		open_apply(w);
+		if (!pp_consume_create_group(w, &error))
+			redis_failed(w, &error);
+	}
 }
 
 /* The main function; main_arg is the number of the slot. */

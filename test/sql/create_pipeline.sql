@@ -131,6 +131,7 @@ SELECT pipeline FROM postpipe_pipelines;
 SELECT count(*) FROM t;
 
 -- what is right
+\pset format unaligned
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', enabled => false) IS NOT NULL AS made;
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't');
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', if_not_exists => true);
@@ -139,7 +140,7 @@ SELECT postpipe_create_pipeline('r', 'stream:p', statement => 'SELECT count(*) F
 SELECT postpipe_create_pipeline('s', 'stream:p', statement => 'INSERT INTO t (id) SELECT ord FROM postpipe_batch;', consumer_group => 'my group',
     event_types => '{a,b}', start_id => '5-1', workers => 64, options => '{"batch_size": 100000, "lock_timeout": "1s"}', enabled => false);
 SELECT postpipe_create_pipeline('u', 'stream:p', target => 'public."t"', start_time => '2023-11-14 22:13:20.5+00', enabled => false) IS NOT NULL AS made;
-SELECT pipeline, stream, consumer_group, target, key, on_conflict, event_types, generated, search_path, workers, enabled, enabled_reason, options
+SELECT pipeline, stream, consumer_group, target, key, on_conflict, event_types, generated, workers, enabled, enabled_reason, options
 FROM postpipe_pipelines WHERE pipeline <> 'posts' ORDER BY pipeline;
 
 SET client_min_messages = error;

@@ -23,6 +23,7 @@ $hits->attempts(4, 'it tries again and again');
 is(said(qr/could not connect/), 1, 'no Redis yet: said once');
 $proxy->start;
 $redis->start;
+loaded();
 $hits->publish(10);
 $hits->settled('PostgreSQL was first');
 is(said(qr/idle|running/), 1, 'it says once that it is well again');
@@ -42,9 +43,8 @@ begin();
 $hits->publish(30);
 $redis->kill9;
 $hits->shows(qr/^retrying\|redis_\w+\|[^|]+\|[^|]/, 'killed: shown');
-$hits->attempts(3);
-cmp_ok(said(qr/retrying/), '<=', 3, 'killed: said once for each cause');
 $redis->start;
+loaded();
 $hits->publish(10);
 $hits->settled('Redis came back with its data');
 
@@ -64,8 +64,7 @@ $proxy->command('refuse on');
 $proxy->command('rst');
 $hits->shows(qr/^retrying\|redis_(?:io|closed|connect)\|[^|]*(?:reset|closed)/i, 'reset: shown');
 $hits->publish(5);
-$hits->attempts(4);
-cmp_ok(said(qr/retrying/), '<=', 3, 'reset: said once for each cause');
+$hits->attempts(3);
 $proxy->command('pass');
 $hits->settled('reset');
 
@@ -96,6 +95,12 @@ for my $n (0, 1, 4, 5, 17, 40, 100, 300)
 begin();
 $redis->pipeline(map { [ 'SET', "key$_", $_ ] } 1 .. 2000);
 $hits->publish(10);
+$redis->cli('BGREWRITEAOF');    # loaded as an RDB, which is interrupted often enough to answer
+wait_for
+{
+	$redis->cli('INFO', 'persistence') =~ /aof_rewrite_in_progress:0/ && glob($redis->dir . '/appendonlydir/*.2.base.rdb')
+}
+'the file is rewritten';
 $redis->stop;
 push @{ $redis->{conf} }, 'key-load-delay 5000', 'loading-process-events-interval-bytes 1024';
 $redis->start;
@@ -103,7 +108,7 @@ $hits->shows(qr/^retrying\|redis_loading\|LOADING [^|]*\|LOADING/, 'LOADING: sho
 is(said(qr/retrying: LOADING/), 1, 'LOADING: said once');
 $redis->cli('CONFIG', 'SET', 'key-load-delay', 0);
 splice @{ $redis->{conf} };
-wait_for { $redis->command('PING') } 'it is loaded';
+loaded();
 $hits->publish(3);
 $hits->settled('LOADING');
 
@@ -112,6 +117,7 @@ begin();
 $redis->stop;
 remove_tree($redis->dir . '/appendonlydir');
 $redis->start;
+loaded();
 $hits->publish(10);
 $hits->settled('Redis came back empty');
 
@@ -119,7 +125,7 @@ $hits->settled('Redis came back empty');
 begin();
 $redis->cli('CONFIG', 'SET', 'requirepass', 'secret');
 $redis->{password} = 'secret';
-$redis->cli('CLIENT', 'KILL', 'TYPE', 'normal');
+kill_clients();
 $hits->shows(qr/^failed\|redis_auth\|NOAUTH [^|]*\|NOAUTH/, 'NOAUTH: shown');
 $hits->attempts(3);
 is(said(qr/failed: NOAUTH/), 1, 'NOAUTH: said once');
@@ -133,7 +139,7 @@ $hits->settled('password in postpipe.redis_url');
 begin();
 $redis->cli('CONFIG', 'SET', 'requirepass', 'another');
 $redis->{password} = 'another';
-$redis->cli('CLIENT', 'KILL', 'TYPE', 'normal');
+kill_clients();
 $hits->shows(qr/^failed\|redis_auth\|WRONGPASS/, 'the password has changed: shown');
 $hits->publish(5);
 my $file = PostgreSQL::Test::Utils::tempdir() . '/password';
@@ -148,15 +154,36 @@ setting(redis_url => $proxy->url);
 
 # --- a reload with another URL while the log-in hangs
 begin();
-$fake->mode('silent');
-elsewhere();
-wait_for { $fake->connections } 'the worker hangs in the log-in';
-wait_for { ($hits->worker('next_attempt_at') // '') eq '' || $fake->connections >= 2 } 'both do';
+my $fake2 = Postpipe::Test::FakeRedis->new(mode => ['silent']);
+$proxy->command('target ' . $fake2->port);
+$proxy->command('rst');
+my $consumer = $hits->worker('consumer');
+wait_for { grep { "@$_" eq "CLIENT SETNAME $consumer" } $fake2->commands } 'the worker hangs in the log-in';
 setting(redis_url => $redis->url);
 $hits->publish(5);
 $hits->settled('another URL while the log-in hangs');
+crashed('another URL while the log-in hangs');
 setting(redis_url => $proxy->url);
 back();
+
+# ... while XGROUP CREATE does, and while a read does
+for my $case (
+	[ 'XGROUP', XREADGROUP => "-NOGROUP No such key\r\n", 'XGROUP CREATE' => { silent => 1 } ],
+	[ 'XREADGROUP', XREADGROUP => { silent => 1 } ])
+{
+	my ($command, %replies) = @$case;
+	begin();
+	my $hung = Postpipe::Test::FakeRedis->new(replies => \%replies);
+	$proxy->command('target ' . $hung->port);
+	$proxy->command('rst');
+	wait_for { $hung->commands($command) } "it hangs in $command";
+	setting(redis_url => $redis->url);
+	$hits->publish(5);
+	$hits->settled("another URL while $command hangs");
+	crashed("another URL while $command hangs");
+	setting(redis_url => $proxy->url);
+	back();
+}
 
 # --- NOGROUP
 begin();
@@ -174,26 +201,29 @@ $hits->publish(5);
 $hits->settled('FLUSHALL');
 cmp_ok(said(qr/retrying|failed/), '<=', 1, 'FLUSHALL: said at most once');
 
-# --- NOGROUP with a batch in hand: committed, and its XACK not sent yet
-begin();
+# --- NOGROUP with two batches in hand: the second is committed, and its XACK not sent yet, when the group is made anew
 my $session = $hits->session;
-$session->('BEGIN; LOCK TABLE hits');
-$hits->publish(1);
-$hits->stuck;
-$hits->publish(900);
-$redis->cli('XGROUP', 'DESTROY', $hits->stream, $hits->group);
-$redis->cli('XGROUP', 'CREATE', $hits->stream, $hits->group, '0');
+my $big = Postpipe::Test::Hits->new(node => $node, redis => $redis, name => 'big', options => '{"batch_size": 10000}');
+$big->shows(qr/^idle/, 'a pipeline with large batches');
+$big->sql("SELECT postpipe_pause('big')");
+$big->sql("SELECT postpipe_wait_state('big', 'paused')");
+$big->publish(20000);
+$session->('BEGIN; LOCK TABLE big');
+$big->sql("SELECT postpipe_resume('big')");
+$big->stuck;
+wait_for { pending($redis, $big->stream, $big->group) == 20000 } 'two batches are in hand';
+$redis->pipeline([ 'CONFIG', 'SET', 'slowlog-log-slower-than', 0 ], [ 'CONFIG', 'SET', 'slowlog-max-len', 100000 ],
+	[ 'XGROUP', 'DESTROY', $big->stream, $big->group ]);
 $session->('COMMIT');
-$hits->settled('the group is made anew with a batch in hand');
-begin();
-$session->('BEGIN; LOCK TABLE hits');
-$hits->publish(1);
-$hits->stuck;
-$hits->publish(900);
-$session->('COMMIT; BEGIN; LOCK TABLE hits');
-$redis->cli('XGROUP', 'DESTROY', $hits->stream, $hits->group);
-$session->('COMMIT');
-$hits->settled('the group is destroyed with a batch in hand');
+$big->settled('the group is destroyed with two batches in hand');
+$redis->command('CONFIG', 'SET', 'slowlog-log-slower-than', -1);
+my %known = map { $_ => 1 } @{ $big->{ids} };
+my @acks = map { $_->[3] } grep { $_->[3][0] eq 'XACK' } @{ $redis->command('SLOWLOG', 'GET', -1) };
+cmp_ok(scalar @acks, '>=', 2, 'XACK was sent');
+# The slow log shows the first words of a long command, and then how many were left out.
+is_deeply([ grep { !$known{$_} && !/more arguments/ } map { @{$_}[ 3 .. $#$_ ] } @acks ], [], '... for entries that exist only');
+crashed('the group is destroyed with two batches in hand');
+$big->sql("SELECT postpipe_drop_pipeline('big')");
 
 # --- READONLY
 begin();
@@ -243,6 +273,18 @@ is(said(qr/retrying: MISCONF/), 1, 'MISCONF: said once');
 back();
 $hits->settled('MISCONF');
 
+# --- two causes in turn
+begin();
+$fake->set(PING => undef, XACK => undef, XREADGROUP => [ map { ("-LOADING Redis is loading\r\n", "-BUSY Redis is busy\r\n") } 1 .. 10 ]);
+elsewhere();
+$hits->shows(qr/^retrying\|redis_(?:loading|busy)/, 'two causes in turn: shown');
+$hits->attempts(5);
+cmp_ok(said(qr/retrying: LOADING/), '<=', 1, 'two causes in turn: the one is said once');
+cmp_ok(said(qr/retrying: BUSY/), '<=', 1, 'two causes in turn: and so is the other');
+back();
+$hits->publish(5);
+$hits->settled('two causes in turn');
+
 # --- what is no RESP
 begin();
 $fake->mode('garbage', "HTTP/1.1 400 Bad Request\r\n\r\n");
@@ -275,7 +317,7 @@ for my $round (1 .. 5)
 {
 	my $id = $hits->worker('redis_client_id');
 	$hits->publish(20);
-	$redis->cli('CLIENT', 'KILL', 'TYPE', 'normal');
+	kill_clients();
 	$hits->publish(20);
 	wait_for { ($hits->worker('redis_client_id') || $id) != $id } "killed, round $round: another connection";
 }
@@ -310,8 +352,8 @@ wait_for { clients() == 1 } 'half-open: the old connection is gone';
 is(consumers($redis, $hits->stream, $hits->group), 1, 'half-open: one consumer');
 
 is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'), $postmaster, 'the server was never harmed');
-is(scalar(() = $hits->sql('SELECT 1 FROM postpipe_dlq')), 0, 'no fault of Redis is an entry\'s');
-is(scalar log_lines($node, qr/PANIC|FATAL:.*postpipe|terminated by signal|exited with exit code (?!1\b)/), 0, 'no crash is in the log');
+is($hits->sql('SELECT count(*) FROM postpipe_dlq'), 0, 'no fault of Redis is an entry\'s');
+is(scalar log_lines($node, qr/exited with exit code [^01]/), 0, 'every process left with code 0 or 1');
 
 done_testing();
 
@@ -339,6 +381,29 @@ sub setting
 	my ($name, $value) = @_;
 	$node->safe_psql('postgres', "ALTER SYSTEM SET postpipe.$name = '$value'");
 	$node->reload;
+	return;
+}
+
+# A crash of one process is a restart of all, which nothing else here would notice.
+sub crashed
+{
+	my ($what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is(join("\n", log_lines($node, qr/terminated by signal|PANIC/, $from)), '', "$what: no crash");
+}
+
+# Redis has loaded its data.
+sub loaded
+{
+	wait_for { $redis->command('PING') eq 'PONG' && $redis->cli('INFO', 'persistence') =~ /loading:0/ } 'Redis has loaded its data';
+	return;
+}
+
+# Every connection, that of the test as well.
+sub kill_clients
+{
+	$redis->cli('CLIENT', 'KILL', 'TYPE', 'normal');
+	delete $redis->{client};
 	return;
 }
 

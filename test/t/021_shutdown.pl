@@ -18,14 +18,18 @@ my $hits = Postpipe::Test::Hits->new(node => $node, redis => $redis);
 $hits->shows(qr/^idle/, 'the pipeline is idle');
 
 # How Redis is when it has to be served; each leaves the worker in that state.
-my %entry = (XREADGROUP => [ entry_reply('1700000000000-1'), { silent => 1 } ]);
+my $fake_id = '1700000000000-1';
 my @states = (
 	[ 'idle, blocked in a read' => sub { }, qr/^waiting for entries/ ],
 	[ 'frozen in a read' => sub { $redis->freeze }, qr/^waiting for entries/ ],
 	[ 'silent from the connection on' => sub { $fake->mode('silent'); elsewhere() }, qr/^connecting/ ],
 	[ 'silent in the log-in' => sub { fake_with('CLIENT ID' => { silent => 1 }) }, qr/^connecting/ ],
 	[ 'silent in the read' => sub { fake_with(XREADGROUP => { silent => 1 }) }, qr/./ ],
-	[ 'silent in the XACK' => sub { fake_with(XREADGROUP => [ "*0\r\n", entry_reply('1700000000000-1'), { silent => 1 } ], XACK => { silent => 1 }) }, qr/./ ],
+	[
+		'silent in the XACK' =>
+		  sub { fake_with(XREADGROUP => [ "*0\r\n", entry_reply($fake_id), { silent => 1 } ], XACK => { silent => 1 }) },
+		qr/./
+	],
 	[ 'gone' => sub { $proxy->stop }, qr/^waiting to connect/ ]);
 
 for my $state (@states)
@@ -36,7 +40,6 @@ for my $state (@states)
 
 	# A reload, a cancel and other databases: nothing of it ends the worker.
 	my $pid = $hits->worker('pid');
-	my $from = log_offset($node);
 	$node->append_conf('postgresql.conf', "postpipe.retry_delay = " . (5000 + $$ % 1000) . "\n");
 	$node->reload;
 	is($hits->sql("SELECT bool_and(pg_cancel_backend(pid)) FROM postpipe_workers"), 't', "$name: cancel of all processes");
@@ -60,8 +63,36 @@ for my $state (@states)
 	}
 	$hits->shows(qr/^idle/, "$name: idle after the restart");
 }
+push @{ $hits->{ids} }, $fake_id;    # read, applied and never acknowledged, again and again
 $hits->publish(5);
 $hits->settled('after all of it', 30);
+
+# --- cancel of the statement: nothing is an entry's fault
+$hits->sql(q(CREATE FUNCTION wait_for_me() RETURNS trigger LANGUAGE plpgsql AS
+	$$BEGIN PERFORM pg_catalog.pg_advisory_xact_lock_shared(42); RETURN NEW; END$$;
+	CREATE TRIGGER wait_for_me BEFORE INSERT ON hits FOR EACH ROW EXECUTE FUNCTION wait_for_me();));
+my $session = $hits->session;
+$session->('SELECT pg_advisory_lock(42)');
+$hits->publish(1);
+for my $cancel (1 .. 3)
+{
+	$hits->stuck("cancel $cancel: a batch is being applied");
+	my $waits_since = "SELECT waitstart FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+	my $waiting = $hits->sql($waits_since);
+	$hits->sql('SELECT pg_cancel_backend(' . $hits->worker('pid') . ')');
+	wait_for
+	{
+		my $now = $hits->sql($waits_since);
+		$now && $now ne $waiting or $hits->sql('SELECT count(*) FROM postpipe_dlq');
+	}
+	"cancel $cancel: it tries again";
+	last if $hits->sql('SELECT count(*) FROM postpipe_dlq');
+}
+is($hits->sql('SELECT count(*) FROM postpipe_dlq'), 0, 'a cancel dead-letters nothing');
+$session->('SELECT pg_advisory_unlock(42)');
+$session->(undef);
+$hits->sql('DROP TRIGGER wait_for_me ON hits');
+$hits->settled('cancel of the statement');
 
 # --- the postmaster dies while Redis hangs: nothing is left that would keep it from starting again
 for my $state (@states[ 1, 2, 5 ])
@@ -115,7 +146,6 @@ sub make
 	my $commands = $fake->commands;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	$hits->sql("SELECT pg_stat_clear_snapshot()");
 	$make->();
 	if ($name =~ /silent in the (read|XACK)/)
 	{
@@ -124,7 +154,8 @@ sub make
 		wait_for { grep { $_->[0] eq $last } ($fake->commands)[ $before .. $fake->commands - 1 ] } "$name: that is where it is";
 		return;
 	}
-	wait_for { $hits->sql("SELECT query FROM pg_stat_activity WHERE pid = " . $hits->worker('pid')) =~ $activity } "$name: that is where it is";
+	wait_for { $hits->sql('SELECT query FROM pg_stat_activity WHERE pid = ' . $hits->worker('pid')) =~ $activity }
+	"$name: that is where it is";
 	return;
 }
 
@@ -152,11 +183,15 @@ sub stop_server
 {
 	my ($name, $mode) = @_;
 	my @pids = processes();
+	my $from = log_offset($node);
 	my ($stdout, $stderr);
 	my $stopped = IPC::Run::run([ 'pg_ctl', '-D', $node->data_dir, '-m', $mode, '-t', SERVED, 'stop' ], '>', \$stdout, '2>', \$stderr);
 
 	ok($stopped, "$name: stop -m $mode") or diag($stdout . $stderr);
 	$node->_update_pid(0);
-	ok(!(grep { kill(0, $_) } @pids), "$name: stop -m $mode leaves nothing running");
+	# pg_ctl waits for the PID file to go only.
+	wait_for { !grep { kill(0, $_) } @pids } "$name: stop -m $mode leaves nothing running", SERVED;
+	is(scalar log_lines($node, qr/postpipe.* (?:FATAL|ERROR): /, $from), 0, 'stop -m fast is no error')
+	  if "$name $mode" eq 'gone fast';
 	return;
 }

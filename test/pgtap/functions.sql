@@ -1,0 +1,36 @@
+-- Functions that SQL may call: argument names, types, defaults and results are fixed.
+BEGIN;
+SELECT no_plan();
+
+CREATE FUNCTION pg_temp.has_signature(name name, arguments text, result text) RETURNS SETOF text LANGUAGE sql AS $$
+    SELECT is(pg_get_function_arguments(oid), regexp_replace($2, '\s+', ' ', 'g'), 'arguments of ' || $1) FROM pg_proc WHERE proname = $1
+    UNION ALL
+    SELECT is(pg_get_function_result(oid), $3, 'result of ' || $1) FROM pg_proc WHERE proname = $1
+$$;
+
+SELECT pg_temp.has_signature('postpipe_create_pipeline',
+'pipeline text, stream text, target text DEFAULT NULL::text, statement text DEFAULT NULL::text, consumer_group text DEFAULT NULL::text,
+key text[] DEFAULT NULL::text[], on_conflict text DEFAULT ''update''::text, newer_by text DEFAULT NULL::text, columns jsonb DEFAULT NULL::jsonb,
+event_types text[] DEFAULT NULL::text[], start_id text DEFAULT ''0''::text, start_time timestamp with time zone DEFAULT NULL::timestamp with time zone,
+workers integer DEFAULT 1, redis text DEFAULT NULL::text, owner text DEFAULT NULL::text, enabled boolean DEFAULT true,
+options jsonb DEFAULT ''{}''::jsonb, if_not_exists boolean DEFAULT false', 'text');
+SELECT pg_temp.has_signature('postpipe_drop_pipeline',
+'pipeline text, if_exists boolean DEFAULT false, destroy_group boolean DEFAULT false, discard_dead boolean DEFAULT false', 'boolean');
+SELECT pg_temp.has_signature('postpipe_pause', 'pipeline text, reason text DEFAULT NULL::text', 'void');
+SELECT pg_temp.has_signature('postpipe_resume', 'pipeline text, take_over boolean DEFAULT false', 'void');
+SELECT pg_temp.has_signature('postpipe_wait_state', 'pipeline text, state text, timeout interval DEFAULT ''00:00:30''::interval', 'boolean');
+SELECT pg_temp.has_signature('postpipe_rewind',
+'pipeline text, to_id text DEFAULT NULL::text, to_time timestamp with time zone DEFAULT NULL::timestamp with time zone', 'bigint');
+SELECT pg_temp.has_signature('postpipe_version', 'OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean', 'record');
+SELECT pg_temp.has_signature('postpipe_id_time', 'id postpipe_id', 'timestamp with time zone');
+SELECT pg_temp.has_signature('postpipe_id_cmp', 'postpipe_id, postpipe_id', 'integer');
+SELECT pg_temp.has_signature('postpipe_id_hash', 'postpipe_id', 'integer');
+
+-- Each function under a view has the version of its row type in its name, and returns a set.
+SELECT is_empty($$
+    SELECT proname FROM pg_proc WHERE proname LIKE 'postpipe%' AND proretset AND proname !~ '_0_1$' $$, 'the functions under views are versioned');
+SELECT is_empty($$
+    SELECT proname FROM pg_proc WHERE proname ~ '^postpipe_.*_0_1$' AND prosrc <> proname $$, '... and so are their symbols');
+
+SELECT * FROM finish();
+ROLLBACK;

@@ -1,0 +1,88 @@
+-- Who may do what: PUBLIC sees definitions and his own dead letters, pg_monitor reads the numbers, the rest is granted by the owner.
+BEGIN;
+SELECT no_plan();
+CREATE ROLE postpipe_nobody;
+CREATE ROLE postpipe_monitor IN ROLE pg_monitor;
+CREATE ROLE postpipe_operator;
+CREATE ROLE postpipe_reader IN ROLE pg_read_all_data;
+
+CREATE TEMP TABLE wanted (object text, nobody boolean, monitor boolean);
+INSERT INTO wanted VALUES
+    ('postpipe_create_pipeline', false, false), ('postpipe_drop_pipeline', false, false), ('postpipe_pause', false, false),
+    ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_rewind', false, false),
+    ('postpipe_version', false, true), ('postpipe_stats_0_1', false, true), ('postpipe_workers_0_1', false, true), ('postpipe_audit_0_1', false, true),
+    ('postpipe_pipelines_0_1', true, true), ('postpipe_id_time', true, true), ('postpipe_id_cmp', true, true),
+    ('postpipe_stats', false, true), ('postpipe_status', false, true), ('postpipe_workers', false, true), ('postpipe_audit', false, true),
+    ('postpipe_pipelines', true, true), ('postpipe_dlq', true, true),
+    ('postpipe_pipeline', false, false), ('postpipe_dead_letter', false, false), ('postpipe_ledger', false, false),
+    ('postpipe_epoch', false, false), ('postpipe_lost_range', false, false);
+SELECT set_eq($$ SELECT relname::text FROM pg_class WHERE relname LIKE 'postpipe%' AND relkind IN ('r', 'v') $$,
+    $$ SELECT object FROM wanted WHERE to_regclass(object) IS NOT NULL $$, 'every relation is in the list below');
+SELECT is(has_function_privilege('postpipe_nobody', p.oid, 'EXECUTE'), nobody, object || ': EXECUTE by PUBLIC')
+FROM wanted JOIN pg_proc p ON proname = object;
+SELECT is(has_function_privilege('postpipe_monitor', p.oid, 'EXECUTE'), monitor, object || ': EXECUTE by pg_monitor')
+FROM wanted JOIN pg_proc p ON proname = object;
+SELECT is(has_table_privilege('postpipe_nobody', c.oid, 'SELECT'), nobody, object || ': SELECT by PUBLIC')
+FROM wanted JOIN pg_class c ON relname = object;
+SELECT is(has_table_privilege('postpipe_monitor', c.oid, 'SELECT'), monitor, object || ': SELECT by pg_monitor')
+FROM wanted JOIN pg_class c ON relname = object;
+SELECT is(has_table_privilege(r, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER'), false, object || ': nothing else by ' || r)
+FROM wanted JOIN pg_class c ON relname = object, unnest('{postpipe_nobody,postpipe_monitor}'::name[]) r;
+
+-- What is granted works: a function under a view is checked against the reader.
+SET LOCAL ROLE postpipe_monitor;
+SELECT lives_ok('SELECT * FROM ' || v, 'pg_monitor reads ' || v)
+FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_pipelines,postpipe_dlq}'::text[]) v;
+SELECT lives_ok('SELECT * FROM postpipe_version()', 'pg_monitor asks for the version');
+SELECT throws_ok('SELECT * FROM postpipe_dead_letter', '42501', NULL, 'pg_monitor does not read dead letters');
+SELECT throws_ok('SELECT * FROM postpipe_pipeline', '42501', NULL, 'pg_monitor does not read the table of definitions');
+SELECT throws_ok($$ SELECT postpipe_pause('posts') $$, '42501', NULL, 'pg_monitor does not pause');
+SET LOCAL ROLE postpipe_nobody;
+SELECT lives_ok('SELECT * FROM ' || v, 'anybody reads ' || v) FROM unnest('{postpipe_pipelines,postpipe_dlq}'::text[]) v;
+SELECT throws_ok('SELECT * FROM ' || v, '42501', NULL, 'nobody reads ' || v)
+FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_dead_letter,postpipe_ledger,postpipe_epoch,postpipe_lost_range}'::text[]) v;
+SELECT throws_ok($$ SELECT postpipe_resume('posts') $$, '42501', NULL, 'nobody resumes');
+SELECT throws_ok($$ SELECT postpipe_wait_state('posts', 'idle', '0s') $$, '42501', NULL, 'nobody waits');
+SELECT throws_ok($$ SELECT * FROM postpipe_version() $$, '42501', NULL, 'nobody asks for the version');
+RESET ROLE;
+
+-- A right to call a function is no right on somebody else's pipeline.
+GRANT EXECUTE ON FUNCTION postpipe_pause, postpipe_resume, postpipe_drop_pipeline, postpipe_wait_state, postpipe_rewind, postpipe_create_pipeline TO postpipe_operator;
+SET LOCAL ROLE postpipe_operator;
+SELECT throws_ok(format('SELECT %s', call), '42501', NULL, call || ' by one who does not own it')
+FROM unnest(ARRAY['postpipe_pause(''posts'')', 'postpipe_resume(''posts'')', 'postpipe_resume(''posts'', true)', 'postpipe_drop_pipeline(''posts'')',
+    'postpipe_rewind(''posts'')', 'postpipe_wait_state(''posts'', ''idle'', ''0s'')']) call;
+SELECT throws_ok($$ INSERT INTO postpipe_pipeline (pipeline, owner, stream, consumer_group, search_path) VALUES ('x', 10, 's', 'g', '') $$, '42501', NULL,
+    'definitions are not written by hand');
+RESET ROLE;
+
+-- Dead letters: rows are for members of the pipeline's owner, and for those who may read all data.
+CREATE ROLE postpipe_owner;
+CREATE ROLE postpipe_member IN ROLE postpipe_owner;
+GRANT USAGE, CREATE ON SCHEMA public TO postpipe_owner;
+CREATE TABLE postpipe_target (id int PRIMARY KEY);
+ALTER TABLE postpipe_target OWNER TO postpipe_owner;
+SELECT isnt(postpipe_create_pipeline('owned', 'stream:owned', target => 'postpipe_target', owner => 'postpipe_owner', enabled => false), NULL, 'a pipeline of a role');
+INSERT INTO postpipe_dead_letter (pipeline, epoch, id, stream, state, sqlstate, message, attempts, first_failed_at, last_failed_at, added_at, size_bytes)
+SELECT p, 1, '1-1', 's', 'dead', '22P02', 'payload', 1, now(), now(), now(), 1 FROM unnest('{owned,posts}'::text[]) p;
+SELECT set_eq('SELECT pipeline FROM postpipe_dlq', '{posts,owned}'::text[], 'the superuser sees all dead letters');
+SET LOCAL ROLE postpipe_owner;
+SELECT set_eq('SELECT pipeline FROM postpipe_dlq', '{owned}'::text[], 'the owner sees his own');
+SET LOCAL ROLE postpipe_member;
+SELECT set_eq('SELECT pipeline FROM postpipe_dlq', '{owned}'::text[], 'so does a member of the owner');
+SET LOCAL ROLE postpipe_nobody;
+SELECT is_empty('SELECT pipeline FROM postpipe_dlq', 'nobody else sees any');
+SET LOCAL ROLE postpipe_monitor;
+SELECT is_empty('SELECT pipeline FROM postpipe_dlq', 'nor does pg_monitor: payloads are not for monitoring');
+SET LOCAL ROLE postpipe_reader;
+SELECT set_eq('SELECT pipeline FROM postpipe_dlq', '{posts,owned}'::text[], 'pg_read_all_data does');
+RESET ROLE;
+
+-- No password reaches those who may read settings.
+SET LOCAL ROLE postpipe_nobody;
+SELECT throws_ok('SHOW postpipe.redis_url', '42501', NULL, 'postpipe.redis_url is for superusers');
+SELECT throws_ok('SHOW postpipe.redis_password_file', '42501', NULL, 'so is postpipe.redis_password_file');
+RESET ROLE;
+
+SELECT * FROM finish();
+ROLLBACK;

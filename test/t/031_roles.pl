@@ -1,0 +1,284 @@
+# As whom a pipeline runs, what its tables' owners can do to it, and who sees what.
+# TAP, because statements run in background workers, and because log file and error messages are searched for a password.
+
+use strict;
+use warnings;
+use PostgreSQL::Test::Utils;
+use Postpipe::Test;
+
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('roles', redis => $redis, conf => "log_min_messages = debug1\nlog_error_verbosity = verbose\n");
+sql(q(CREATE EXTENSION postpipe));
+sql(q(SELECT postpipe_drop_pipeline('posts')));
+sql(<<'SQL');
+CREATE ROLE app LOGIN; CREATE ROLE low LOGIN; CREATE ROLE operator LOGIN; CREATE ROLE monitor LOGIN IN ROLE pg_monitor;
+GRANT CREATE, USAGE ON SCHEMA public TO app, low, operator;
+GRANT EXECUTE ON FUNCTION postpipe_create_pipeline, postpipe_pause, postpipe_resume, postpipe_drop_pipeline, postpipe_wait_state, postpipe_rewind TO app, low, operator;
+SQL
+
+# --- With a target: as the target's owner, whoever made the pipeline.
+as('app', 'CREATE TABLE app_target (id int PRIMARY KEY, who text DEFAULT current_user, session text DEFAULT session_user)');
+sql(q(SELECT postpipe_create_pipeline('by_super', 'stream:target', target => 'app_target')));
+$redis->xadd('stream:target', id => 1);
+wait_sql($node, 'postgres', 'SELECT who FROM app_target', 'app', 'a pipeline with target runs as the owner of the target');
+is(sql(q(SELECT owner FROM postpipe_pipelines WHERE pipeline = 'by_super')), 'postgres', '... not as its own owner')
+  if sql('SELECT current_user') eq 'postgres';
+is(sql(q(SELECT owner FROM postpipe_workers WHERE pipeline = 'by_super')), 'app', '... and the view says so');
+# Another owner, while it runs.
+sql('ALTER TABLE app_target OWNER TO low');
+$redis->xadd('stream:target', id => 2);
+wait_sql($node, 'postgres', 'SELECT who FROM app_target WHERE id = 2', 'low', 'a new owner: it runs as him');
+sql(q(SELECT postpipe_drop_pipeline('by_super')));
+
+# --- With a statement: as the pipeline's owner, with his grants and under row security.
+sql(<<'SQL');
+CREATE TABLE shared (id int PRIMARY KEY, who text DEFAULT current_user, tenant text);
+ALTER TABLE shared ENABLE ROW LEVEL SECURITY;
+CREATE POLICY mine ON shared USING (tenant = 'app') WITH CHECK (tenant = 'app');
+GRANT INSERT, SELECT ON shared TO app;
+SQL
+as('app', q(SELECT postpipe_create_pipeline('by_app', 'stream:statement', statement =>
+	$$INSERT INTO shared (id, tenant) SELECT (event ->> 'id')::int, event ->> 'tenant' FROM postpipe_batch$$)));
+$redis->xadd('stream:statement', id => 1, tenant => 'app');
+wait_sql($node, 'postgres', 'SELECT who FROM shared', 'app', 'a pipeline with statement runs as its owner');
+$redis->xadd('stream:statement', id => 2, tenant => 'other');
+$redis->xadd('stream:statement', id => 3, tenant => 'app');
+wait_sql($node, 'postgres', q(SELECT string_agg(id::text, ' ' ORDER BY id) FROM shared), '1 3', 'row security is in force');
+wait_sql($node, 'postgres', q(SELECT sqlstate FROM postpipe_dlq WHERE pipeline = 'by_app'), '42501', '... and the entry it refuses is a dead letter');
+is(as('app', q(SELECT count(*) FROM postpipe_dlq)), 1, 'its owner sees the dead letter');
+is(as($_, q(SELECT count(*) FROM postpipe_dlq)), 0, "$_ does not") for qw(low operator monitor);
+sql('GRANT app TO operator');
+is(as('operator', q(SELECT count(*) FROM postpipe_dlq)), 1, 'a member of the owner does');
+sql('REVOKE app FROM operator');
+# A grant that is taken away: the pipeline's fault, and it heals.
+sql('REVOKE INSERT ON shared FROM app');
+$redis->xadd('stream:statement', id => 4, tenant => 'app');
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'by_app'), 'failed|sqlstate_42501', 'without the grant it fails');
+is(sql(q(SELECT count(*) FROM postpipe_dlq)), 1, '... and no entry is dead for it');
+sql('GRANT INSERT ON shared TO app');
+wait_sql($node, 'postgres', q(SELECT max(id) FROM shared), '4', '... and it goes on when the grant is back');
+
+# --- Who may manage what.
+sql(q(CREATE TABLE table_of_low (id int PRIMARY KEY); ALTER TABLE table_of_low OWNER TO low));
+refused('app', q(SELECT postpipe_create_pipeline('x', 'stream:x', target => 'table_of_low')), qr/may not act as "low"/, 'no target of another role');
+refused('app', q(SELECT postpipe_create_pipeline('x', 'stream:x', target => 'table_of_low', owner => 'low')), qr/must be able to SET ROLE "low"/, 'nor as another role');
+refused('app', q(SELECT postpipe_create_pipeline('x', 'stream:x', statement => 'INSERT INTO table_of_low SELECT ord FROM postpipe_batch')),
+	qr/permission denied for table table_of_low/, 'nor by a statement without a grant');
+sql('GRANT low TO app');
+as('app', q(SELECT postpipe_create_pipeline('as_low', 'stream:low', target => 'table_of_low', owner => 'low')));
+is(sql(q(SELECT owner FROM postpipe_pipelines WHERE pipeline = 'as_low')), 'low', 'with SET ROLE he may');
+sql('REVOKE low FROM app');
+for my $call (qw(postpipe_pause postpipe_resume postpipe_drop_pipeline postpipe_rewind))
+{
+	refused('app', "SELECT $call('as_low')", qr/must be a member of role "low"/, "$call of another's pipeline");
+}
+refused('app', q(SELECT postpipe_wait_state('as_low', 'idle')), qr/must be a member of role "low"/, 'postpipe_wait_state of it');
+is(as('app', q(SELECT postpipe_pause('by_app'); SELECT postpipe_wait_state('by_app', 'paused'))), "\nt", 'his own he pauses');
+is(as('app', q(SELECT postpipe_resume('by_app'); SELECT postpipe_wait_state('by_app', 'idle'))), "\nt", '... resumes');
+refused('app', q(SELECT postpipe_drop_pipeline('by_app')), qr/has 1 dead letters?/, '... not drops while there are dead letters');
+is(as('app', q(SELECT postpipe_drop_pipeline('by_app', discard_dead => true))), 't', '... and drops');
+refused('monitor', q(SELECT postpipe_pause('as_low')), qr/permission denied for function/, 'without EXECUTE nobody does');
+
+# --- What a table's owner tries through a trigger. He never becomes more than he is.
+sql('CREATE TABLE bait (id int PRIMARY KEY, v text); ALTER TABLE bait OWNER TO low');
+as('low', <<'SQL');
+CREATE FUNCTION climb() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    BEGIN EXECUTE 'ALTER ROLE low SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+    BEGIN EXECUTE 'GRANT pg_read_all_data TO low'; EXCEPTION WHEN OTHERS THEN NULL; END;
+    BEGIN EXECUTE 'RESET ROLE'; EXECUTE 'ALTER ROLE low SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+    BEGIN EXECUTE 'RESET SESSION AUTHORIZATION'; EXECUTE 'ALTER ROLE low SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER climb BEFORE INSERT ON bait FOR EACH ROW EXECUTE FUNCTION climb();
+SQL
+refused(undef, q(SELECT postpipe_create_pipeline('trap', 'stream:bait', statement => $$INSERT INTO bait SELECT (event ->> 'id')::int FROM postpipe_batch$$)),
+	qr/may not write table "bait" of role "low"/, q(a superuser's statement on another role's table is refused));
+refused(undef, q(SELECT postpipe_create_pipeline('trap', 'stream:bait', statement => $$WITH x AS (INSERT INTO bait SELECT (event ->> 'id')::int FROM postpipe_batch RETURNING id) SELECT * FROM x$$)),
+	qr/may not write table "bait" of role "low"/, '... also inside of WITH');
+sql(q(CREATE VIEW bait_view AS SELECT * FROM bait));
+refused(undef, q(SELECT postpipe_create_pipeline('trap', 'stream:bait', statement => $$INSERT INTO bait_view (id) SELECT (event ->> 'id')::int FROM postpipe_batch$$)),
+	qr/may not write table "bait" of role "low"/, '... and through a view');
+not_superuser('after what was refused');
+
+# The table changes hands while the pipeline runs, and when it is partitioned, only a part of it.
+sql('CREATE TABLE turncoat (id int PRIMARY KEY, v text)');
+sql(q(SELECT postpipe_create_pipeline('turncoat', 'stream:turncoat', statement => $$INSERT INTO turncoat SELECT (event ->> 'id')::int FROM postpipe_batch$$)));
+$redis->xadd('stream:turncoat', id => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM turncoat', '1', q(a superuser's own table is written));
+sql('ALTER TABLE turncoat OWNER TO low; GRANT INSERT ON turncoat TO PUBLIC');
+as('low', 'CREATE TRIGGER climb BEFORE INSERT ON turncoat FOR EACH ROW EXECUTE FUNCTION climb()');
+$redis->xadd('stream:turncoat', id => 2);
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'turncoat'), 'failed|sqlstate_42501', 'when it changes hands the pipeline stops');
+is(sql('SELECT count(*) FROM turncoat'), 1, '... and nothing is written');
+not_superuser('after the table changed hands');
+sql(q(SELECT postpipe_drop_pipeline('turncoat')));
+
+sql(<<'SQL');
+CREATE TABLE parts (id int, v text) PARTITION BY RANGE (id);
+CREATE TABLE part_of_low PARTITION OF parts FOR VALUES FROM (0) TO (100);
+ALTER TABLE part_of_low OWNER TO low;
+SQL
+as('low', 'CREATE TRIGGER climb BEFORE INSERT ON part_of_low FOR EACH ROW EXECUTE FUNCTION climb()');
+$node->psql('postgres', q(SELECT postpipe_create_pipeline('parts', 'stream:parts', statement => $$INSERT INTO parts SELECT (event ->> 'id')::int FROM postpipe_batch$$)));
+if (sql(q(SELECT count(*) FROM postpipe_pipelines WHERE pipeline = 'parts')))
+{
+	$redis->xadd('stream:parts', id => 1);
+	wait_sql($node, 'postgres', q(SELECT entries_read FROM postpipe_stats WHERE pipeline = 'parts'), '1', 'a partition of another role');
+	wait_for { sql(q(SELECT state IN ('idle', 'failed') FROM postpipe_stats WHERE pipeline = 'parts')) eq 't' } 'the entry was tried';
+	sql(q(SELECT postpipe_drop_pipeline('parts', discard_dead => true)));
+}
+not_superuser('after a partition of another role was written');
+
+# With a target it runs as the table's owner, and a deferred trigger runs as him or not at all.
+as('low', <<'SQL');
+CREATE FUNCTION defer() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN SET CONSTRAINTS ALL DEFERRED; RETURN NEW; END $$;
+CREATE TABLE later (id int PRIMARY KEY, v text);
+CREATE TRIGGER a_defer BEFORE INSERT ON later FOR EACH ROW EXECUTE FUNCTION defer();
+CREATE CONSTRAINT TRIGGER b_climb AFTER INSERT ON later DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION climb();
+SQL
+sql(q(SELECT postpipe_create_pipeline('later', 'stream:later', target => 'later')));
+sql(q(SELECT postpipe_create_pipeline('bait', 'stream:later', target => 'bait')));
+$redis->xadd('stream:later', id => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM bait', '1', q(a target with such a trigger is written as the table's owner));
+wait_for { sql(q(SELECT state IN ('failed', 'idle') AND entries_read > 0 FROM postpipe_stats WHERE pipeline = 'later')) eq 't' } 'the deferred trigger was tried';
+not_superuser('after triggers, deferred ones too');
+sql("SELECT postpipe_drop_pipeline('$_', discard_dead => true)") for qw(later bait);
+
+# --- What a trigger sets does not last, and what is not allowed in a trigger fails.
+sql(<<'SQL');
+CREATE SCHEMA other;
+CREATE TABLE settings (id int PRIMARY KEY, path text, zone text, role text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.path = current_setting('search_path'); NEW.zone = current_setting('TimeZone'); NEW.role = current_setting('role');
+    PERFORM set_config('search_path', 'other', false), set_config('TimeZone', 'Asia/Tokyo', false), set_config('work_mem', '1MB', false);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER note BEFORE INSERT ON settings FOR EACH ROW EXECUTE FUNCTION note();
+SQL
+sql(q(SET search_path = public, other; SELECT postpipe_create_pipeline('settings', 'stream:settings', target => 'settings')));
+$redis->xadd('stream:settings', id => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM settings', '1', 'the first batch');
+$redis->xadd('stream:settings', id => 2);
+wait_sql($node, 'postgres', 'SELECT path, zone FROM settings WHERE id = 2', 'public, other|UTC', 'search_path is as it was created, whatever a trigger did before');
+sql(q(SELECT postpipe_drop_pipeline('settings')));
+my %forbidden = (set_role => 'SET ROLE low', temp_table => 'CREATE TEMP TABLE tt (a int)', authorization => 'SET SESSION AUTHORIZATION low', listen => 'LISTEN x');
+for my $name (sort keys %forbidden)
+{
+	sql(qq(CREATE TABLE f_$name (id int PRIMARY KEY)));
+	sql(qq(CREATE FUNCTION f_$name() RETURNS trigger LANGUAGE plpgsql AS \$f\$ BEGIN IF NEW.id > 1 THEN EXECUTE '$forbidden{$name}'; END IF; RETURN NEW; END \$f\$));
+	sql(qq(CREATE TRIGGER f BEFORE INSERT ON f_$name FOR EACH ROW EXECUTE FUNCTION f_$name()));
+	sql(qq(SELECT postpipe_create_pipeline('$name', 'stream:forbidden', target => 'f_$name')));
+}
+$redis->xadd('stream:forbidden', id => $_) for 1, 2, 1;
+for my $name (sort keys %forbidden)
+{
+	wait_sql($node, 'postgres', "SELECT state IN ('failed', 'retrying') OR dead_letters = 1 FROM postpipe_stats WHERE pipeline = '$name'", 't', "$forbidden{$name} in a trigger fails");
+	is(sql("SELECT count(*) FROM f_$name WHERE id > 1"), 0, '... and so does its entry');
+	sql("SELECT postpipe_drop_pipeline('$name', discard_dead => true)");
+}
+
+# --- Nothing that a low role plants in public is used for what he may not do.
+as('low', <<'SQL');
+CREATE FUNCTION planted(integer, integer) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    BEGIN EXECUTE 'ALTER ROLE low SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+    INSERT INTO low_log VALUES (current_user); RETURN true;
+END $$;
+CREATE TABLE low_log (who text);
+GRANT INSERT ON low_log TO PUBLIC;
+CREATE OPERATOR = (LEFTARG = integer, RIGHTARG = integer, FUNCTION = planted);
+CREATE FUNCTION max(postpipe_id) RETURNS postpipe_id LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.low_log VALUES (current_user); RETURN '1-1'; END $$;
+CREATE FUNCTION coalesce(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.low_log VALUES (current_user); RETURN ''; END $$;
+CREATE FUNCTION count(text) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.low_log VALUES (current_user); RETURN 5; END $$;
+CREATE FUNCTION nullif(text, text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.low_log VALUES (current_user); RETURN ''; END $$;
+CREATE FUNCTION "left"(text, integer) RETURNS text LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.low_log VALUES (current_user); RETURN ''; END $$;
+CREATE FUNCTION now() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.low_log VALUES (current_user); RETURN '2000-01-01'; END $$;
+CREATE OPERATOR ->> (LEFTARG = jsonb, RIGHTARG = text, FUNCTION = jsonb_object_field_text);
+SQL
+sql(q(CREATE TABLE victim (id int PRIMARY KEY, tags text[], v text DEFAULT 'x', at timestamptz DEFAULT pg_catalog.now())));
+sql(q(SELECT postpipe_create_pipeline('victim', 'stream:victim', target => 'victim')));
+$redis->xadd('stream:victim', id => $_, tags => '["a"]') for 1, 2, 1;
+wait_sql($node, 'postgres', q(SELECT entries_applied FROM postpipe_stats WHERE pipeline = 'victim'), '3', 'entries are applied');
+is(sql('SELECT count(*) FROM victim'), 2, '... and right');
+sql("SELECT postpipe_pause('victim'); SELECT postpipe_wait_state('victim', 'paused'); SELECT postpipe_rewind('victim'); SELECT postpipe_resume('victim')");
+wait_sql($node, 'postgres', q(SELECT entries_applied FROM postpipe_stats WHERE pipeline = 'victim'), '6', '... also again');
+sql('SELECT * FROM postpipe_stats; SELECT * FROM postpipe_audit; SELECT * FROM postpipe_dlq; SELECT * FROM postpipe_pipelines; SELECT * FROM postpipe_status');
+is(sql('SELECT count(*) FROM low_log'), 0, 'what a low role planted in public was never called');
+not_superuser('after objects were planted');
+sql("SELECT postpipe_drop_pipeline('$_')") for qw(victim as_low);
+sql('DROP OWNED BY low CASCADE');
+
+# --- The password of postpipe.redis_url: known to the worker, shown to nobody.
+my $secret = 'hunter2-' . $$;
+my $closed = Postpipe::Test::Redis->new(password => $secret);
+my $from = log_offset($node);
+# The file is edited, as ALTER SYSTEM would be logged by log_statement if somebody asked for that.
+$node->append_conf('postgresql.conf', "postpipe.redis_url = '" . $closed->url . "'");
+sql('CREATE TABLE closed (id int PRIMARY KEY)');
+sql(q(SELECT postpipe_create_pipeline('closed', 'stream:closed', target => 'closed')));
+$node->reload;
+$closed->xadd('stream:closed', id => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM closed', '1', 'the worker logs in');
+my $settings = q(SELECT concat_ws(' ', setting, boot_val, reset_val) FROM pg_settings WHERE name = 'postpipe.redis_url');
+for my $role (undef, 'monitor')
+{
+	my $shown = as($role, $settings);
+	my $who = $role // 'a superuser';
+	like($shown, qr/\*\*\*/, "$who sees in pg_settings that there is a password");
+	unlike($shown, qr/\Q$secret/, '... and not which');
+	unlike(as($role, 'SELECT * FROM postpipe_stats'), qr/\Q$secret/, 'nor in postpipe_stats');
+	unlike(as($role, 'SELECT * FROM postpipe_workers'), qr/\Q$secret/, 'nor in postpipe_workers');
+	unlike(as($role, 'SELECT * FROM pg_stat_activity'), qr/\Q$secret/, 'nor in pg_stat_activity');
+}
+unlike(sql('SHOW postpipe.redis_url'), qr/\Q$secret/, 'nor by SHOW');
+is(as('low', q(SELECT count(*) FROM pg_settings WHERE name = 'postpipe.redis_url')), 0, 'others do not see the setting');
+# A wrong password, and a server that is away.
+$closed->command('CONFIG', 'SET', 'requirepass', 'another');
+$closed->command('CLIENT', 'KILL', 'TYPE', 'normal', 'SKIPME', 'yes');
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'closed' AND state IN ('failed', 'retrying') AND last_error IS NOT NULL), 'failed', 'a wrong password');
+like(sql(q(SELECT concat_ws(' ', reason_code, reason, last_error) FROM postpipe_stats)), qr/WRONGPASS|NOAUTH|password/i, '... says what it is');
+unlike(sql('SELECT * FROM postpipe_stats, postpipe_workers'), qr/\Q$secret/, '... without the password');
+$closed->stop;
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'closed'), 'retrying', 'the server is away');
+unlike(sql('SELECT * FROM postpipe_stats, postpipe_workers'), qr/\Q$secret/, '... without the password');
+sql(q(SELECT postpipe_pause('closed'); SELECT postpipe_wait_state('closed', 'paused')));
+my (undef, undef, $error) = $node->psql('postgres', q(SELECT postpipe_rewind('closed')));
+like($error, qr/ERROR/, 'a function that needs Redis fails');
+unlike($error, qr/\Q$secret/, '... without the password');
+# A value that is refused at reload is not repeated in the log either.
+$node->append_conf('postgresql.conf', "postpipe.redis_url = 'redis://:$secret\@127.0.0.1:99999'");
+$node->reload;
+wait_for { log_lines($node, qr/invalid value for parameter "postpipe\.redis_url"/, $from) } 'a bad value is refused at reload';
+wait_for { log_lines($node, qr/The port must be a number from 1 to 65535/, $from) } '... with the reason';
+my @lines = log_lines($node, qr/\Q$secret/, $from);
+is(scalar @lines, 0, 'the password is not in the log') or diag(@lines);
+$node->stop;
+
+done_testing();
+
+sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+
+# As this role (undef: the superuser).
+sub as
+{
+	my ($role, $query) = @_;
+	return $node->safe_psql('postgres', defined $role ? "SET ROLE $role;\n$query" : $query);
+}
+
+sub refused
+{
+	my ($role, $query, $error, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my ($status, undef, $stderr) = $node->psql('postgres', defined $role ? "SET ROLE $role;\n$query" : $query);
+	return $status == 0 ? fail("$what: it was accepted") : like($stderr, $error, $what);
+}
+
+sub not_superuser
+{
+	my ($when) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is(sql(q(SELECT rolsuper, (SELECT count(*) FROM pg_auth_members WHERE member = r.oid) FROM pg_roles r WHERE rolname = 'low')), 'f|0',
+		"$when the low role is what it was");
+}
