@@ -263,5 +263,32 @@ COMMENT ON VIEW @extschema@.postpipe_pipelines IS 'definitions of pipelines, wit
 COMMENT ON VIEW @extschema@.postpipe_dlq IS 'dead letters';
 COMMENT ON VIEW @extschema@.postpipe_audit IS 'added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance';
 
+COMMENT ON FUNCTION @extschema@.postpipe_id_in(cstring) IS 'input of postpipe_id';
+COMMENT ON FUNCTION @extschema@.postpipe_id_out(@extschema@.postpipe_id) IS 'output of postpipe_id';
+COMMENT ON FUNCTION @extschema@.postpipe_id_cmp(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'compares two entry IDs: -1, 0 or 1';
+COMMENT ON FUNCTION @extschema@.postpipe_id_hash(@extschema@.postpipe_id) IS 'hash of an entry ID';
+COMMENT ON FUNCTION @extschema@.postpipe_id_larger(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'later of two entry IDs';
+COMMENT ON FUNCTION @extschema@.postpipe_id_smaller(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'earlier of two entry IDs';
+COMMENT ON FUNCTION @extschema@.postpipe_id_lt(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'implementation of < operator';
+COMMENT ON OPERATOR @extschema@.< (@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'less than';
+COMMENT ON FUNCTION @extschema@.postpipe_id_le(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'implementation of <= operator';
+COMMENT ON OPERATOR @extschema@.<= (@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'less than or equal';
+COMMENT ON FUNCTION @extschema@.postpipe_id_eq(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'implementation of = operator';
+COMMENT ON OPERATOR @extschema@.= (@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'equal';
+COMMENT ON FUNCTION @extschema@.postpipe_id_ne(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'implementation of <> operator';
+COMMENT ON OPERATOR @extschema@.<> (@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'not equal';
+COMMENT ON FUNCTION @extschema@.postpipe_id_ge(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'implementation of >= operator';
+COMMENT ON OPERATOR @extschema@.>= (@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'greater than or equal';
+COMMENT ON FUNCTION @extschema@.postpipe_id_gt(@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'implementation of > operator';
+COMMENT ON OPERATOR @extschema@.> (@extschema@.postpipe_id, @extschema@.postpipe_id) IS 'greater than';
+COMMENT ON OPERATOR CLASS @extschema@.postpipe_id_ops USING btree IS 'stream order of entry IDs';
+COMMENT ON OPERATOR CLASS @extschema@.postpipe_id_hash_ops USING hash IS 'hash of entry IDs';
+COMMENT ON AGGREGATE @extschema@.max(@extschema@.postpipe_id) IS 'latest entry ID';
+COMMENT ON AGGREGATE @extschema@.min(@extschema@.postpipe_id) IS 'earliest entry ID';
+COMMENT ON FUNCTION @extschema@.postpipe_stats_0_1 IS 'internal: under the view postpipe_stats';
+COMMENT ON FUNCTION @extschema@.postpipe_workers_0_1 IS 'internal: under the view postpipe_workers';
+COMMENT ON FUNCTION @extschema@.postpipe_audit_0_1 IS 'internal: under the view postpipe_audit';
+COMMENT ON FUNCTION @extschema@.postpipe_pipelines_0_1 IS 'internal: under the view postpipe_pipelines';
+
 -- Changes nothing; but its trigger tells whether the library is preloaded and this database listed, and wakes the supervisor.
 DELETE FROM @extschema@.postpipe_pipeline;

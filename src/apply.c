@@ -26,6 +26,9 @@
 #include "errors.h"
 #include "event.h"
 
+#define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
+#define MAX_BATCHES_WANTED 256
+
 /* For a worker of a pipeline; everything lives in `cxt`. pp_apply_open() comes next. */
 PpApply *
 pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline, int worker)
@@ -36,9 +39,11 @@ pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
 	a->call_cxt = AllocSetContextCreate(cxt, "postpipe apply", ALLOCSET_DEFAULT_SIZES);
 	a->ext = ext;
 	a->pipeline = pipeline;
+	a->ledger.cxt = cxt;
 	a->ledger.ext = ext;
 	a->ledger.pipeline = pipeline->name;
 	a->ledger.worker = worker;
+	a->batches_wanted = a->batches_without_conflict = MIN_BATCHES_WANTED;
 	return a;
 }
 
@@ -113,8 +118,7 @@ pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 PpOutcome
 pp_apply_outcome_of(const PpEntryError *error)
 {
-	return pp_fault_of(error) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT
-														   : PP_OUTCOME_PIPELINE;
+	return pp_fault_of(error) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT : PP_OUTCOME_PIPELINE;
 }
 
 /*
@@ -247,7 +251,7 @@ number_waves(List *key_fields, PpEntry **entries, int n)
 
 /* Runs the statement over entries in wave order, wave by wave. */
 void
-pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, PpApplyResult *result)
+pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResult *result)
 {
 	int first = 0;
 
@@ -258,7 +262,7 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, PpApplyResult *result)
 		while (end < n && entries[end]->wave == entries[first]->wave)
 			end++;
 		result->runs++;
-		result->conflicted += pp_statement_run(a->statement, entries + first, end - first);
+		result->conflicted += pp_statement_run(a->statement, entries + first, end - first, plain);
 		first = end;
 	}
 	for (int i = 0; i < n; i++)
@@ -350,12 +354,18 @@ look_up_all(PpApply *a, PpBatch *batch)
 	pfree(entries);
 }
 
-/* The good path: everything in one transaction and, but for repeated keys, in one run. */
+/*
+ * The good path: everything in one transaction and, but for repeated keys, in one run.  With
+ * *plain the rows are taken to be new; it is set to whether that was tried.
+ */
 static PpOutcome
-try_whole(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
+try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *result)
 {
 	PpOutcome volatile outcome = PP_OUTCOME_DONE;
 	int conflicted = result->conflicted;
+	bool may_be_plain = *plain;
+
+	*plain = false;
 
 	PG_TRY();
 	{
@@ -370,8 +380,9 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 			if (n > 0)
 			{
 				pp_statement_prepare(a->statement);
-				number_waves(pp_statement_key_fields(a->statement), open, n);
-				pp_apply_run_waves(a, open, n, result);
+				*plain = number_waves(pp_statement_key_fields(a->statement), open, n) == 0 &&
+						 may_be_plain && pp_statement_has_plain(a->statement);
+				pp_apply_run_waves(a, open, n, *plain, result);
 			}
 			pp_apply_record(a, batch);
 			result->lsn = pp_apply_commit(a->call_cxt);
@@ -407,7 +418,7 @@ fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		{
 			pp_statement_prepare(a->statement);
 			result->runs++;
-			(void) pp_statement_run(a->statement, NULL, 0);
+			(void) pp_statement_run(a->statement, NULL, 0, false);
 		}
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(a->call_cxt);
@@ -419,6 +430,31 @@ fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	}
 	PG_END_TRY();
 	return fails;
+}
+
+/*
+ * try_whole(), as a plain insert at first while that is likely to succeed: an insert that has to
+ * be ready for a conflict takes a third longer.  It is likely after some batches in which nothing
+ * conflicted; the more often it has failed, the more of them.
+ */
+static PpOutcome
+try_cheaply(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
+{
+	bool plain = a->batches_without_conflict >= a->batches_wanted;
+	PpOutcome outcome = try_whole(a, batch, look_up, &plain, result);
+
+	if (plain && outcome == PP_OUTCOME_PIPELINE &&
+		result->error->sqlstate == ERRCODE_UNIQUE_VIOLATION)
+	{
+		a->batches_wanted = Min(2 * a->batches_wanted, MAX_BATCHES_WANTED);
+		plain = false;
+		outcome = try_whole(a, batch, look_up, &plain, result);
+	}
+	if (outcome == PP_OUTCOME_DONE && result->conflicted == 0)
+		a->batches_without_conflict++;
+	else
+		a->batches_without_conflict = 0;
+	return outcome;
 }
 
 /*
@@ -436,9 +472,9 @@ pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 
 	MemoryContextReset(a->call_cxt);
 	memset(result, 0, sizeof(*result));
-	outcome = try_whole(a, batch, look_up, result);
-	if (outcome == PP_OUTCOME_PIPELINE && (pp_fault_of(result->error) == PP_FAULT_ENTRY ||
-										   !fails_on_nothing(a, batch, result)))
+	outcome = try_cheaply(a, batch, look_up, result);
+	if (outcome == PP_OUTCOME_PIPELINE &&
+		(pp_fault_of(result->error) == PP_FAULT_ENTRY || !fails_on_nothing(a, batch, result)))
 		outcome = pp_apply_split(a, batch, result);
 	MemoryContextSwitchTo(old);
 	return outcome;

@@ -16,8 +16,11 @@ struct PpApply
 	PpPipeline *pipeline;
 	PpLedger ledger;
 	PpStatement *statement;
-	PpId lone_id; /* an entry that failed alone in its batch with an error of the pipeline's kind … */
-	int lone_attempts; /* … and how often */
+	PpId
+		lone_id; /* an entry that failed alone in its batch with an error of the pipeline's kind … */
+	int batches_without_conflict; /* in a row */
+	int batches_wanted;           /* of them, before a plain insert is tried */
+	int lone_attempts;            /* … and how often */
 };
 
 extern bool pp_apply_begin(PpApply *a);
@@ -26,7 +29,8 @@ extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
 extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);
 extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
 extern int pp_apply_compare_waves(const void *x, const void *y);
-extern void pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, PpApplyResult *result);
+extern void pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain,
+							   PpApplyResult *result);
 extern void pp_apply_record(PpApply *a, PpBatch *batch);
 extern void pp_apply_settle(PpBatch *batch, PpApplyResult *result);
 extern void pp_apply_reopen(PpBatch *batch);

@@ -44,7 +44,8 @@ typedef struct PpEntryError
 typedef struct PpEntry
 {
 	PpId id;
-	int nfields; /* strings in fields: names and values in turn; -1: the entry is gone */
+	bool malformed; /* a field was no string; an integer is kept as text, anything else as '' */
+	int nfields;    /* strings in fields: names and values in turn; -1: the entry is gone */
 	PpString *fields;
 	size_t bytes;    /* of all names and values */
 	uint64 hash;     /* of the content, see pp_event_hash() */

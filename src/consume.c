@@ -221,8 +221,7 @@ pp_consume_create_group(PpWorker *w, PpRedisError *error)
 	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
 								w->made_before || start == NULL ? "0" : start);
 	reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
-	if (failed(w, reply, error) &&
-		(reply == NULL || strcmp(error->code, "redis_busygroup") != 0))
+	if (failed(w, reply, error) && (reply == NULL || strcmp(error->code, "redis_busygroup") != 0))
 		return false;
 	if (reply->type != PP_REPLY_ERROR)
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: made consumer group \"%s\" of "

@@ -21,6 +21,9 @@
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 
+#define MAX_KEPT_NAMES 64
+#define MAX_KEPT_BYTES 2048
+
 typedef struct FlatPair
 {
 	PpString name;
@@ -142,16 +145,89 @@ write_object(const FlatPair *pairs, int n)
 	return jb;
 }
 
+/*
+ * The order of an entry's names, kept from the entry before: producers write the same names in the
+ * same order again and again, and to sort them takes longer than to compare them.
+ */
+typedef struct NameOrder
+{
+	int n;    /* fields; 0: none is kept */
+	int skip; /* the field that was left out */
+	size_t lengths[MAX_KEPT_NAMES];
+	char names[MAX_KEPT_BYTES];    /* one after the other */
+	int positions[MAX_KEPT_NAMES]; /* of the sorted fields, without repeated names */
+	int unique;
+} NameOrder;
+
+static bool
+same_names(const NameOrder *kept, const PpEntry *entry, int skip)
+{
+	const char *name = kept->names;
+
+	if (kept->n != entry->nfields / 2 || kept->skip != skip)
+		return false;
+	for (int i = 0; i < kept->n; i++)
+	{
+		const PpString *field = &entry->fields[2 * i];
+
+		if (field->len != kept->lengths[i] || memcmp(field->data, name, field->len) != 0)
+			return false;
+		name += field->len;
+	}
+	return true;
+}
+
+/* Keeps the order that was found, if it is worth it. */
+static void
+keep_names(NameOrder *kept, const PpEntry *entry, int skip, const FlatPair *pairs, int unique)
+{
+	size_t used = 0;
+
+	kept->n = 0;
+	if (entry->nfields / 2 > MAX_KEPT_NAMES || GetDatabaseEncoding() != PG_UTF8)
+		return;
+	for (int i = 0; i < entry->nfields / 2; i++)
+	{
+		const PpString *field = &entry->fields[2 * i];
+
+		if (used + field->len > MAX_KEPT_BYTES)
+			return;
+		memcpy(kept->names + used, field->data, field->len);
+		kept->lengths[i] = field->len;
+		used += field->len;
+	}
+	for (int i = 0; i < unique; i++)
+		kept->positions[i] = pairs[i].position;
+	kept->unique = unique;
+	kept->skip = skip;
+	kept->n = entry->nfields / 2;
+}
+
 /* The fields, but for number `skip` (-1: none), as a jsonb object; of equal names the last counts. */
 static Jsonb *
 build_flat(const PpEntry *entry, int skip)
 {
+	static NameOrder kept;
 	int max = entry->nfields / 2;
 	FlatPair *pairs = palloc(Max(max, 1) * sizeof(FlatPair));
 	int n = 0;
 	int unique = 0;
 	Jsonb *result;
 
+	/* With names that were seen before, only the values have to be checked. */
+	if (max > 0 && same_names(&kept, entry, skip))
+	{
+		for (int i = 0; i < kept.unique; i++)
+		{
+			const PpString *name = &entry->fields[2 * kept.positions[i]];
+
+			pairs[i].name = *name;
+			pairs[i].value = to_server(name[1], "value of a field", name);
+		}
+		result = write_object(pairs, kept.unique);
+		pfree(pairs);
+		return result;
+	}
 	for (int i = 0; i < max; i++)
 	{
 		if (i == skip)
@@ -170,6 +246,7 @@ build_flat(const PpEntry *entry, int skip)
 			unique--;
 		pairs[unique++] = pairs[i];
 	}
+	keep_names(&kept, entry, skip, pairs, unique);
 	result = write_object(pairs, unique);
 	pfree(pairs);
 	return result;
@@ -217,7 +294,8 @@ type_is_wanted(const PpEntry *entry, List *event_types)
 	if (event_types == NIL)
 		return true;
 	if (!(entry->envelope != NULL &&
-		  getKeyJsonValueFromContainer(&entry->envelope->root, "event_type", 10, &value)) &&
+		  getKeyJsonValueFromContainer(&entry->envelope->root, "event_type", 10, &value) &&
+		  value.type == jbvString && value.val.string.len > 0) &&
 		!getKeyJsonValueFromContainer(&entry->event->root, "event_type", 10, &value))
 		return true;
 	if (value.type != jbvString || value.val.string.len == 0)
@@ -240,6 +318,9 @@ build_event(PpEntry *entry)
 
 	if (entry->nfields == 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("entry has no fields")));
+	if (entry->malformed)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("entry has a field that is not a string")));
 	if (entry->nfields % 2 != 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("entry has a field without a value")));

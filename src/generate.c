@@ -22,8 +22,9 @@
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
+#include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
@@ -148,7 +149,8 @@ typed_expression(Form_pg_attribute att, const char *text)
 {
 	Oid base = getBaseType(att->atttypid);
 	Oid element = get_element_type(base);
-	char *type = format_type_be_qualified(att->atttypid);
+	/* The base type: a cast of NULL to a domain that is NOT NULL would throw before the default. */
+	char *type = format_type_be_qualified(base);
 
 	if (base == TEXTOID || base == VARCHAROID || base == BPCHAROID)
 		return pstrdup(text);
@@ -157,22 +159,23 @@ typed_expression(Form_pg_attribute att, const char *text)
 			"CASE WHEN left(%s, 1) = '[' THEN "
 			"ARRAY(SELECT jsonb_array_elements_text((%s)::jsonb))::%s ELSE (%s)::%s END",
 			text, text, type, text, type);
+	/* Cast to it directly, the offset in the text would be dropped without a word. */
+	if (base == TIMESTAMPOID)
+		return psprintf("(%s::timestamptz AT TIME ZONE 'UTC')", text);
 	return psprintf("%s::%s", text, type);
 }
 
+/* The column's default, its domain's, or the next value of its identity; NULL: none. */
 static char *
 default_expression(Relation rel, AttrNumber attnum)
 {
-	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	Node *expr = build_column_default(rel, attnum);
 
-	for (int i = 0; constr != NULL && i < constr->num_defval; i++)
-	{
-		if (constr->defval[i].adnum == attnum)
-			return TextDatumGetCString(
-				DirectFunctionCall2(pg_get_expr, CStringGetTextDatum(constr->defval[i].adbin),
-									ObjectIdGetDatum(RelationGetRelid(rel))));
-	}
-	return NULL;
+	if (expr == NULL)
+		return NULL;
+	return deparse_expression(
+		expr, deparse_context_for(RelationGetRelationName(rel), RelationGetRelid(rel)), false,
+		false);
 }
 
 static bool
@@ -208,8 +211,7 @@ make_column(const PpPipeline *p, Relation rel, Form_pg_attribute att, List *key)
 	/* '' is a value of text; it is kept in a column that could not hold NULL in its place. */
 	col->empty_is_null = !is_text || (empty_null && (col->is_key || !att->attnotnull));
 	col->value = typed_expression(att, text_expression(col));
-	if (att->atthasdef)
-		col->default_value = default_expression(rel, att->attnum);
+	col->default_value = default_expression(rel, att->attnum);
 	return col;
 }
 
@@ -232,13 +234,27 @@ primary_key(Relation rel)
 	return names;
 }
 
-/* All columns that a statement can fill. */
+static void
+set_for_deparse(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+							 false);
+}
+
+/*
+ * All columns that a statement can fill.  Defaults are printed in the styles in which the statement
+ * will be read, with all names qualified.
+ */
 static List *
 make_columns(const PpPipeline *p, Relation rel, List *key)
 {
 	TupleDesc desc = RelationGetDescr(rel);
 	List *columns = NIL;
+	int nest = NewGUCNestLevel();
 
+	set_for_deparse("search_path", "pg_catalog, pg_temp");
+	set_for_deparse("DateStyle", "ISO, MDY");
+	set_for_deparse("IntervalStyle", "postgres");
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
@@ -247,6 +263,7 @@ make_columns(const PpPipeline *p, Relation rel, List *key)
 			att->attidentity != ATTRIBUTE_IDENTITY_ALWAYS)
 			columns = lappend(columns, make_column(p, rel, att, key));
 	}
+	AtEOXact_GUC(false, nest);
 	return columns;
 }
 
@@ -399,11 +416,13 @@ check_key(const PpPipeline *p, Relation rel, List *key, List *columns)
  * pp_generate_statement
  *		The statement for an open target.  *key_fields, if wanted, becomes a list with a list of
  *		field names for each column of the key; NIL when a row cannot conflict with another.
+ *		*plain_insert, if wanted, becomes the same without ON CONFLICT, for rows that are all new, or
+ *		NULL where the statement has no such clause.
  *		Throws when the definition does not fit the table.
  */
 char *
 pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation target,
-					  List **key_fields)
+					  List **key_fields, char **plain_insert)
 {
 	List *key = p->key != NIL ? p->key : primary_key(target);
 	List *columns = make_columns(p, target, key);
@@ -427,6 +446,8 @@ pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation targ
 		appendStringInfoString(&sql, inserted_value(lfirst(lc)));
 	}
 	appendStringInfoString(&sql, "\nFROM postpipe_batch b");
+	if (plain_insert != NULL)
+		*plain_insert = conflicts ? pstrdup(sql.data) : NULL;
 	if (conflicts)
 		append_conflict_clause(&sql, ext, p, columns);
 	/* A partitioned table's rows have no system columns to tell an insert from an update. */

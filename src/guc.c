@@ -75,8 +75,8 @@ hide_password(ErrorData *edata)
 	if (edata->message != NULL &&
 		strncmp(edata->message, "parameter \"postpipe.redis_url\" changed to",
 				strlen("parameter \"postpipe.redis_url\" changed to")) == 0)
-		edata->message = psprintf("parameter \"postpipe.redis_url\" changed to \"%s\"",
-								  redis_url->display);
+		edata->message =
+			psprintf("parameter \"postpipe.redis_url\" changed to \"%s\"", redis_url->display);
 	if (prev_emit_log_hook)
 		prev_emit_log_hook(edata);
 }
@@ -160,8 +160,8 @@ read_password_file(PpRedisUrl *url)
 	{
 		if (!complained)
 			ereport(LOG, (errcode_for_file_access(),
-					  errmsg("could not open postpipe.redis_password_file \"%s\": %m",
-							 redis_password_file)));
+						  errmsg("could not open postpipe.redis_password_file \"%s\": %m",
+								 redis_password_file)));
 		complained = true;
 		return;
 	}

@@ -16,6 +16,7 @@
 #include "catalog/pg_type.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 #define IDS_VERSION     1
 #define MAX_ENTRY_BYTES (10 + 10 + 8)
@@ -88,9 +89,22 @@ find_entry(PpEntry **entries, int n, PpId id)
 	return NULL;
 }
 
-/* Marks those of `entries` that a ledger row has. */
+/*
+ * Does the record of an entry in this epoch still count?  Not when the pipeline was rewound to an
+ * ID before it since: it is to be applied again.
+ */
+static bool
+record_counts(const PpLedger *ledger, int epoch, PpId id)
+{
+	for (int i = 0; i < ledger->num_rewinds; i++)
+		if (ledger->rewinds[i].epoch > epoch && pp_id_compare(id, ledger->rewinds[i].since) > 0)
+			return false;
+	return true;
+}
+
+/* Marks those of `entries` that a ledger row of this epoch has. */
 static void
-mark_duplicates(const bytea *ids, PpEntry **entries, int n)
+mark_duplicates(const PpLedger *ledger, int epoch, const bytea *ids, PpEntry **entries, int n)
 {
 	const unsigned char *p = (const unsigned char *) VARDATA_ANY(ids);
 	const unsigned char *end = p + VARSIZE_ANY_EXHDR(ids);
@@ -116,53 +130,74 @@ mark_duplicates(const bytea *ids, PpEntry **entries, int n)
 
 		/* What is gone from the stream has no content to compare: the ID decides. */
 		entry = find_entry(entries, n, id);
-		if (entry != NULL && (entry->verdict == PP_VERDICT_GONE || entry->hash == pg_ntoh64(hash)))
+		if (entry != NULL && record_counts(ledger, epoch, id) &&
+			(entry->verdict == PP_VERDICT_GONE || entry->hash == pg_ntoh64(hash)))
 			entry->verdict = PP_VERDICT_DUPLICATE;
+	}
+}
+
+/* Takes the current epoch, and those that were opened by a rewind, from the query's result. */
+static void
+read_epochs(PpLedger *ledger)
+{
+	bool isnull;
+
+	if (ledger->rewinds != NULL)
+		pfree(ledger->rewinds);
+	ledger->rewinds = MemoryContextAlloc(ledger->cxt, (SPI_processed + 1) * sizeof(PpRewind));
+	ledger->num_rewinds = 0;
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+
+		ledger->epoch = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
+		ledger->base_known = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull));
+		if (DatumGetBool(SPI_getbinval(row, desc, 3, &isnull)))
+		{
+			PpRewind *rewind = &ledger->rewinds[ledger->num_rewinds++];
+
+			rewind->epoch = ledger->epoch;
+			rewind->since = *(PpId *) DatumGetPointer(SPI_getbinval(row, desc, 4, &isnull));
+		}
 	}
 }
 
 /*
  * pp_ledger_open
- *		Finds the pipeline's epoch, opens the first one where there is none, and returns the highest
- *		ID that is recorded (0-0: none).  SPI must be connected.
+ *		Finds the pipeline's epoch, opens the first one where there is none, and returns the ID above
+ *		which nothing is on record that counts (0-0: nothing is at all).  SPI must be connected.
  */
 PpId
 pp_ledger_open(PpLedger *ledger)
 {
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
+	Oid types[] = {TEXTOID, INT4OID};
+	Datum values[2] = {CStringGetTextDatum(ledger->pipeline)};
 	const char *s = ledger->ext->schema_name;
+	const PpRewind *last;
 	bool isnull;
-	Datum datum;
 	PpId mark = {0, 0};
 
 	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_epoch (pipeline, epoch, cause) "
 								   "VALUES ($1, 1, 'first') ON CONFLICT DO NOTHING",
 								   s),
 						  1, types, values, NULL, false, 0);
-	SPI_execute_with_args(psprintf("SELECT max(epoch), "
-								   "coalesce(max(epoch) FILTER (WHERE again), 0), "
-								   "(array_agg(base_known ORDER BY epoch DESC))[1] "
-								   "FROM %s.postpipe_epoch WHERE pipeline = $1",
+	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id "
+								   "FROM %s.postpipe_epoch WHERE pipeline = $1 ORDER BY epoch",
 								   s),
 						  1, types, values, NULL, false, 0);
-	if (SPI_processed != 1)
-		elog(ERROR, "could not read the epoch of pipeline \"%s\"", ledger->pipeline);
-	ledger->epoch =
-		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	ledger->floor_epoch =
-		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
-	ledger->base_known =
-		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
+	read_epochs(ledger);
+	last = ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
+	values[1] = Int32GetDatum(last ? last->epoch : 0);
 	SPI_execute_with_args(psprintf("SELECT last_id FROM %s.postpipe_ledger WHERE pipeline = $1 "
-								   "AND epoch >= %d ORDER BY last_id DESC LIMIT 1",
-								   s, ledger->floor_epoch),
-						  1, types, values, NULL, false, 1);
+								   "AND epoch >= $2 ORDER BY last_id DESC LIMIT 1",
+								   s),
+						  2, types, values, NULL, false, 1);
 	if (SPI_processed == 1)
-	{
-		datum = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-		mark = *(PpId *) DatumGetPointer(datum);
-	}
+		mark = *(PpId *) DatumGetPointer(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	if (last != NULL && pp_id_compare(last->since, mark) > 0)
+		mark = last->since;
 	return mark;
 }
 
@@ -195,28 +230,29 @@ void
 pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
 {
 	Oid id_type = pp_id_type_oid(ledger->ext);
-	Oid types[] = {TEXTOID, INT4OID, id_type, id_type};
-	Datum values[4];
+	Oid types[] = {TEXTOID, id_type, id_type};
+	Datum values[3];
 	char *sql = NULL;
 
 	if (n == 0)
 		return;
 	values[0] = CStringGetTextDatum(ledger->pipeline);
-	values[1] = Int32GetDatum(ledger->floor_epoch);
-	values[2] = PointerGetDatum(&entries[0]->id);
-	values[3] = PointerGetDatum(&entries[n - 1]->id);
+	values[1] = PointerGetDatum(&entries[0]->id);
+	values[2] = PointerGetDatum(&entries[n - 1]->id);
 	if (ledger->lookup_plan == NULL)
 		sql =
-			psprintf("SELECT ids FROM %s.postpipe_ledger WHERE pipeline = $1 AND epoch >= $2 "
-					 "AND last_id OPERATOR(%s.>=) $3 AND first_id OPERATOR(%s.<=) $4",
+			psprintf("SELECT ids, epoch FROM %s.postpipe_ledger WHERE pipeline = $1 "
+					 "AND last_id OPERATOR(%s.>=) $2 AND first_id OPERATOR(%s.<=) $3",
 					 ledger->ext->schema_name, ledger->ext->schema_name, ledger->ext->schema_name);
-	pp_store_execute_plan(&ledger->lookup_plan, sql, 4, types, values, NULL);
+	pp_store_execute_plan(&ledger->lookup_plan, sql, 3, types, values, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;
-		Datum ids = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		HeapTuple row = SPI_tuptable->vals[i];
+		Datum ids = SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull);
+		Datum epoch = SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull);
 
-		mark_duplicates(DatumGetByteaPP(ids), entries, n);
+		mark_duplicates(ledger, DatumGetInt32(epoch), DatumGetByteaPP(ids), entries, n);
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

@@ -8,13 +8,22 @@
 #include "batch.h"
 #include "store.h"
 
+/* An epoch that was opened by a rewind: what older ones settled after `since` does not count. */
+typedef struct PpRewind
+{
+	int epoch;
+	PpId since;
+} PpRewind;
+
 typedef struct PpLedger
 {
+	MemoryContext cxt;
 	const PpExtension *ext;
 	const char *pipeline;
 	int worker;
-	int epoch;       /* what is recorded now belongs to it */
-	int floor_epoch; /* epochs before it do not count: the pipeline was rewound */
+	int epoch;         /* what is recorded now belongs to it */
+	PpRewind *rewinds; /* by epoch */
+	int num_rewinds;
 	bool base_known; /* pp_ledger_set_base() was called in this epoch */
 	SPIPlanPtr lookup_plan;
 	SPIPlanPtr record_plan;

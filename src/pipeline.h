@@ -76,6 +76,6 @@ extern void pp_posts_adapt(PpPipeline *p, Relation target);
 
 /* generate.c */
 extern char *pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation target,
-								   List **key_fields);
+								   List **key_fields, char **plain_insert);
 
 #endif /* PP_PIPELINE_H */

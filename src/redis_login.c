@@ -35,7 +35,7 @@ resolve(PpRedis *conn, char *address, size_t size)
 	if (!resolver_bounded)
 	{
 		setenv("RES_OPTIONS", "timeout:1 attempts:1", 1);
-		(void) res_init();		/* the postmaster may have used the resolver before us */
+		(void) res_init(); /* the postmaster may have used the resolver before us */
 		resolver_bounded = true;
 	}
 	memset(&hints, 0, sizeof(hints));

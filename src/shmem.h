@@ -83,7 +83,7 @@ typedef struct PpProc
 	int pid;                        /* (R) 0: registered, but not attached yet */
 	Latch *latch;                   /* (R) in shared memory as well; NULL with pid 0 */
 	TimestampTz started_at;         /* (R) when it was registered */
-	TimestampTz stop_asked_at; /* (R) */
+	TimestampTz stop_asked_at;      /* (R) */
 	bool stop;                      /* (R) asked to stop when the batch in hand is done */
 	PpStatus status;
 	PpProcInfo info;

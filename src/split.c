@@ -23,7 +23,7 @@
 
 #define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
 #define MAX_HOPELESS_RUNS   24 /* failures of the pipeline's kind with no success between */
-#define SAMPLES            8  /* entries that are tried before the pipeline is found at fault */
+#define SAMPLES             8  /* entries that are tried before the pipeline is found at fault */
 
 /* A part of the batch that is still to be run while it is split. */
 typedef struct Part
@@ -63,9 +63,9 @@ run_part(PpApply *a, PpBatch *batch, PpEntry **entries, int n, bool keep, PpAppl
 	PG_TRY();
 	{
 		if (n > 0)
-			pp_apply_run_waves(a, entries, n, result);
+			pp_apply_run_waves(a, entries, n, false, result);
 		else
-			(void) pp_statement_run(a->statement, NULL, 0);
+			(void) pp_statement_run(a->statement, NULL, 0, false);
 		if (keep)
 			ReleaseCurrentSubTransaction();
 		else

@@ -5,6 +5,7 @@
 #include "sqlfuncs.h"
 
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -17,6 +18,8 @@
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -138,23 +141,28 @@ qualify_target(const char *target)
 
 /*
  * The statement that will run, prepared and run over an empty batch as the pipeline would: so
- * that what is wrong with table, columns, key, types, privileges or syntax is said now.
+ * that what is wrong with table, columns, key, types, privileges or syntax is said now.  What it
+ * does even then (an aggregate without GROUP BY gives a row) is rolled back.
  */
 static char *
 check_statement(const PpExtension *ext, PpPipeline *p)
 {
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
 	PpStatement *s = pp_statement_create(CurrentMemoryContext, ext, p);
-	char *sql;
 
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	pp_statement_prepare(s);
-	(void) pp_statement_run(s, NULL, 0);
-	sql = SPI_palloc(strlen(pp_statement_sql(s)) + 1);
-	strcpy(sql, pp_statement_sql(s));
+	(void) pp_statement_run(s, NULL, 0, false);
 	pp_statement_destroy(s);
 	SPI_finish();
-	return sql;
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	return pstrdup(pp_statement_sql(s));
 }
 
 static Oid

@@ -40,7 +40,7 @@ generate_statement(const PpExtension *ext, const PpPipeline *p)
 		return NULL;
 	if (pp_posts_owns(p))
 		pp_posts_adapt(&adapted, rel);
-	sql = pp_generate_statement(ext, &adapted, rel, NULL);
+	sql = pp_generate_statement(ext, &adapted, rel, NULL, NULL);
 	relation_close(rel, NoLock);
 	return sql;
 }

@@ -44,6 +44,7 @@
 
 #define BATCH_NAME    "postpipe_batch"
 #define BATCH_COLUMNS 6
+#define PLANS         4  /* for a few and for many entries, each as a whole and as a plain insert */
 #define SMALL_BATCH   16 /* entries, up to which the plan for a few is used */
 
 struct PpStatement
@@ -53,12 +54,13 @@ struct PpStatement
 	const PpExtension *ext;
 	PpPipeline *pipeline;
 	char *sql;
+	char *plain_insert; /* NULL: there is none */
 	List *key_fields;
 	Oid role;
 	Oid target;     /* OID of the target table; InvalidOid with a user's statement */
 	TupleDesc desc; /* of postpipe_batch */
-	SPIPlanPtr plans[2];
-	int timeout_ms; /* 0: none */
+	SPIPlanPtr plans[PLANS];
+	int timeout_ms;         /* 0: none */
 	TimestampTz started_at; /* of the last run */
 };
 
@@ -168,7 +170,7 @@ check_target(const PpStatement *s, Relation rel)
 static void
 forget_plans(PpStatement *s)
 {
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < PLANS; i++)
 	{
 		if (s->plans[i] != NULL)
 			SPI_freeplan(s->plans[i]);
@@ -178,7 +180,8 @@ forget_plans(PpStatement *s)
 
 /* Takes over the statement and the role, and forgets the plans when either has changed. */
 static void
-set_statement(PpStatement *s, const char *sql, List *key_fields, Oid role, Oid target)
+set_statement(PpStatement *s, const char *sql, const char *plain_insert, List *key_fields, Oid role,
+			  Oid target)
 {
 	MemoryContext old;
 
@@ -188,7 +191,10 @@ set_statement(PpStatement *s, const char *sql, List *key_fields, Oid role, Oid t
 		old = MemoryContextSwitchTo(s->cxt);
 		if (s->sql != NULL)
 			pfree(s->sql);
+		if (s->plain_insert != NULL)
+			pfree(s->plain_insert);
 		s->sql = pstrdup(sql);
+		s->plain_insert = plain_insert ? pstrdup(plain_insert) : NULL;
 		s->key_fields = key_fields ? copyObject(key_fields) : NIL;
 		MemoryContextSwitchTo(old);
 	}
@@ -228,6 +234,7 @@ pp_statement_prepare(PpStatement *s)
 	List *key_fields;
 	PpPipeline adapted = *s->pipeline;
 	char *sql;
+	char *plain_insert;
 
 	if (!relations_changed)
 		return;
@@ -235,7 +242,7 @@ pp_statement_prepare(PpStatement *s)
 	{
 		/* Plans anew, because which tables it may write depends on who owns them now. */
 		forget_plans(s);
-		set_statement(s, s->pipeline->statement, NIL, s->pipeline->owner, InvalidOid);
+		set_statement(s, s->pipeline->statement, NULL, NIL, s->pipeline->owner, InvalidOid);
 		relations_changed = false;
 		return;
 	}
@@ -256,8 +263,8 @@ pp_statement_prepare(PpStatement *s)
 	check_target(s, rel);
 	if (pp_posts_owns(s->pipeline))
 		pp_posts_adapt(&adapted, rel);
-	sql = pp_generate_statement(s->ext, &adapted, rel, &key_fields);
-	set_statement(s, sql, as_string_nodes(key_fields), rel->rd_rel->relowner,
+	sql = pp_generate_statement(s->ext, &adapted, rel, &key_fields, &plain_insert);
+	set_statement(s, sql, plain_insert, as_string_nodes(key_fields), rel->rd_rel->relowner,
 				  RelationGetRelid(rel));
 	table_close(rel, NoLock);
 	relations_changed = false;
@@ -282,6 +289,13 @@ Oid
 pp_statement_role(const PpStatement *s)
 {
 	return s->role;
+}
+
+/* Is there a form of the statement for rows that are all new? */
+bool
+pp_statement_has_plain(const PpStatement *s)
+{
+	return s->plain_insert != NULL;
 }
 
 const char *
@@ -431,14 +445,14 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 }
 
 static SPIPlanPtr
-get_plan(PpStatement *s, int n)
+get_plan(PpStatement *s, int n, bool plain)
 {
-	int which = n <= SMALL_BATCH ? 0 : 1;
+	int which = (n <= SMALL_BATCH ? 0 : 1) + (plain ? 2 : 0);
 	SPIPlanPtr plan;
 
 	if (s->plans[which] != NULL)
 		return s->plans[which];
-	plan = SPI_prepare(s->sql, 0, NULL);
+	plan = SPI_prepare(plain ? s->plain_insert : s->sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the statement: %s", SPI_result_code_string(SPI_result));
 	if (list_length(SPI_plan_get_plan_sources(plan)) != 1)
@@ -484,11 +498,11 @@ pp_statement_timed_out(const PpStatement *s)
 /*
  * pp_statement_run
  *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
- *		connected.  Returns how many rows the statement said it did not insert.  Throws what the
+ *		connected; with `plain` as a plain insert, for rows that are all new.  Returns how many rows the statement said it did not insert.  Throws what the
  *		statement throws; the caller's (sub)transaction abort puts role and settings back.
  */
 int
-pp_statement_run(PpStatement *s, PpEntry **entries, int n)
+pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
 {
 	CountReceiver count = {{0}};
 	SPIExecuteOptions options = {0};
@@ -516,13 +530,14 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n)
 	set_for_statement("search_path", s->pipeline->search_path);
 	set_for_statement("TimeZone", "UTC");
 	set_for_statement("DateStyle", "ISO, MDY");
+	set_for_statement("IntervalStyle", "postgres");
 	set_constraints_immediate();
 	s->started_at = GetCurrentTimestamp();
 	if (s->timeout_ms > 0)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
 
 	options.dest = (DestReceiver *) &count;
-	rc = SPI_execute_plan_extended(get_plan(s, n), &options);
+	rc = SPI_execute_plan_extended(get_plan(s, n, plain), &options);
 	if (rc < 0)
 		elog(ERROR, "could not run the statement: %s", SPI_result_code_string(rc));
 

@@ -18,6 +18,7 @@ extern List *pp_statement_key_fields(const PpStatement *s);
 extern Oid pp_statement_role(const PpStatement *s);
 extern const char *pp_statement_sql(const PpStatement *s);
 extern bool pp_statement_timed_out(const PpStatement *s);
-extern int pp_statement_run(PpStatement *s, PpEntry **entries, int n);
+extern bool pp_statement_has_plain(const PpStatement *s);
+extern int pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain);
 
 #endif /* PP_STATEMENT_H */

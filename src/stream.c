@@ -8,6 +8,7 @@
  */
 #include "stream.h"
 
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 
 static PpString
@@ -59,6 +60,22 @@ pp_stream_send_read(PpRedis *conn, const char *stream, const char *group, const 
 					  stream);
 }
 
+/* A name or a value. Redis sends strings; of what is none, as much is kept as can be. */
+static PpString
+field_string(const PpReply *item, MemoryContext cxt)
+{
+	if (item->type == PP_REPLY_INTEGER)
+	{
+		char *number = MemoryContextAlloc(cxt, MAXINT8LEN + 1);
+
+		pg_lltoa(item->integer, number);
+		return as_string(number);
+	}
+	if (item->type == PP_REPLY_STRING)
+		return (PpString){item->str, item->len};
+	return as_string("");
+}
+
 /* [id, [name, value, …]], or [id, nil] for an entry that is pending and no longer there */
 static bool
 parse_entry(const PpReply *reply, PpEntry *entry, MemoryContext cxt)
@@ -80,11 +97,9 @@ parse_entry(const PpReply *reply, PpEntry *entry, MemoryContext cxt)
 	entry->fields = MemoryContextAllocHuge(cxt, Max(body->len, 1) * sizeof(PpString));
 	for (size_t i = 0; i < body->len; i++)
 	{
-		if (body->items[i].type != PP_REPLY_STRING)
-			return false;
-		entry->fields[i].data = body->items[i].str;
-		entry->fields[i].len = body->items[i].len;
-		entry->bytes += body->items[i].len;
+		entry->fields[i] = field_string(&body->items[i], cxt);
+		entry->malformed |= body->items[i].type != PP_REPLY_STRING;
+		entry->bytes += entry->fields[i].len;
 	}
 	return true;
 }

@@ -11,7 +11,7 @@ INSERT INTO wanted VALUES
     ('postpipe_create_pipeline', false, false), ('postpipe_drop_pipeline', false, false), ('postpipe_pause', false, false),
     ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_rewind', false, false),
     ('postpipe_version', false, true), ('postpipe_stats_0_1', false, true), ('postpipe_workers_0_1', false, true), ('postpipe_audit_0_1', false, true),
-    ('postpipe_pipelines_0_1', true, true), ('postpipe_id_time', true, true), ('postpipe_id_cmp', true, true),
+    ('postpipe_pipelines_0_1', true, true), ('postpipe_pipeline_owner', true, true), ('postpipe_id_time', true, true), ('postpipe_id_cmp', true, true),
     ('postpipe_stats', false, true), ('postpipe_status', false, true), ('postpipe_workers', false, true), ('postpipe_audit', false, true),
     ('postpipe_pipelines', true, true), ('postpipe_dlq', true, true),
     ('postpipe_pipeline', false, false), ('postpipe_dead_letter', false, false), ('postpipe_ledger', false, false),

@@ -285,6 +285,7 @@ $node->stop;
 
 # --- No free worker slot: the pipeline waits, says so, and runs when there is one. Two slots beside our own two processes and the server's one.
 my $small = pp_node('small', redis => $redis, conf => "max_worker_processes = 5\n");
+my $from = log_offset($small);
 $small->safe_psql('postgres', 'CREATE EXTENSION postpipe');
 $small->safe_psql('postgres', q(SELECT postpipe_drop_pipeline('posts')));
 wait_sql($small, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE backend_type = 'worker'), '0', 'two slots are free');
@@ -295,7 +296,7 @@ for my $n (1 .. 3)
 }
 is($small->safe_psql('postgres', q(SELECT reason_code FROM postpipe_stats WHERE pipeline = 's3')), 'no_slot', 'the reason is no_slot');
 like($small->safe_psql('postgres', q(SELECT reason FROM postpipe_stats WHERE pipeline = 's3')), qr/max_worker_processes/, '... and names the setting');
-is(scalar log_lines($small, qr/LOG:.*free worker slot/), 1, '... and is said once in the log');
+is(scalar log_lines($small, qr/LOG:.*free worker slot/, $from), 1, '... and is said once in the log');
 $redis->xadd('stream:small3', n => 1);
 $small->safe_psql('postgres', q(SELECT postpipe_drop_pipeline('s1')));
 wait_sql($small, 'postgres', q(SELECT state, entries_applied FROM postpipe_stats WHERE pipeline = 's3'), 'idle|1', 'it runs when a slot is free');

@@ -8,7 +8,7 @@ use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('source', redis => $redis);
-my $away = pp_node('restored', redis => $redis, fresh => 1, conf => "max_worker_processes = 32\npostpipe.databases = 'plain, custom, only_data'\n");
+my $away = pp_node('restored', redis => $redis, fresh => 1, databases => 'listed');
 my $identifier = 'SELECT system_identifier FROM pg_control_system()';
 isnt($away->safe_psql('postgres', $identifier), $node->safe_psql('postgres', $identifier), 'two servers that are not copies');
 
@@ -36,7 +36,7 @@ $redis->xadd('stream:clicks', id => 'not a number', v => 'bad');
 wait_sql($node, 'postgres', q(SELECT count(*) FROM "Odd Schema".clicks), '1', 'the first server reads');
 wait_sql($node, 'postgres', 'SELECT dead_letters FROM postpipe_stats WHERE pipeline = $$clicks$$', '1', '... and has a dead letter');
 wait_sql($node, 'postgres', q(SELECT count(*) FROM history), '2', '... and IDs in a table');
-wait_sql($node, 'postgres', q(SELECT n FROM counter), '1', '... and a counter');
+wait_sql($node, 'postgres', q(SELECT n FROM counter), '2', '... and a counter');
 
 my $definitions = q(SELECT pipeline, owner, stream, consumer_group, target, key, on_conflict, columns, event_types, statement, generated, workers, enabled, enabled_reason, options FROM postpipe_pipelines ORDER BY 1);
 my $before = $sql->($definitions);
@@ -49,13 +49,13 @@ unlike($dump, qr/(?:COPY|CREATE TABLE) public\.postpipe_(?:ledger|epoch)/, 'the 
 
 # --- Restored.
 $away->safe_psql('postgres', "CREATE ROLE $_") for 'app';
-my $clients = scalar(() = $redis->cli('CLIENT', 'LIST') =~ /name=postpipe/g);
 for my $case ([ 'plain', 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', "$dir/plain.sql", '-d' ], [ 'custom', 'pg_restore', '--exit-on-error', "$dir/custom", '-d' ])
 {
 	my ($db, @command) = @$case;
 	$away->safe_psql('postgres', "CREATE DATABASE $db");
 	command_ok([ @command, $away->connstr($db) ], "$db: it is restored without an error");
 	is($away->safe_psql($db, $definitions), $before, "$db: the definitions are the same");
+	list_databases($away, $db);
 	wait_sql($away, $db, q(SELECT string_agg(pipeline || ' ' || state || ' ' || reason_code, ', ' ORDER BY pipeline) FROM postpipe_stats),
 		'clicks disarmed disarmed, counting disarmed disarmed, history disarmed disarmed, resting paused paused', "$db: the pipelines are disarmed");
 	like($away->safe_psql($db, q(SELECT reason FROM postpipe_stats WHERE pipeline = 'clicks')), qr/postpipe_resume\(.*take_over => true\)/, "$db: ... and the reason says what to do");
@@ -64,10 +64,10 @@ for my $case ([ 'plain', 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', "$di
 }
 $redis->xadd('stream:clicks', id => 2, v => 'two', event_type => 'a');
 wait_sql($node, 'postgres', q(SELECT count(*) FROM "Odd Schema".clicks), '2', 'the first server goes on');
-wait_sql($node, 'postgres', q(SELECT n FROM counter), '2', '... with all pipelines');
+wait_sql($node, 'postgres', q(SELECT n FROM counter), '3', '... with all pipelines');
 for my $db (qw(plain custom))
 {
-	is($away->safe_psql($db, q(SELECT (SELECT count(*) FROM "Odd Schema".clicks), (SELECT n FROM counter))), '1|1', "$db: nothing was read");
+	is($away->safe_psql($db, q(SELECT (SELECT count(*) FROM "Odd Schema".clicks), (SELECT n FROM counter))), '1|2', "$db: nothing was read");
 }
 is(consumers($redis, 'stream:clicks', "postpipe_$_"), 1, "$_: no consumer was added") for qw(clicks counting history);
 
@@ -94,9 +94,9 @@ $away->safe_psql('postgres', 'CREATE DATABASE only_data');
 $away->safe_psql('only_data', 'CREATE EXTENSION postpipe');
 command_ok([ 'pg_dump', '-a', '-t', 'postpipe_pipeline', '-d', $node->connstr('postgres'), '-f', "$dir/data.sql" ], 'pg_dump of the definitions alone');
 command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', "$dir/data.sql", '-d', $away->connstr('only_data') ], '... is restored');
-wait_sql($away, 'only_data', q(SELECT string_agg(DISTINCT state, ' ') FROM postpipe_stats WHERE pipeline <> 'resting'), 'disarmed', '... and disarmed, also without its tables');
-$node->safe_psql('postgres', 'ALTER SYSTEM SET postpipe.databases = $$postgres, copy$$');
-$node->reload;
+list_databases($away, 'only_data');
+wait_sql($away, 'only_data', q(SELECT string_agg(DISTINCT state, ' ') FROM postpipe_stats WHERE pipeline IN ('counting', 'history')), 'disarmed', '... and disarmed, also without its tables');
+list_databases($node, 'copy');
 $node->safe_psql('template1', 'CREATE DATABASE copy TEMPLATE postgres');
 wait_sql($node, 'copy', q(SELECT string_agg(DISTINCT state, ' ') FROM postpipe_stats WHERE pipeline IN ('counting', 'history')), 'disarmed', 'a copy of the database is disarmed');
 wait_sql($node, 'postgres', q(SELECT string_agg(DISTINCT state, ' ') FROM postpipe_stats WHERE pipeline IN ('counting', 'history')), 'idle', '... and the one it was copied from runs');
@@ -107,7 +107,7 @@ my (undef, undef, $stderr) = $node->psql('postgres', 'DROP EXTENSION postpipe');
 like($stderr, qr/depends on type postpipe_id/, 'a column of type postpipe_id holds the extension');
 $sql->('DROP VIEW counted; ALTER TABLE history ALTER entry TYPE text USING entry::text');
 $sql->('DROP EXTENSION postpipe');
-is($sql->(q(SELECT (SELECT count(*) FROM "Odd Schema".clicks), (SELECT n FROM counter), (SELECT count(*) FROM history))), '2|3|4', 'DROP EXTENSION keeps the tables');
+is($sql->(q(SELECT (SELECT count(*) FROM "Odd Schema".clicks), (SELECT n FROM counter), (SELECT count(*) FROM history))), '2|4|4', 'DROP EXTENSION keeps the tables');
 $sql->('CREATE EXTENSION postpipe');
 wait_sql($node, 'postgres', q(SELECT pipeline, state FROM postpipe_stats), 'posts|idle', 'CREATE EXTENSION begins anew');
 $redis->xadd('stream:posts:parsed', post_id => 'p', channel_id => 'c', telegram_message_id => 1, text => 'kept');
@@ -118,6 +118,42 @@ $sql->('CREATE EXTENSION postpipe');
 $redis->xadd('stream:posts:parsed', post_id => 'q', channel_id => 'c', telegram_message_id => 2, text => 'more');
 wait_sql($node, 'postgres', q(SELECT string_agg(content, ' ' ORDER BY id) FROM posts), 'kept more', 'CREATE EXTENSION goes on with the table that is there');
 is($sql->('SELECT count(*) FROM posts'), 2, '... and reads nothing twice');
+
+# --- Restored into a database that is listed already: the built-in pipeline must not start between CREATE EXTENSION and the
+# definitions, neither to read nor to create a table that the dump has as well. First with a definition of it, then without one.
+$sql->(q(SELECT postpipe_pause('posts', 'dumped'); SELECT postpipe_wait_state('posts', 'paused')));
+my @posts = qw(stream:posts:parsed post_persist_workers);
+for my $case ('paused', 'without a row')
+{
+	if ($case eq 'without a row')
+	{
+		$away->safe_psql('postgres', 'DROP DATABASE listed');
+		$sql->('DROP EXTENSION postpipe; CREATE EXTENSION postpipe');
+		wait_sql($node, 'postgres', q(SELECT pipeline, state FROM postpipe_stats), 'posts|idle', 'posts runs here');
+	}
+	my $consumers = consumers($redis, @posts);
+	command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-f', "$dir/listed.sql" ], "posts $case: pg_dump");
+	$away->safe_psql('postgres', 'CREATE DATABASE listed');
+	wait_sql($away, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'postpipe supervisor' AND datname = 'listed'), '1', "posts $case: a supervisor waits for the extension");
+	# As on a slow restore: the next statement comes when the server has had time to act on the first one.
+	my ($create) = slurp_file("$dir/listed.sql") =~ /^(CREATE EXTENSION IF NOT EXISTS postpipe .*?;)$/m;
+	my $text = slurp_file("$dir/listed.sql") =~ s/^\Q$create\E$/$create\nDO \$\$ BEGIN WHILE NOT EXISTS (SELECT FROM public.postpipe_stats WHERE pipeline = 'posts' AND state NOT IN ('stopped', 'starting')) LOOP PERFORM pg_sleep(0.02); END LOOP; END \$\$;/mr;
+	append_to_file("$dir/listed.sql.slow", $text);
+	command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', "$dir/listed.sql.slow", '-d', $away->connstr('listed') ], "posts $case: it is restored without an error");
+	unlink "$dir/listed.sql.slow";
+	is($away->safe_psql('listed', q(SELECT count(*) FROM postpipe_workers WHERE backend_type = 'worker')), 0, "posts $case: ... and no worker runs");
+	is(consumers($redis, @posts), $consumers, "posts $case: ... and no consumer was added to the group of the first server");
+}
 $_->stop for $node, $away;
 
 done_testing();
+
+# Lists one more database, and waits for its supervisor.
+sub list_databases
+{
+	my ($server, $db) = @_;
+	my $list = $server->safe_psql('postgres', 'SHOW postpipe.databases');
+	$server->safe_psql('postgres', "ALTER SYSTEM SET postpipe.databases = '$list, $db'");
+	$server->reload;
+	return;
+}
