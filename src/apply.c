@@ -80,14 +80,15 @@ pp_apply_begin(PpApply *a)
 XLogRecPtr
 pp_apply_commit(MemoryContext back_to)
 {
+	XLogRecPtr lsn;
+
 	SPI_finish();
 	PopActiveSnapshot();
-	pp_durable_before_commit();
-	CommitTransactionCommand();
+	lsn = pp_durable_commit();
 	/* Session locks that a trigger took would stay for ever. */
 	LockReleaseAll(USER_LOCKMETHOD, true);
 	MemoryContextSwitchTo(back_to);
-	return pp_durable_after_commit();
+	return lsn;
 }
 
 /* In PG_CATCH: takes the error out of the error stack, as a copy in `cxt`. */

@@ -8,7 +8,8 @@
  * time and here on its latch, with the last XACK sent before the blocking read.
  *
  * No transaction, snapshot or lock is held while it waits for Redis.  An XACK is sent only when the
- * commit is durable (durable.c).
+ * commit is durable (durable.c): the commit itself does not wait for that, and under load the XACK
+ * comes one turn later, when the WAL writer has flushed the commit meanwhile.
  *
  * Every function here that can fail returns false with *error filled, and the caller (worker.c)
  * closes the connection.
@@ -75,39 +76,92 @@ failed(PpWorker *w, const PpReply *reply, PpRedisError *error)
 	return false;
 }
 
-/* Queues the XACK of what is committed and durable. */
+/*
+ * Queues the XACK of a batch, when it is durable.  Returns without it when this process is to stop
+ * or the standby that has to confirm does not: what is not acknowledged comes again.
+ */
 static void
-send_ack(PpWorker *w)
+send_ack(PpWorker *w, PpAckList *list)
 {
-	if (w->ack_count == 0)
+	if (list->n == 0 || !pp_durable_wait(list->lsn))
 		return;
-	pp_stream_send_ack(w->redis, w->def->stream, w->def->group, w->ack, w->ack_count);
-	w->ack_count = 0;
-	w->ack_in_flight = true;
+	pp_stream_send_ack(w->redis, w->def->stream, w->def->group, list->ids, list->n);
+	w->acks_in_flight++;
+	list->n = 0;
+}
+
+/* Queues the XACKs of all that is committed. */
+void
+pp_consume_acknowledge(PpWorker *w)
+{
+	send_ack(w, &w->ack_old);
+	send_ack(w, &w->ack_new);
 }
 
 /*
- * Receives the reply to the XACK.  A smaller number than was sent is no error: somebody else has
+ * Makes room for the IDs of one more batch.  The last one's wait one turn more: until then the WAL
+ * writer has flushed its commit, while the next statement runs.  A synchronous standby that does
+ * not confirm holds the worker up here, with its batches pending.
+ */
+static void
+age_acks(PpWorker *w)
+{
+	PpAckList empty;
+
+	for (;;)
+	{
+		send_ack(w, &w->ack_old);
+		if (w->ack_old.n == 0)
+			break;
+		pp_process_sleep(100, PP_WAIT_WORKER_RETRY);
+		pp_worker_look_around(w);
+	}
+	empty = w->ack_old;
+	w->ack_old = w->ack_new;
+	w->ack_new = empty;
+}
+
+/* Keeps the IDs of a batch that is committed. */
+static void
+keep_for_ack(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn)
+{
+	PpAckList *list = &w->ack_new;
+
+	if (list->size < batch->n)
+	{
+		if (list->ids != NULL)
+			pfree(list->ids);
+		list->size = batch->n;
+		list->ids = MemoryContextAllocHuge(w->cxt, list->size * sizeof(PpId));
+	}
+	for (int i = 0; i < batch->n; i++)
+		list->ids[i] = batch->entries[i].id;
+	list->n = batch->n;
+	list->lsn = lsn;
+}
+
+/*
+ * Receives the replies to the XACKs.  A smaller number than was sent is no error: somebody else has
  * acknowledged, or the group is another one; what is not acknowledged comes again.
  */
 static bool
-receive_ack(PpWorker *w, PpRedisError *error)
+receive_acks(PpWorker *w, PpRedisError *error)
 {
-	PpReply *reply;
-
-	if (!w->ack_in_flight)
-		return true;
-	reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
-	if (failed(w, reply, error))
-		return false;
-	if (reply->type != PP_REPLY_INTEGER)
+	while (w->acks_in_flight > 0)
 	{
-		pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
-						   "the reply to XACK is not a number");
-		return false;
+		PpReply *reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+
+		if (failed(w, reply, error))
+			return false;
+		if (reply->type != PP_REPLY_INTEGER)
+		{
+			pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
+							   "the reply to XACK is not a number");
+			return false;
+		}
+		w->acks_in_flight--;
+		pp_pipe_acknowledged(w->pipe);
 	}
-	w->ack_in_flight = false;
-	pp_pipe_acknowledged(w->pipe);
 	return true;
 }
 
@@ -170,10 +224,7 @@ count_result(PpWorker *w, const PpApplyResult *r)
 	pp_count(w->pipe, PP_COUNT_LOST, r->lost);
 }
 
-/*
- * Settles all of a batch, however long it takes, and leaves its IDs to be acknowledged: when this
- * returns, they are durable.
- */
+/* Settles all of a batch, however long it takes, and keeps its IDs to be acknowledged. */
 static void
 apply_batch(PpWorker *w, PpBatch *batch, bool look_up)
 {
@@ -187,26 +238,18 @@ apply_batch(PpWorker *w, PpBatch *batch, bool look_up)
 
 		count_result(w, &result);
 		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_leave("definition_changed", "the definition has changed or is gone");
+			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
 		if (outcome == PP_OUTCOME_DONE)
 		{
 			pp_count(w->pipe, PP_COUNT_BATCHES, 1);
 			pp_pipe_applied(w->pipe, batch->entries[batch->n - 1].id);
-			while (!pp_durable_wait(result.lsn))
-			{
-				pp_process_sleep(100, PP_WAIT_WORKER_RETRY);
-				pp_worker_look_around(w);
-			}
+			keep_for_ack(w, batch, result.lsn);
 			break;
 		}
 		pp_worker_apply_failed(w, outcome, result.error);
 	}
 	pgstat_report_stat(false);
 	pp_report_batch(NULL);
-	w->ack = MemoryContextAlloc(batch->cxt, batch->n * sizeof(PpId));
-	for (int i = 0; i < batch->n; i++)
-		w->ack[i] = batch->entries[i].id;
-	w->ack_count = batch->n;
 }
 
 /* XGROUP CREATE: from the start that was asked for if it never was there, else from the beginning,
@@ -277,7 +320,7 @@ pp_consume_open_group(PpWorker *w, PpRedisError *error)
 		   (outcome = pp_apply_set_base(w->apply, base, &sql_error)) != PP_OUTCOME_DONE)
 	{
 		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_leave("definition_changed", "the definition has changed or is gone");
+			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
 		pp_worker_apply_failed(w, outcome, sql_error);
 	}
 	w->pipe->opened = true;
@@ -306,8 +349,8 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 		/* After a rewind they lie above the mark, and the group will deliver them once more. */
 		(void) pp_pipe_receive(w->pipe, batch->entries[0].id, after);
 		apply_batch(w, batch, true);
-		send_ack(w);
-		if (!receive_ack(w, error))
+		pp_consume_acknowledge(w);
+		if (!receive_acks(w, error))
 			return false;
 		pp_worker_look_around(w);
 	}
@@ -325,13 +368,13 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, PpRedisError *error)
 {
 	bool look_up = !pp_pipe_receive(w->pipe, batch->entries[0].id, batch->entries[batch->n - 1].id);
 
-	send_ack(w);
+	age_acks(w);
 	set_reply_target(w, next);
 	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count, -1);
 	(void) pp_redis_flush(w->redis);
 	pp_worker_well(w, false);
 	apply_batch(w, batch, look_up);
-	if (!receive_ack(w, error))
+	if (!receive_acks(w, error))
 		return false;
 	return receive_batch(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error);
 }
@@ -340,12 +383,12 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, PpRedisError *error)
 static bool
 turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 {
-	send_ack(w);
+	pp_consume_acknowledge(w);
 	set_reply_target(w, next);
 	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
 						BLOCK_MS);
 	(void) pp_redis_flush(w->redis);
-	if (!receive_ack(w, error))
+	if (!receive_acks(w, error))
 		return false;
 	pp_worker_well(w, true);
 	pgstat_report_stat(true);
@@ -369,7 +412,7 @@ pp_consume(PpWorker *w, PpRedisError *error)
 		pp_worker_look_around(w);
 		if (!pp_redis_is_open(w->redis))
 			return; /* a setting has changed */
-		if (batch->n == 0 && w->ack_count == 0 &&
+		if (batch->n == 0 && w->ack_old.n == 0 && w->ack_new.n == 0 &&
 			TimestampDifferenceExceeds(w->recovered_at, GetCurrentTimestamp(), RESCAN_MS))
 		{
 			w->recovered = false;

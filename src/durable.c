@@ -2,11 +2,12 @@
  * durable.c
  *		The barrier between COMMIT and XACK.
  *
- * A commit that has returned is not durable yet in three cases: synchronous_commit is off; the wait
- * for a synchronous standby was cancelled (commit returns with a WARNING); the batch held nothing
- * but duplicates, so that it wrote no WAL and waited for nothing, while the commit that settled
- * them may still be on its way.  So an XACK is sent only when WAL is flushed, and replicated as
- * configured, up to a point that covers the commit.
+ * A commit that has returned is not durable yet when it did not wait for the flush, when its wait
+ * for a synchronous standby was cancelled (it returns with a WARNING), or when the batch held
+ * nothing but duplicates, so that it wrote no WAL, while the commit that settled them may still be
+ * on its way.  So the commit itself waits for nothing, and an XACK is sent only when WAL is flushed,
+ * and replicated as configured, up to a point that covers the commit.  What a crash takes away
+ * before that is delivered again.
  */
 #include "durable.h"
 #include "compat.h"
@@ -20,21 +21,30 @@
 #include "miscadmin.h"
 #include "storage/lwlock.h"
 
-/* Call right before CommitTransactionCommand(). */
-void
-pp_durable_before_commit(void)
-{
-	XactLastCommitEnd = InvalidXLogRecPtr;
-}
-
-/* Call right after it: the point that has to be reached before the XACK. */
+/*
+ * pp_durable_commit
+ *		Commits without waiting, whatever synchronous_commit says: the wait comes before the XACK, in
+ *		pp_durable_wait(), when the WAL writer has done most of the work.  Returns the point that has
+ *		to be reached then.
+ */
 XLogRecPtr
-pp_durable_after_commit(void)
+pp_durable_commit(void)
 {
-	XLogRecPtr lsn = XactLastCommitEnd;
+	int level = synchronous_commit;
 
+	XactLastCommitEnd = InvalidXLogRecPtr;
+	PG_TRY();
+	{
+		synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
+		CommitTransactionCommand();
+	}
+	PG_FINALLY();
+	{
+		synchronous_commit = level;
+	}
+	PG_END_TRY();
 	/* Nothing written: what settled these entries before lies below a record written now. */
-	return XLogRecPtrIsInvalid(lsn) ? pp_log_marker() : lsn;
+	return XLogRecPtrIsInvalid(XactLastCommitEnd) ? pp_log_marker() : XactLastCommitEnd;
 }
 
 static bool
@@ -60,7 +70,7 @@ replicated(XLogRecPtr lsn)
 bool
 pp_durable_wait(XLogRecPtr lsn)
 {
-	XLogFlush(lsn);
+	XLogFlush(lsn); /* returns at once when it is flushed */
 	if (!SyncRepRequested() || SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
 		return true;
 	/* A cancel or a request to die ends the wait with a WARNING, and is served by the caller then. */

@@ -9,8 +9,7 @@
 
 #include "access/xlogdefs.h"
 
-extern void pp_durable_before_commit(void);
-extern XLogRecPtr pp_durable_after_commit(void);
+extern XLogRecPtr pp_durable_commit(void);
 extern bool pp_durable_wait(XLogRecPtr lsn);
 
 #endif /* PP_DURABLE_H */

@@ -30,7 +30,7 @@
 #define BACKOFF_CAP_MS    5000
 #define BACKOFF_FORGET_MS 10000
 
-/* Nobody else may be waiting for what is left: the supervisor asks for a reason only. */
+/* Ends the process, saying why. */
 void
 pp_worker_leave(const char *code, const char *reason)
 {
@@ -38,21 +38,21 @@ pp_worker_leave(const char *code, const char *reason)
 	proc_exit(0);
 }
 
-/* Sends the last XACK, if there is time, and ends the process. */
-static void
-stop(PpWorker *w)
+/* Acknowledges what is committed, if there is time, and ends the process. */
+void
+pp_worker_stop(PpWorker *w, const char *code, const char *reason)
 {
 	PpReply *reply;
 
-	if (w->redis != NULL && pp_redis_is_open(w->redis) && w->ack_count > 0)
+	if (w->redis != NULL && pp_redis_is_open(w->redis))
 	{
-		pp_stream_send_ack(w->redis, w->def->stream, w->def->group, w->ack, w->ack_count);
-		while (pp_redis_outstanding(w->redis) > 0 &&
+		pp_consume_acknowledge(w);
+		while (w->acks_in_flight > 0 && pp_redis_outstanding(w->redis) > 0 &&
 			   pp_redis_receive(w->redis, &reply, FAREWELL_MS, PP_WAIT_REDIS_REPLY) ==
 				   PP_REDIS_REPLY)
 			;
 	}
-	pp_worker_leave("requested", "");
+	pp_worker_leave(code, reason);
 }
 
 static void
@@ -69,8 +69,8 @@ disconnect(PpWorker *w)
 {
 	pp_redis_close(w->redis);
 	w->recovered = false;
-	w->ack_count = 0;
-	w->ack_in_flight = false;
+	w->ack_old.n = w->ack_new.n = 0;
+	w->acks_in_flight = 0;
 }
 
 /* What has to be looked at whenever the latch was set, and between two batches. */
@@ -79,7 +79,7 @@ pp_worker_look_around(PpWorker *w)
 {
 	pp_process_interrupts();
 	if (pp_proc_must_stop())
-		stop(w);
+		pp_worker_stop(w, "requested", "");
 	if (pp_process_reload())
 	{
 		PpRedisUrl url;
@@ -252,7 +252,7 @@ open_apply(PpWorker *w)
 	while ((outcome = pp_apply_open(w->apply, &mark, &error)) != PP_OUTCOME_DONE)
 	{
 		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_leave("definition_changed", "the definition has changed or is gone");
+			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
 		pp_worker_apply_failed(w, outcome, error);
 		MemoryContextReset(w->batches[0].cxt);
 	}
@@ -293,7 +293,7 @@ serve(PpWorker *w)
 	}
 	/* What is left to acknowledge is read again with the own pending entries. */
 	if (!w->recovered)
-		w->ack_count = 0;
+		w->ack_old.n = w->ack_new.n = 0;
 	if (!w->group_open)
 		w->group_open = pp_consume_open_group(w, &error);
 	if (w->group_open && !w->recovered && pp_consume_pending(w, &error))
@@ -303,7 +303,7 @@ serve(PpWorker *w)
 	if (error.class == PP_REDIS_CLASS_NONE)
 		return;
 	w->recovered = false;
-	w->ack_count = 0;
+	w->ack_old.n = w->ack_new.n = 0;
 	if (strcmp(error.code, "redis_nogroup") != 0 || pp_redis_outstanding(w->redis) > 0)
 		redis_failed(w, &error);
 	else

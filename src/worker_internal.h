@@ -11,6 +11,15 @@
 #include "redis.h"
 #include "shmem.h"
 
+/* The IDs of a batch that is committed, to be acknowledged when `lsn` is durable. */
+typedef struct PpAckList
+{
+	PpId *ids;
+	int n;
+	int size; /* of ids */
+	XLogRecPtr lsn;
+} PpAckList;
+
 typedef struct PpWorker
 {
 	MemoryContext cxt;
@@ -25,10 +34,10 @@ typedef struct PpWorker
 	PpBatch batches[2]; /* one in hand, one being read; see set_reply_target() */
 	int batch_size;
 	size_t batch_bytes;
-	int count; /* entries to ask for, fewer when they are large */
-	PpId *ack; /* durable, XACK not sent yet; in the context of their batch */
-	int ack_count;
-	bool ack_in_flight;    /* an XACK was sent, its reply has not come */
+	int count;             /* entries to ask for, fewer when they are large */
+	PpAckList ack_old;     /* of the batch before the last one … */
+	PpAckList ack_new;     /* … and of the last one: committed, XACK not sent yet */
+	int acks_in_flight;    /* XACKs whose replies have not come */
 	TimestampTz failed_at; /* the last failure that was backed off from */
 	bool made_before;      /* the ledger has entries of this pipeline: the group existed */
 	bool group_open;       /* open_group() is done */
@@ -38,6 +47,7 @@ typedef struct PpWorker
 
 /* worker.c */
 PP_NORETURN extern void pp_worker_leave(const char *code, const char *reason);
+PP_NORETURN extern void pp_worker_stop(PpWorker *w, const char *code, const char *reason);
 extern void pp_worker_look_around(PpWorker *w);
 extern void pp_worker_well(PpWorker *w, bool idle);
 extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error);
@@ -46,6 +56,7 @@ extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntry
 extern bool pp_consume_open_group(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
+extern void pp_consume_acknowledge(PpWorker *w);
 extern void pp_consume(PpWorker *w, PpRedisError *error);
 
 #endif /* PP_WORKER_INTERNAL_H */

@@ -148,10 +148,10 @@ sql("SELECT postpipe_drop_pipeline('$_', discard_dead => true)") for qw(later ba
 # --- What a trigger sets does not last, and what is not allowed in a trigger fails.
 sql(<<'SQL');
 CREATE SCHEMA other;
-CREATE TABLE settings (id int PRIMARY KEY, path text, zone text, role text);
+CREATE TABLE settings (id int PRIMARY KEY, path text, zone text, memory text);
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    NEW.path = current_setting('search_path'); NEW.zone = current_setting('TimeZone'); NEW.role = current_setting('role');
+    NEW.path = current_setting('search_path'); NEW.zone = current_setting('TimeZone'); NEW.memory = current_setting('work_mem');
     PERFORM set_config('search_path', 'other', false), set_config('TimeZone', 'Asia/Tokyo', false), set_config('work_mem', '1MB', false);
     RETURN NEW;
 END $$;
@@ -162,6 +162,7 @@ $redis->xadd('stream:settings', id => 1);
 wait_sql($node, 'postgres', 'SELECT count(*) FROM settings', '1', 'the first batch');
 $redis->xadd('stream:settings', id => 2);
 wait_sql($node, 'postgres', 'SELECT path, zone FROM settings WHERE id = 2', 'public, other|UTC', 'search_path is as it was created, whatever a trigger did before');
+is(sql('SELECT count(DISTINCT memory) FROM settings'), 1, '... and so is any other setting');
 sql(q(SELECT postpipe_drop_pipeline('settings')));
 my %forbidden = (set_role => 'SET ROLE low', temp_table => 'CREATE TEMP TABLE tt (a int)', authorization => 'SET SESSION AUTHORIZATION low', listen => 'LISTEN x');
 for my $name (sort keys %forbidden)
