@@ -264,6 +264,16 @@ pp_pipeline_option(const PpPipeline *p, const char *name)
 	}
 }
 
+/* Is an option set, and true? */
+bool
+pp_pipeline_option_is_on(const PpPipeline *p, const char *name)
+{
+	char *value = pp_pipeline_option(p, name);
+	bool on;
+
+	return value != NULL && parse_bool(value, &on) && on;
+}
+
 /* An option that is a whole number; `unset` when it is not set. */
 int
 pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset)

@@ -60,6 +60,7 @@ extern List *pp_pipeline_list(const PpExtension *ext);
 extern PpPipeline *pp_pipeline_get(const PpExtension *ext, const char *name);
 extern bool pp_pipeline_is_armed(const PpPipeline *p);
 extern char *pp_pipeline_option(const PpPipeline *p, const char *name);
+extern bool pp_pipeline_option_is_on(const PpPipeline *p, const char *name);
 extern int pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset);
 extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
 extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);

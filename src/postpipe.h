@@ -18,12 +18,17 @@
 #define PP_VERSION   "0.1.0"
 #define PP_EXTENSION "postpipe"
 
-#define PP_PIPELINE_LEN             49 /* a pipeline's name: at most 48 bytes, checked by the table */
-#define PP_STREAM_LEN               256 /* a stream key or a consumer group, checked when a pipeline is made */
-#define PP_CONSUMER_LEN             128 /* postpipe:<system identifier>:<database>:<pipeline>:<n> */
-#define PP_REASON_LEN               256 /* a reason in words; longer text is cut at a character */
-#define PP_REASON_CODE_LEN          32  /* a stable code such as redis_loading */
-#define PP_MAX_DATABASES            64  /* databases that can have a supervisor at once */
+#define PP_PIPELINE_LEN    49 /* a pipeline's name: at most 48 bytes, checked by the table */
+#define PP_STREAM_LEN      256 /* a stream key or a consumer group, checked when a pipeline is made */
+#define PP_CONSUMER_LEN    128 /* postpipe:<system identifier>:<database>:<pipeline>:<n> */
+#define PP_REASON_LEN      256 /* a reason in words; longer text is cut at a character */
+#define PP_REASON_CODE_LEN 32  /* a stable code such as redis_loading */
+/*
+ * Memory contexts that are filled and reset with each batch keep a first block of this size: memory
+ * given back and taken anew is cleared by the kernel page by page each time.
+ */
+#define PP_BATCH_CONTEXT_SIZES      4 * 1024 * 1024, 1024 * 1024, 8 * 1024 * 1024
+#define PP_MAX_DATABASES            64 /* databases that can have a supervisor at once */
 #define PP_MAX_PIPELINES            128 /* pipelines of all databases that have numbers in shared memory */
 #define PP_MAX_WORKERS_PER_PIPELINE 64
 

@@ -18,6 +18,7 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
+#define KEPT_BUFFER     (1024 * 1024) /* what the reader keeps between two replies */
 #define HANDSHAKE_LIMIT (256 * 1024)
 
 /*
@@ -130,6 +131,7 @@ pp_redis_start(PpRedis *conn, const PpRedisUrl *url)
 		(void) redisEnableKeepAlive(conn->rc);
 	conn->rc->reader->fn = pp_reply_functions();
 	conn->rc->reader->privdata = &conn->target;
+	conn->rc->reader->maxbuf = KEPT_BUFFER;
 	MemoryContextReset(conn->login_cxt);
 	pp_reply_target(&conn->target, conn->login_cxt, HANDSHAKE_LIMIT);
 	conn->connecting = true;

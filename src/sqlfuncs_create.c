@@ -66,6 +66,11 @@ check_options(const Jsonb *options)
 		char *name;
 		bool known = false;
 
+		if (token == WJB_VALUE && value.type != jbvString && value.type != jbvNumeric &&
+			value.type != jbvBool)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("the value of an option must be a string, a number or a boolean")));
 		if (token != WJB_KEY)
 			continue;
 		name = pnstrdup(value.val.string.val, value.val.string.len);
@@ -88,6 +93,17 @@ check_setting(const PpPipeline *p, const char *name)
 	if (value != NULL)
 		(void) set_config_option(name, value, PGC_SUSET, PGC_S_TEST, GUC_ACTION_SET, false, ERROR,
 								 false);
+}
+
+static void
+check_boolean(const PpPipeline *p, const char *name)
+{
+	char *value = pp_pipeline_option(p, name);
+	bool on;
+
+	if (value != NULL && !parse_bool(value, &on))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option %s requires a Boolean value", name)));
 }
 
 static void
@@ -149,6 +165,7 @@ check_statement(const PpExtension *ext, PpPipeline *p)
 {
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	bool used_temporary = (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0;
 	PpStatement *s = pp_statement_create(CurrentMemoryContext, ext, p);
 
 	BeginInternalSubTransaction(NULL);
@@ -157,6 +174,10 @@ check_statement(const PpExtension *ext, PpPipeline *p)
 		elog(ERROR, "could not connect to SPI");
 	pp_statement_prepare(s);
 	(void) pp_statement_run(s, NULL, 0, false);
+	if (!used_temporary && (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("the statement of a pipeline cannot use temporary tables"),
+						errdetail("A worker does not see the tables of a session.")));
 	pp_statement_destroy(s);
 	SPI_finish();
 	RollbackAndReleaseCurrentSubTransaction();
@@ -263,6 +284,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 					 : PG_GETARG_JSONB_P_COPY(16);
 	check_options(p->options);
 	check_option_range(p, "batch_size", 1, 100000);
+	check_boolean(p, "allow_unlogged");
 	check_setting(p, "statement_timeout");
 	check_setting(p, "lock_timeout");
 	check_setting(p, "synchronous_commit");

@@ -116,7 +116,7 @@ pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipel
 	PpStatement *s = palloc0(sizeof(PpStatement));
 
 	s->cxt = cxt;
-	s->run_cxt = AllocSetContextCreate(cxt, "postpipe statement run", ALLOCSET_DEFAULT_SIZES);
+	s->run_cxt = AllocSetContextCreate(cxt, "postpipe statement run", PP_BATCH_CONTEXT_SIZES);
 	s->ext = ext;
 	s->pipeline = pipeline;
 	s->desc = batch_descriptor(ext);
@@ -148,8 +148,13 @@ check_target(const PpStatement *s, Relation rel)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("target %s of pipeline \"%s\" is not a table", p->target, p->name),
 						errhint("Give the pipeline a statement instead of a target.")));
+	if (rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("target %s of pipeline \"%s\" is a temporary table", p->target, p->name),
+				 errdetail("A worker does not see the tables of a session.")));
 	if (rel->rd_rel->relpersistence == RELPERSISTENCE_UNLOGGED &&
-		pp_pipeline_option(p, "allow_unlogged") == NULL)
+		!pp_pipeline_option_is_on(p, "allow_unlogged"))
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -433,15 +438,16 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 	}
 	ReleaseCachedPlan(cplan, NULL);
 	if (OidIsValid(foreign))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of role "
-						"\"%s\"",
-						s->pipeline->name, GetUserNameFromId(s->role, true), get_rel_name(foreign),
-						GetUserNameFromId(owner, true)),
-				 errdetail("Triggers of the table would run with a superuser's rights."),
-				 errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(…, owner => '%s').",
-						 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of role "
+					"\"%s\"",
+					s->pipeline->name, GetUserNameFromId(s->role, true), get_rel_name(foreign),
+					GetUserNameFromId(owner, true)),
+			 errdetail("Triggers of the table would run with a superuser's rights."),
+			 errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(..., owner => '%s').",
+					 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
 }
 
 static SPIPlanPtr
@@ -538,6 +544,9 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
 
 	options.dest = (DestReceiver *) &count;
 	rc = SPI_execute_plan_extended(get_plan(s, n, plain), &options);
+	if (rc == SPI_ERROR_COPY || rc == SPI_ERROR_TRANSACTION)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("a pipeline's statement cannot be COPY or a transaction command")));
 	if (rc < 0)
 		elog(ERROR, "could not run the statement: %s", SPI_result_code_string(rc));
 

@@ -271,7 +271,7 @@ set_up(PpWorker *w)
 	w->pipe = &pp_shared->pipes[pp_my_proc->pipe_no];
 	pp_backoff_init(&w->backoff, BACKOFF_FIRST_MS, BACKOFF_CAP_MS);
 	for (int i = 0; i < 2; i++)
-		w->batches[i].cxt = AllocSetContextCreate(w->cxt, "postpipe batch", ALLOCSET_DEFAULT_SIZES);
+		w->batches[i].cxt = AllocSetContextCreate(w->cxt, "postpipe batch", PP_BATCH_CONTEXT_SIZES);
 	snprintf(w->consumer, sizeof(w->consumer), "postpipe:" UINT64_FORMAT ":%u:%s:%d",
 			 GetSystemIdentifier(), MyDatabaseId, pp_my_proc->pipeline, pp_my_proc->worker);
 	open_pipeline(w);
