@@ -167,22 +167,35 @@ check_statement(const PpExtension *ext, PpPipeline *p)
 	ResourceOwner owner = CurrentResourceOwner;
 	bool used_temporary = (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0;
 	PpStatement *s = pp_statement_create(CurrentMemoryContext, ext, p);
+	ErrorData *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "could not connect to SPI");
-	pp_statement_prepare(s);
-	(void) pp_statement_run(s, NULL, 0, false);
-	if (!used_temporary && (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("the statement of a pipeline cannot use temporary tables"),
-						errdetail("A worker does not see the tables of a session.")));
-	pp_statement_destroy(s);
-	SPI_finish();
+	PG_TRY();
+	{
+		if (SPI_connect() != SPI_OK_CONNECT)
+			elog(ERROR, "could not connect to SPI");
+		pp_statement_prepare(s);
+		(void) pp_statement_run(s, NULL, 0, false);
+		if (!used_temporary && (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0)
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("the statement of a pipeline cannot use temporary tables"),
+							errdetail("A worker does not see the tables of a session.")));
+		SPI_finish();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(old);
+		error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
 	RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(old);
 	CurrentResourceOwner = owner;
+	pp_statement_destroy(s);
+	if (error != NULL)
+		ReThrowError(error);
 	return pstrdup(pp_statement_sql(s));
 }
 
