@@ -199,6 +199,27 @@ set_reply_target(PpWorker *w, PpBatch *batch)
 										: Max(8 * w->batch_bytes, MIN_REPLY_LIMIT));
 }
 
+/* For commands between two batches: their replies are kept until the next call. */
+void
+pp_consume_begin_replies(PpWorker *w)
+{
+	set_reply_target(w, &w->batches[0]);
+}
+
+/* The reply to such a command, which must be of this type. */
+bool
+pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError *error)
+{
+	*reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+	if (failed(w, *reply, error))
+		return false;
+	if ((*reply)->type == type)
+		return true;
+	pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
+					   "a reply has a shape that was not expected");
+	return false;
+}
+
 /* Normalizes and hashes the entries of a batch that was just read. */
 static void
 normalize(PpWorker *w, PpBatch *batch)
@@ -323,6 +344,8 @@ pp_consume_open_group(PpWorker *w, PpRedisError *error)
 			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
 		pp_worker_apply_failed(w, outcome, sql_error);
 	}
+	if (!pp_consume_take_over(w, error))
+		return false;
 	w->pipe->opened = true;
 	return true;
 }

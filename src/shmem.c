@@ -322,6 +322,24 @@ pp_proc_count(Oid dboid)
 	return n;
 }
 
+/* Is this worker of a pipeline there, or on its way? */
+bool
+pp_proc_is_running(Oid dboid, const char *pipeline, int worker)
+{
+	bool running = false;
+
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	for (int i = 1 + PP_MAX_DATABASES; i < pp_shared->num_procs && !running; i++)
+	{
+		const PpProc *proc = &pp_shared->procs[i];
+
+		running = proc->in_use && proc->dboid == dboid && proc->worker == worker &&
+				  strcmp(proc->pipeline, pipeline) == 0;
+	}
+	LWLockRelease(&pp_shared->lock);
+	return running;
+}
+
 /* Wakes the supervisor of a database, if there is one. */
 void
 pp_wake_supervisor(Oid dboid)

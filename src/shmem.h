@@ -182,6 +182,7 @@ extern void pp_proc_ask_stop(PpProc *proc);
 extern void pp_proc_stop_kind(PpProcKind kind, Oid dboid);
 extern void pp_proc_enforce_stop(Oid dboid, int deadline_ms);
 extern int pp_proc_count(Oid dboid);
+extern bool pp_proc_is_running(Oid dboid, const char *pipeline, int worker);
 extern void pp_wake_supervisor(Oid dboid);
 extern void pp_wake_launcher(void);
 

@@ -144,24 +144,56 @@ pp_stream_parse_read(const PpReply *reply, PpBatch *batch, PpRedisError *error)
 	return true;
 }
 
+/* Queues these words and then the IDs. */
+static void
+send_ids(PpRedis *conn, const PpString *words, int num_words, const PpId *ids, int n,
+		 const char *last)
+{
+	PpString *all = palloc((num_words + n + 1) * sizeof(PpString));
+	char *buf = palloc((Size) n * PP_ID_LEN);
+
+	memcpy(all, words, num_words * sizeof(PpString));
+	for (int i = 0; i < n; i++)
+	{
+		char *id = buf + (Size) i * PP_ID_LEN;
+
+		all[num_words + i].data = id;
+		all[num_words + i].len = pp_id_print(ids[i], id);
+	}
+	if (last != NULL)
+		all[num_words + n] = as_string(last);
+	pp_redis_send_strings(conn, num_words + n + (last ? 1 : 0), all);
+	pfree(buf);
+	pfree(all);
+}
+
 /* One XACK for all these IDs. The reply is their number, less those that were not pending. */
 void
 pp_stream_send_ack(PpRedis *conn, const char *stream, const char *group, const PpId *ids, int n)
 {
-	PpString *words = palloc((n + 3) * sizeof(PpString));
-	char *buf = palloc((Size) n * PP_ID_LEN);
+	PpString words[] = {as_string("XACK"), as_string(stream), as_string(group)};
 
-	words[0] = as_string("XACK");
-	words[1] = as_string(stream);
-	words[2] = as_string(group);
-	for (int i = 0; i < n; i++)
-	{
-		words[i + 3].data = buf + (Size) i * PP_ID_LEN;
-		words[i + 3].len = pp_id_print(ids[i], buf + (Size) i * PP_ID_LEN);
-	}
-	pp_redis_send_strings(conn, n + 3, words);
-	pfree(buf);
-	pfree(words);
+	send_ids(conn, words, lengthof(words), ids, n, NULL);
+}
+
+/* XCLAIM of these pending entries for `consumer`, however short they have been idle. */
+void
+pp_stream_send_claim(PpRedis *conn, const char *stream, const char *group, const char *consumer,
+					 const PpId *ids, int n)
+{
+	PpString words[] = {as_string("XCLAIM"), as_string(stream), as_string(group),
+						as_string(consumer), as_string("0")};
+
+	send_ids(conn, words, lengthof(words), ids, n, "JUSTID");
+}
+
+/* The ID in a line of XPENDING's extended form: [id, consumer, idle, deliveries] */
+bool
+pp_stream_parse_pending(const PpReply *reply, PpId *id, PpRedisError *error)
+{
+	if (pp_reply_is(reply, PP_REPLY_ARRAY, 1) && read_id(&reply->items[0], id))
+		return true;
+	return unexpected(error, "XPENDING");
 }
 
 /* XGROUP CREATE with MKSTREAM; BUSYGROUP in the reply means that it is there already. */

@@ -57,6 +57,11 @@ extern bool pp_consume_open_group(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
 extern void pp_consume_acknowledge(PpWorker *w);
+extern void pp_consume_begin_replies(PpWorker *w);
+extern bool pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError *error);
 extern void pp_consume(PpWorker *w, PpRedisError *error);
+
+/* takeover.c */
+extern bool pp_consume_take_over(PpWorker *w, PpRedisError *error);
 
 #endif /* PP_WORKER_INTERNAL_H */

@@ -281,7 +281,27 @@ my ($command) = $stderr =~ /Run (ALTER SYSTEM SET .*?;)/;
 $node->safe_psql('postgres', $command);
 $node->reload;
 wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE datname = 'unlisted' AND backend_type = 'supervisor'), '1', '... which works');
+# --- Fewer workers than before: what was pending for those that are gone is taken over, more than a page of it, and applied once.
+sql('CREATE TABLE fewer (entry text, n int)');
+my %fewer = (consumer_group => 'fewer', workers => 2, statement => q(INSERT INTO fewer SELECT id::text, (event ->> 'n')::int FROM postpipe_batch));
+make('fewer', 'stream:fewer', %fewer);
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'fewer' AND state = 'idle'), '2', 'two workers run');
+my $second = sql(q(SELECT consumer FROM postpipe_workers WHERE pipeline = 'fewer' AND worker = 2));
+$redis->xadd('stream:fewer', n => 0);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM fewer', '1', 'and read');
+sql(q(SELECT postpipe_pause('fewer')));
+wait_state('fewer', 'paused');
+$redis->pipeline(map { [ 'XADD', 'stream:fewer', '*', 'n', $_ ] } 1 .. 1500);
+$redis->command('XREADGROUP', 'GROUP', 'fewer', $second, 'COUNT', 1500, 'STREAMS', 'stream:fewer', '>');
+is(pending($redis, 'stream:fewer', 'fewer'), 1500, 'the second worker has received what it does not acknowledge');
+sql(q(SELECT postpipe_drop_pipeline('fewer')));
+make('fewer', 'stream:fewer', %fewer, workers => 1);
+wait_sql($node, 'postgres', 'SELECT count(*), count(DISTINCT n) FROM fewer', '1501|1501', 'the only worker applies it, once');
+wait_for { pending($redis, 'stream:fewer', 'fewer') == 0 } 'and acknowledges it';
+sql(q(SELECT postpipe_drop_pipeline('fewer')));
+
 $node->stop;
+
 
 # --- No free worker slot: the pipeline waits, says so, and runs when there is one. Two slots beside our own two processes and the server's one.
 my $small = pp_node('small', redis => $redis, conf => "max_worker_processes = 5\n");

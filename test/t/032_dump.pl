@@ -119,31 +119,6 @@ $redis->xadd('stream:posts:parsed', post_id => 'q', channel_id => 'c', telegram_
 wait_sql($node, 'postgres', q(SELECT string_agg(content, ' ' ORDER BY id) FROM posts), 'kept more', 'CREATE EXTENSION goes on with the table that is there');
 is($sql->('SELECT count(*) FROM posts'), 2, '... and reads nothing twice');
 
-# --- Restored into a database that is listed already: the built-in pipeline must not start between CREATE EXTENSION and the
-# definitions, neither to read nor to create a table that the dump has as well. First with a definition of it, then without one.
-$sql->(q(SELECT postpipe_pause('posts', 'dumped'); SELECT postpipe_wait_state('posts', 'paused')));
-my @posts = qw(stream:posts:parsed post_persist_workers);
-for my $case ('paused', 'without a row')
-{
-	if ($case eq 'without a row')
-	{
-		$away->safe_psql('postgres', 'DROP DATABASE listed');
-		$sql->('DROP EXTENSION postpipe; CREATE EXTENSION postpipe');
-		wait_sql($node, 'postgres', q(SELECT pipeline, state FROM postpipe_stats), 'posts|idle', 'posts runs here');
-	}
-	my $consumers = consumers($redis, @posts);
-	command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-f', "$dir/listed.sql" ], "posts $case: pg_dump");
-	$away->safe_psql('postgres', 'CREATE DATABASE listed');
-	wait_sql($away, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'postpipe supervisor' AND datname = 'listed'), '1', "posts $case: a supervisor waits for the extension");
-	# As on a slow restore: the next statement comes when the server has had time to act on the first one.
-	my ($create) = slurp_file("$dir/listed.sql") =~ /^(CREATE EXTENSION IF NOT EXISTS postpipe .*?;)$/m;
-	my $text = slurp_file("$dir/listed.sql") =~ s/^\Q$create\E$/$create\nDO \$\$ BEGIN WHILE NOT EXISTS (SELECT FROM public.postpipe_stats WHERE pipeline = 'posts' AND state NOT IN ('stopped', 'starting')) LOOP PERFORM pg_sleep(0.02); END LOOP; END \$\$;/mr;
-	append_to_file("$dir/listed.sql.slow", $text);
-	command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', "$dir/listed.sql.slow", '-d', $away->connstr('listed') ], "posts $case: it is restored without an error");
-	unlink "$dir/listed.sql.slow";
-	is($away->safe_psql('listed', q(SELECT count(*) FROM postpipe_workers WHERE backend_type = 'worker')), 0, "posts $case: ... and no worker runs");
-	is(consumers($redis, @posts), $consumers, "posts $case: ... and no consumer was added to the group of the first server");
-}
 $_->stop for $node, $away;
 
 done_testing();
