@@ -90,7 +90,13 @@ pp_consume_take_over(PpWorker *w, PpRedisError *error)
 	pp_consume_begin_replies(w);
 	pp_redis_send(w->redis, "XINFO CONSUMERS %s %s", w->def->stream, w->def->group);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
-		return false;
+	{
+		/* A user who may not ask, or a server that cannot tell, can still serve the stream. */
+		if (error->class != PP_REDIS_CLASS_SETTING || !pp_redis_is_open(w->redis))
+			return false;
+		memset(error, 0, sizeof(*error));
+		return true;
+	}
 	for (size_t i = 0; i < reply->len && n < PP_MAX_WORKERS_PER_PIPELINE; i++)
 	{
 		const PpReply *name = pp_reply_lookup(&reply->items[i], "name");
