@@ -11,7 +11,9 @@
 #include "utility_hook.h"
 
 #include "access/xact.h"
+#include "access/htup_details.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
@@ -20,6 +22,7 @@
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "process.h"
@@ -105,12 +108,30 @@ is_database_statement(Node *parsetree)
 			((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE);
 }
 
+/* May this user make databases?  The server's own check is not exported by all minor versions. */
+static bool
+may_create_databases(void)
+{
+	HeapTuple tuple;
+	bool may = superuser();
+
+	if (may)
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (HeapTupleIsValid(tuple))
+	{
+		may = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	return may;
+}
+
 /* Would the server let this user do it?  Nobody else may make our processes leave. */
 static bool
 may_claim(Node *parsetree, Oid dboid)
 {
 	if (IsA(parsetree, CreatedbStmt))
-		return have_createdb_privilege();
+		return may_create_databases();
 	return pp_database_ownercheck(dboid, GetUserId());
 }
 
