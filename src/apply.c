@@ -77,8 +77,8 @@ pp_apply_begin(PpApply *a)
 	return true;
 }
 
-XLogRecPtr
-pp_apply_commit(MemoryContext back_to)
+static XLogRecPtr
+commit(MemoryContext back_to)
 {
 	XLogRecPtr lsn;
 
@@ -146,7 +146,7 @@ pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 				pp_posts_create_table(a->ext, a->pipeline);
 			CommandCounterIncrement();
 			pp_statement_prepare(a->statement);
-			(void) pp_apply_commit(cxt);
+			(void) commit(cxt);
 		}
 		else
 		{
@@ -184,7 +184,7 @@ pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error)
 		if (pp_apply_begin(a))
 		{
 			pp_ledger_set_base(&a->ledger, base);
-			(void) pp_apply_commit(cxt);
+			(void) commit(cxt);
 		}
 		else
 		{
@@ -271,8 +271,8 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 }
 
 /* Writes ledger and dead letters for the entries that have a verdict and are not settled yet. */
-void
-pp_apply_record(PpApply *a, PpBatch *batch)
+static void
+record(PpApply *a, PpBatch *batch)
 {
 	PpEntry **decided = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
 	int n = 0;
@@ -293,8 +293,8 @@ pp_apply_record(PpApply *a, PpBatch *batch)
 }
 
 /* The transaction is committed: what has a verdict is settled, and counted. */
-void
-pp_apply_settle(PpBatch *batch, PpApplyResult *result)
+static void
+settle(PpBatch *batch, PpApplyResult *result)
 {
 	for (int i = 0; i < batch->n; i++)
 	{
@@ -309,6 +309,15 @@ pp_apply_settle(PpBatch *batch, PpApplyResult *result)
 		result->dead += entry->verdict == PP_VERDICT_DEAD;
 		result->lost += entry->verdict == PP_VERDICT_GONE;
 	}
+}
+
+/* Puts what was decided on record, commits, and counts it. */
+void
+pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
+{
+	record(a, batch);
+	result->lsn = commit(a->call_cxt);
+	settle(batch, result);
 }
 
 /* The transaction was rolled back: what only a run decided is open again. */
@@ -385,9 +394,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 						 may_be_plain && pp_statement_has_plain(a->statement);
 				pp_apply_run_waves(a, open, n, *plain, result);
 			}
-			pp_apply_record(a, batch);
-			result->lsn = pp_apply_commit(a->call_cxt);
-			pp_apply_settle(batch, result);
+			pp_apply_finish(a, batch, result);
 		}
 		else
 		{

@@ -24,15 +24,13 @@ struct PpApply
 };
 
 extern bool pp_apply_begin(PpApply *a);
-extern XLogRecPtr pp_apply_commit(MemoryContext back_to);
 extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
 extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);
 extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
 extern int pp_apply_compare_waves(const void *x, const void *y);
 extern void pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain,
 							   PpApplyResult *result);
-extern void pp_apply_record(PpApply *a, PpBatch *batch);
-extern void pp_apply_settle(PpBatch *batch, PpApplyResult *result);
+extern void pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result);
 extern void pp_apply_reopen(PpBatch *batch);
 extern int pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open);
 

@@ -216,9 +216,7 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 		}
 		if (outcome == PP_OUTCOME_DONE)
 		{
-			pp_apply_record(a, batch);
-			result->lsn = pp_apply_commit(a->call_cxt);
-			pp_apply_settle(batch, result);
+			pp_apply_finish(a, batch, result);
 		}
 		else
 		{
