@@ -178,9 +178,9 @@ receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, P
 	if (batch->n == 0)
 		return true;
 	pp_pipe_read(w->pipe, batch);
-	/* Large entries: fewer at a time from now on. */
-	w->count =
-		(int) Min((size_t) w->batch_size, Max(w->batch_bytes / Max(batch->bytes / batch->n, 1), 1));
+	/* Large entries: fewer at a time from now on; and back to more only step by step. */
+	w->count = (int) Min(Min((size_t) w->batch_size, (size_t) w->count * 2),
+						 Max(w->batch_bytes / Max(batch->bytes / batch->n, 1), 1));
 	return true;
 }
 
