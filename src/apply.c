@@ -122,14 +122,12 @@ pp_apply_outcome_of(const PpEntryError *error)
 	return pp_fault_of(error) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT : PP_OUTCOME_PIPELINE;
 }
 
-/*
- * pp_apply_open
- *		Opens the ledger and prepares the statement.  *mark becomes the highest ID on record.  On
- *		anything but DONE, *error has the reason, in the current memory context; may be called
- *		again.
- */
-PpOutcome
-pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
+/* What is done in a transaction of its own, outside a batch. */
+typedef void (*Work)(PpApply *a, void *arg);
+
+/* Does `work` in a transaction. On anything but DONE, *error has the reason, or NULL. */
+static PpOutcome
+in_transaction(PpApply *a, Work work, void *arg, PpEntryError **error)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	PpOutcome volatile outcome = PP_OUTCOME_DONE;
@@ -139,13 +137,7 @@ pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 	{
 		if (pp_apply_begin(a))
 		{
-			*mark = pp_ledger_open(&a->ledger);
-			if (a->statement == NULL)
-				a->statement = pp_statement_create(a->cxt, a->ext, a->pipeline);
-			if (pp_posts_owns(a->pipeline))
-				pp_posts_create_table(a->ext, a->pipeline);
-			CommandCounterIncrement();
-			pp_statement_prepare(a->statement);
+			work(a, arg);
 			(void) commit(cxt);
 		}
 		else
@@ -162,6 +154,30 @@ pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 	}
 	PG_END_TRY();
 	return outcome;
+}
+
+static void
+open_all(PpApply *a, void *mark)
+{
+	*(PpId *) mark = pp_ledger_open(&a->ledger);
+	if (a->statement == NULL)
+		a->statement = pp_statement_create(a->cxt, a->ext, a->pipeline);
+	if (pp_posts_owns(a->pipeline))
+		pp_posts_create_table(a->ext, a->pipeline);
+	CommandCounterIncrement();
+	pp_statement_prepare(a->statement);
+}
+
+/*
+ * pp_apply_open
+ *		Opens the ledger and prepares the statement.  *mark becomes the ID above which nothing is on
+ *		record that counts.  On anything but DONE, *error has the reason, in the current memory
+ *		context; may be called again.
+ */
+PpOutcome
+pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
+{
+	return in_transaction(a, open_all, mark, error);
 }
 
 /* Has pp_apply_set_base() been called in this epoch? */
@@ -171,35 +187,17 @@ pp_apply_base_known(const PpApply *a)
 	return a->ledger.base_known;
 }
 
+static void
+set_base(PpApply *a, void *base)
+{
+	pp_ledger_set_base(&a->ledger, *(int64 *) base);
+}
+
 /* Notes where the audit of this epoch begins; see pp_ledger_set_base(). Otherwise as pp_apply_open(). */
 PpOutcome
 pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error)
 {
-	MemoryContext cxt = CurrentMemoryContext;
-	PpOutcome volatile outcome = PP_OUTCOME_DONE;
-
-	*error = NULL;
-	PG_TRY();
-	{
-		if (pp_apply_begin(a))
-		{
-			pp_ledger_set_base(&a->ledger, base);
-			(void) commit(cxt);
-		}
-		else
-		{
-			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(cxt);
-			outcome = PP_OUTCOME_GONE;
-		}
-	}
-	PG_CATCH();
-	{
-		*error = pp_apply_roll_back(a, cxt);
-		outcome = pp_apply_outcome_of(*error);
-	}
-	PG_END_TRY();
-	return outcome;
+	return in_transaction(a, set_base, &base, error);
 }
 
 int

@@ -38,7 +38,6 @@ extern PpRedisResult pp_redis_fail(PpRedis *conn, PpRedisClass class, const char
 								   const char *fmt, ...) pg_attribute_printf(4, 5);
 
 extern const PpRedisError *pp_redis_error(const PpRedis *conn);
-extern const char *pp_redis_display(const PpRedis *conn);
 extern const char *pp_redis_version(const PpRedis *conn);
 extern const char *pp_redis_role(const PpRedis *conn);
 extern int64 pp_redis_client_id(const PpRedis *conn);
