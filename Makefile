@@ -20,11 +20,13 @@ PG_CFLAGS += -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-
 endif
 
 PG_CONFIG ?= pg_config
-PGXS      := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+PGXS       := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+PG_INCLUDE := $(shell $(PG_CONFIG) --includedir-server 2>/dev/null)
 
 .DEFAULT_GOAL := all
 
-ifneq (,$(wildcard $(PGXS)))
+# Debian's client package has PGXS as well, but not the headers.
+ifneq (,$(and $(wildcard $(PGXS)),$(wildcard $(PG_INCLUDE)/postgres.h)))
 include $(PGXS)
 
 # What others may see of the library. PostgreSQL hides the rest by itself from 16 on only, and the macros of 15 do not work

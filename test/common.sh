@@ -23,6 +23,8 @@ find_pg_config() {
 	local candidate real
 	for candidate in "${PG_CONFIG:-pg_config}" pg_config $(ls -d /usr/lib/postgresql/*/bin/pg_config 2>/dev/null | sort -rV); do
 		[ -f "$("$candidate" --pgxs 2>/dev/null)" ] || continue
+		# Debian's client package has PGXS as well, but not the headers.
+		[ -f "$("$candidate" --includedir-server)/postgres.h" ] || continue
 		real=$("$candidate" --bindir)/pg_config
 		if [ -x "$real" ]; then echo "$real"; else command -v "$candidate"; fi
 		return 0
