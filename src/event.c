@@ -101,14 +101,15 @@ compare_pairs(const void *a, const void *b)
 	return order != 0 ? order : x->position - y->position;
 }
 
-/* Writes one string of the object: its JEntry, and its bytes at *data. */
+/*
+ * Writes one string of the object: its JEntry, and its bytes at *data.  The JEntry has the offset,
+ * not the length: then a reader need not add up the lengths before it.  Either is allowed anywhere.
+ */
 static void
-put_string(JsonbContainer *root, int index, const PpString *s, char **data, uint32 *total)
+put_string(JEntry *entry, const PpString *s, char **data, uint32 *total)
 {
 	*total += (uint32) s->len;
-	root->children[index] =
-		JENTRY_ISSTRING |
-		(index % JB_OFFSET_STRIDE == 0 ? (*total | JENTRY_HAS_OFF) : (uint32) s->len);
+	*entry = JENTRY_ISSTRING | JENTRY_HAS_OFF | *total;
 	memcpy(*data, s->data, s->len);
 	*data += s->len;
 }
@@ -139,9 +140,9 @@ write_object(const FlatPair *pairs, int n)
 	jb->root.header = (uint32) n | JB_FOBJECT;
 	data = (char *) jb + size;
 	for (int i = 0; i < n; i++)
-		put_string(&jb->root, i, &pairs[i].name, &data, &total);
+		put_string(&jb->root.children[i], &pairs[i].name, &data, &total);
 	for (int i = 0; i < n; i++)
-		put_string(&jb->root, n + i, &pairs[i].value, &data, &total);
+		put_string(&jb->root.children[n + i], &pairs[i].value, &data, &total);
 	return jb;
 }
 

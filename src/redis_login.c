@@ -18,7 +18,7 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
-#define KEPT_BUFFER     (1024 * 1024) /* what the reader keeps between two replies */
+#define KEPT_BUFFER     (4 * 1024 * 1024) /* what the reader keeps between two replies */
 #define HANDSHAKE_LIMIT (256 * 1024)
 
 /*

@@ -11,8 +11,8 @@
 
 #include "utils/memutils.h"
 
-#define CHUNK_SIZE (64 * 1024)
-#define MAX_ITEMS  (1 << 20) /* of one array: far above any batch, far below harm */
+#define CHUNK_SIZE (8 * 1024) /* the largest that a memory context takes from its blocks */
+#define MAX_ITEMS  (1 << 20)  /* of one array: far above any batch, far below harm */
 
 /* Replies are built in `cxt` from now on, of at most `limit` bytes until the next call. */
 void
