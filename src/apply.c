@@ -449,7 +449,7 @@ try_cheaply(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 	bool plain = a->batches_without_conflict >= a->batches_wanted;
 	PpOutcome outcome = try_whole(a, batch, look_up, &plain, result);
 
-	if (plain && outcome == PP_OUTCOME_PIPELINE &&
+	if (plain && outcome == PP_OUTCOME_PIPELINE && pp_statement_key_fields(a->statement) != NIL &&
 		result->error->sqlstate == ERRCODE_UNIQUE_VIOLATION)
 	{
 		a->batches_wanted = Min(2 * a->batches_wanted, MAX_BATCHES_WANTED);

@@ -27,6 +27,22 @@
 #define pp_log_marker() LogLogicalMessage("postpipe", "", 0, false)
 #endif
 
+/* Index entries of a row that is new, and no error left for the caller to handle. */
+#if PG_VERSION_NUM >= 160000
+#define pp_insert_index_tuples(target, slot, estate) \
+	ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL, false)
+#else
+#define pp_insert_index_tuples(target, slot, estate) \
+	ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL)
+#endif
+
+/* All rows of a query that is run once. */
+#if PG_VERSION_NUM >= 180000
+#define pp_executor_run(query) ExecutorRun(query, ForwardScanDirection, 0)
+#else
+#define pp_executor_run(query) ExecutorRun(query, ForwardScanDirection, 0, true)
+#endif
+
 /* Stands before a declaration. */
 #if PG_VERSION_NUM >= 180000
 #define PP_NORETURN pg_noreturn

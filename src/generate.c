@@ -416,8 +416,7 @@ check_key(const PpPipeline *p, Relation rel, List *key, List *columns)
  * pp_generate_statement
  *		The statement for an open target.  *key_fields, if wanted, becomes a list with a list of
  *		field names for each column of the key; NIL when a row cannot conflict with another.
- *		*plain_insert, if wanted, becomes the same without ON CONFLICT, for rows that are all new, or
- *		NULL where the statement has no such clause.
+ *		*plain_insert, if wanted, becomes the same without ON CONFLICT, for rows that are all new.
  *		Throws when the definition does not fit the table.
  */
 char *
@@ -447,11 +446,11 @@ pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation targ
 	}
 	appendStringInfoString(&sql, "\nFROM postpipe_batch b");
 	if (plain_insert != NULL)
-		*plain_insert = conflicts ? pstrdup(sql.data) : NULL;
+		*plain_insert = pstrdup(sql.data);
 	if (conflicts)
 		append_conflict_clause(&sql, ext, p, columns);
 	/* A partitioned table's rows have no system columns to tell an insert from an update. */
-	if (target->rd_rel->relkind == RELKIND_RELATION)
+	if (conflicts && target->rd_rel->relkind == RELKIND_RELATION)
 		appendStringInfoString(&sql, "\nRETURNING (t.xmax = 0) AS inserted");
 
 	if (key_fields != NULL)

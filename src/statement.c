@@ -39,6 +39,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "bulk_insert.h"
 #include "compat.h"
 #include "shmem.h"
 
@@ -55,6 +56,7 @@ struct PpStatement
 	PpPipeline *pipeline;
 	char *sql;
 	char *plain_insert; /* NULL: there is none */
+	bool bulk;          /* it may be run by bulk_insert.c */
 	List *key_fields;
 	Oid role;
 	Oid target;     /* OID of the target table; InvalidOid with a user's statement */
@@ -271,6 +273,7 @@ pp_statement_prepare(PpStatement *s)
 	sql = pp_generate_statement(s->ext, &adapted, rel, &key_fields, &plain_insert);
 	set_statement(s, sql, plain_insert, as_string_nodes(key_fields), rel->rd_rel->relowner,
 				  RelationGetRelid(rel));
+	s->bulk = plain_insert != NULL && pp_bulk_insert_allowed(rel);
 	table_close(rel, NoLock);
 	relations_changed = false;
 }
@@ -331,7 +334,7 @@ make_relation(PpStatement *s, PpEntry **entries, int n)
 	return store;
 }
 
-static void
+static EphemeralNamedRelation
 register_batch(PpStatement *s, PpEntry **entries, int n)
 {
 	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
@@ -350,6 +353,7 @@ register_batch(PpStatement *s, PpEntry **entries, int n)
 	MemoryContextSwitchTo(old);
 	if (rc != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register relation %s: %s", BATCH_NAME, SPI_result_code_string(rc));
+	return enr;
 }
 
 static void
@@ -501,21 +505,12 @@ pp_statement_timed_out(const PpStatement *s)
 		   TimestampDifferenceExceeds(s->started_at, GetCurrentTimestamp(), s->timeout_ms);
 }
 
-/*
- * pp_statement_run
- *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
- *		connected; with `plain` as a plain insert, for rows that are all new.  Returns how many rows the statement said it did not insert.  Throws what the
- *		statement throws; the caller's (sub)transaction abort puts role and settings back.
- */
-int
-pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
+/* Runs a plan; returns how many rows it said it did not insert. */
+static int
+execute(SPIPlanPtr plan)
 {
 	CountReceiver count = {{0}};
 	SPIExecuteOptions options = {0};
-	MemoryContext old;
-	Oid save_user;
-	int save_context;
-	int nest;
 	int rc;
 
 	count.pub.receiveSlot = count_tuple;
@@ -523,12 +518,38 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
 	count.pub.rShutdown = count_nothing;
 	count.pub.rDestroy = count_nothing;
 	count.pub.mydest = DestNone;
+	options.dest = (DestReceiver *) &count;
+	rc = SPI_execute_plan_extended(plan, &options);
+	if (rc == SPI_ERROR_COPY || rc == SPI_ERROR_TRANSACTION)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("a pipeline's statement cannot be COPY or a transaction command")));
+	if (rc < 0)
+		elog(ERROR, "could not run the statement: %s", SPI_result_code_string(rc));
+	return count.not_inserted;
+}
+
+/*
+ * pp_statement_run
+ *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
+ *		connected; with `plain` as a plain insert, for rows that are all new.  Returns how many rows the
+ *		statement said it did not insert.  Throws what the statement throws; the caller's (sub)transaction abort puts role and settings back.
+ */
+int
+pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
+{
+	EphemeralNamedRelation batch;
+	SPIPlanPtr plan;
+	MemoryContext old;
+	Oid save_user;
+	int save_context;
+	int nest;
+	int not_inserted = 0;
 
 	/* One that an aborted run left behind lives in run_cxt: away with it before the reset. */
 	(void) SPI_unregister_relation(BATCH_NAME);
 	MemoryContextReset(s->run_cxt);
 	old = MemoryContextSwitchTo(s->run_cxt);
-	register_batch(s, entries, n);
+	batch = register_batch(s, entries, n);
 
 	GetUserIdAndSecContext(&save_user, &save_context);
 	SetUserIdAndSecContext(s->role, save_context | SECURITY_RESTRICTED_OPERATION);
@@ -542,13 +563,9 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
 	if (s->timeout_ms > 0)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
 
-	options.dest = (DestReceiver *) &count;
-	rc = SPI_execute_plan_extended(get_plan(s, n, plain), &options);
-	if (rc == SPI_ERROR_COPY || rc == SPI_ERROR_TRANSACTION)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("a pipeline's statement cannot be COPY or a transaction command")));
-	if (rc < 0)
-		elog(ERROR, "could not run the statement: %s", SPI_result_code_string(rc));
+	plan = get_plan(s, n, plain);
+	if (!plain || !s->bulk || !pp_bulk_insert(plan, batch))
+		not_inserted = execute(plan);
 
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);
@@ -556,5 +573,5 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
 	SetUserIdAndSecContext(save_user, save_context);
 	(void) SPI_unregister_relation(BATCH_NAME);
 	MemoryContextSwitchTo(old);
-	return count.not_inserted;
+	return not_inserted;
 }

@@ -1,0 +1,221 @@
+/*
+ * bulk_insert.c
+ *		A plain INSERT … SELECT whose rows go into the table many at a time, as those of COPY do.
+ *
+ * The executor inserts row by row: it looks for a page, locks it and logs the change for each.
+ * table_multi_insert() does that once for all rows that fit a page.  So the plan of the INSERT is
+ * taken apart: its ModifyTable node is left out, the plan below, which makes whole rows of the
+ * table, is run, and a DestReceiver inserts what it returns.
+ *
+ * That is allowed where nobody can tell the difference: for plain tables without triggers, whose
+ * defaults do not look at the table.  Constraints, generated columns and indexes are served here,
+ * by the executor's own functions, as COPY does (copyfrom.c).
+ */
+#include "bulk_insert.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "executor/nodeModifyTable.h"
+#include "optimizer/optimizer.h"
+#include "parser/parsetree.h"
+#include "rewrite/rewriteHandler.h"
+#include "utils/plancache.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+
+#define MAX_ROWS  1000  /* that wait to be inserted; the number and … */
+#define MAX_BYTES 65535 /* … the size of COPY: they should stay in the processor's cache */
+
+typedef struct BulkReceiver
+{
+	DestReceiver pub;
+	EState *estate;
+	ResultRelInfo *target;
+	CommandId cid;
+	int n;
+	Size bytes;
+	TupleTableSlot *slots[MAX_ROWS]; /* made when first needed */
+} BulkReceiver;
+
+/*
+ * pp_bulk_insert_allowed
+ *		May rows wait before they are inserted?  Not where a default could look at the table.
+ */
+bool
+pp_bulk_insert_allowed(Relation rel)
+{
+	TupleDesc desc = RelationGetDescr(rel);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (!att->attisdropped && !att->attgenerated &&
+			contain_volatile_functions_not_nextval(build_column_default(rel, att->attnum)))
+			return false;
+	}
+	return true;
+}
+
+/* Inserts the rows that wait, and their index entries. */
+static void
+flush(BulkReceiver *bulk)
+{
+	ResultRelInfo *target = bulk->target;
+	MemoryContext old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
+
+	table_multi_insert(target->ri_RelationDesc, bulk->slots, bulk->n, bulk->cid, 0, NULL);
+	for (int i = 0; i < bulk->n; i++)
+	{
+		if (target->ri_NumIndices > 0)
+			(void) pp_insert_index_tuples(target, bulk->slots[i], bulk->estate);
+		ExecClearTuple(bulk->slots[i]);
+	}
+	MemoryContextSwitchTo(old);
+	ResetPerTupleExprContext(bulk->estate);
+	bulk->n = 0;
+	bulk->bytes = 0;
+}
+
+static bool
+receive(TupleTableSlot *row, DestReceiver *self)
+{
+	BulkReceiver *bulk = (BulkReceiver *) self;
+	Relation rel = bulk->target->ri_RelationDesc;
+	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	TupleTableSlot *slot = bulk->slots[bulk->n];
+
+	if (slot == NULL)
+		slot = bulk->slots[bulk->n] = table_slot_create(rel, &bulk->estate->es_tupleTable);
+	ExecCopySlot(slot, row);
+	slot->tts_tableOid = RelationGetRelid(rel);
+	if (constr != NULL && constr->has_generated_stored)
+		ExecComputeStoredGenerated(bulk->target, bulk->estate, slot, CMD_INSERT);
+	if (constr != NULL)
+		ExecConstraints(bulk->target, slot, bulk->estate);
+	if (rel->rd_rel->relispartition)
+		ExecPartitionCheck(bulk->target, slot, bulk->estate, true);
+	bulk->n++;
+	bulk->bytes += ExecFetchSlotHeapTuple(slot, true, NULL)->t_len;
+	if (bulk->n == MAX_ROWS || bulk->bytes >= MAX_BYTES)
+		flush(bulk);
+	return true;
+}
+
+static void
+start_up(DestReceiver *self, int operation, TupleDesc row)
+{
+}
+
+static void
+do_nothing(DestReceiver *self)
+{
+}
+
+/* Is it a table whose rows can be inserted here, and are the plan's rows those of the table? */
+static bool
+fits(Oid relid, const Plan *rows)
+{
+	Relation rel = table_open(relid, NoLock); /* the plan has the lock */
+	bool fits = rel->rd_rel->relkind == RELKIND_RELATION && rel->trigdesc == NULL &&
+				list_length(rows->targetlist) == RelationGetNumberOfAttributes(rel);
+	ListCell *lc;
+
+	foreach (lc, rows->targetlist)
+		fits = fits && !lfirst_node(TargetEntry, lc)->resjunk;
+	table_close(rel, NoLock);
+	return fits;
+}
+
+/*
+ * The one INSERT of a cached plan, if its rows are made by a plan of their own and nothing but the
+ * table's definition decides what becomes of them.
+ */
+static ModifyTable *
+find_insert(CachedPlan *cplan, PlannedStmt **stmt)
+{
+	ModifyTable *insert;
+
+	if (list_length(cplan->stmt_list) != 1)
+		return NULL; /* a rule added another statement */
+	*stmt = linitial_node(PlannedStmt, cplan->stmt_list);
+	if ((*stmt)->commandType != CMD_INSERT || (*stmt)->hasModifyingCTE ||
+		!IsA((*stmt)->planTree, ModifyTable))
+		return NULL;
+	insert = (ModifyTable *) (*stmt)->planTree;
+	if (list_length(insert->resultRelations) != 1 || insert->onConflictAction != ONCONFLICT_NONE ||
+		insert->withCheckOptionLists != NIL || insert->returningLists != NIL ||
+		!fits(rt_fetch(linitial_int(insert->resultRelations), (*stmt)->rtable)->relid,
+			  outerPlan(insert)))
+		return NULL;
+	return insert;
+}
+
+/* Runs the plan below the INSERT, with the rows into its table. */
+static void
+run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelation source)
+{
+	BulkReceiver *bulk = palloc0(sizeof(BulkReceiver));
+	PlannedStmt *rows = palloc(sizeof(PlannedStmt));
+	QueryEnvironment *env = create_queryEnv();
+	QueryDesc *query;
+
+	memcpy(rows, stmt, sizeof(PlannedStmt));
+	rows->commandType = CMD_SELECT;
+	rows->planTree = outerPlan(insert);
+	rows->resultRelations = NIL;
+	register_ENR(env, source);
+
+	bulk->pub.receiveSlot = receive;
+	bulk->pub.rStartup = start_up;
+	bulk->pub.rShutdown = do_nothing;
+	bulk->pub.rDestroy = do_nothing;
+	bulk->pub.mydest = DestNone;
+	query = CreateQueryDesc(rows, sql, GetActiveSnapshot(), InvalidSnapshot, (DestReceiver *) bulk,
+							NULL, env, 0);
+	ExecutorStart(query, 0);
+
+	bulk->estate = query->estate;
+	bulk->cid = GetCurrentCommandId(true);
+	bulk->target = makeNode(ResultRelInfo);
+	ExecInitResultRelation(bulk->estate, bulk->target, linitial_int(insert->resultRelations));
+	ExecOpenIndices(bulk->target, false);
+
+	pp_executor_run(query);
+	if (bulk->n > 0)
+		flush(bulk);
+	ExecutorFinish(query);
+	ExecutorEnd(query);
+	FreeQueryDesc(query);
+}
+
+/*
+ * pp_bulk_insert
+ *		Runs a kept plan of one INSERT … SELECT without parameters that reads the relation `source`
+ *		(registered with SPI, too, where the plan is made anew from).  In a transaction, with SPI
+ *		connected.  False: nothing was done, the plan or its table is not of the kind for it.
+ *		Throws what the statement throws.
+ */
+bool
+pp_bulk_insert(SPIPlanPtr plan, EphemeralNamedRelation source)
+{
+	CachedPlanSource *plan_source = linitial(SPI_plan_get_plan_sources(plan));
+	CachedPlan *cplan;
+	PlannedStmt *stmt;
+	ModifyTable *insert;
+
+	/* The snapshot before the plan is looked for: planning may need one. */
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	cplan = SPI_plan_get_cached_plan(plan);
+	insert = find_insert(cplan, &stmt);
+	if (insert != NULL)
+		run(stmt, insert, plan_source->query_string, source);
+	ReleaseCachedPlan(cplan, CurrentResourceOwner);
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+	return insert != NULL;
+}

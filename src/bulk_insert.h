@@ -1,0 +1,16 @@
+/*
+ * bulk_insert.h
+ *		A plain INSERT … SELECT whose rows go into the table many at a time, as those of COPY do.
+ */
+#ifndef PP_BULK_INSERT_H
+#define PP_BULK_INSERT_H
+
+#include "postpipe.h"
+#include "executor/spi.h"
+#include "utils/queryenvironment.h"
+#include "utils/rel.h"
+
+extern bool pp_bulk_insert_allowed(Relation rel);
+extern bool pp_bulk_insert(SPIPlanPtr plan, EphemeralNamedRelation source);
+
+#endif /* PP_BULK_INSERT_H */

@@ -1,0 +1,87 @@
+# Where rows that are all new go into the table many at a time (bulk_insert.c), and where they must not: the rows are
+# those of an INSERT either way. TAP, because it needs Redis streams, background workers and the server's log, where
+# auto_explain writes which plan was run.
+
+use strict;
+use warnings;
+use Postpipe::Test;
+
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('bulk', redis => $redis, conf => "auto_explain.log_min_duration = 0\nauto_explain.log_level = log");
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'postpipe, auto_explain'");
+$node->restart;
+sql('CREATE EXTENSION postpipe');
+sql(q(SELECT postpipe_drop_pipeline('posts')));
+sql(<<'SQL');
+CREATE TABLE log (what text);
+CREATE FUNCTION rows_of(regclass) RETURNS bigint LANGUAGE plpgsql AS 'DECLARE n bigint; BEGIN EXECUTE ''SELECT count(*) FROM '' || $1 INTO n; RETURN n; END';
+CREATE FUNCTION log_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO log VALUES (TG_WHEN || NEW.id); RETURN NEW; END';
+CREATE FUNCTION log_statement() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO log SELECT ''new '' || count(*) FROM new; RETURN NULL; END';
+CREATE TABLE parent (id int, v text) PARTITION BY RANGE (id);
+CREATE ROLE limited;
+GRANT CREATE ON SCHEMA public TO limited;
+SQL
+
+# name, its table, in bulk?, the rows that come of five entries with id 1 to 5 and v = 'v1' to 'v5', SQLSTATE of the
+# dead letter that comes of a sixth with id 1000 and v = 'bad' ('': it is a row as well), what else is to be seen.
+my @tables = (
+	[ 'plain', 'CREATE TABLE plain (id int, v text)', 1, '1 v1,2 v2,3 v3,4 v4,5 v5', '' ],
+	[ 'keyed', 'CREATE TABLE keyed (id int PRIMARY KEY, v text UNIQUE)', 1, '1 v1,2 v2,3 v3,4 v4,5 v5', '' ],
+	[ 'generated', 'CREATE TABLE generated (id int, v text, twice int GENERATED ALWAYS AS (id * 2) STORED CHECK (twice < 2000))', 1, '1 v1 2,2 v2 4,3 v3 6,4 v4 8,5 v5 10', '23514' ],
+	[ 'checked', q(CREATE TABLE checked (id int CHECK (id < 1000), v text NOT NULL)), 1, '1 v1,2 v2,3 v3,4 v4,5 v5', '23514' ],
+	[ 'serial_default', 'CREATE TABLE serial_default (id int, v text, n serial)', 1, '1 v1 1,2 v2 2,3 v3 3,4 v4 4,5 v5 5', '' ],
+	[ 'identity', 'CREATE TABLE identity (n int GENERATED ALWAYS AS IDENTITY (START 7), id int, v text)', 1, '7 1 v1,8 2 v2,9 3 v3,10 4 v4,11 5 v5', '' ],
+	[ 'dropped', 'CREATE TABLE dropped (gone int NOT NULL, id int, gone_too text, v text); ALTER TABLE dropped DROP COLUMN gone, DROP COLUMN gone_too; ALTER TABLE dropped ADD COLUMN later int DEFAULT 3', 1, '1 v1 3,2 v2 3,3 v3 3,4 v4 3,5 v5 3', '' ],
+	[ 'expression_index', q(CREATE TABLE expression_index (id int, v text); CREATE UNIQUE INDEX ON expression_index ((id % 1000)) WHERE v <> 'v5'; INSERT INTO expression_index VALUES (0, 'v0')), 1, '0 v0,1 v1,2 v2,3 v3,4 v4,5 v5', '23505' ],
+	[ 'excluding', q(CREATE TABLE excluding (id int, v text, EXCLUDE USING btree (v WITH =)); INSERT INTO excluding VALUES (0, 'bad')), 1, '0 bad,1 v1,2 v2,3 v3,4 v4,5 v5', '23P01' ],
+	[ 'part', 'CREATE TABLE part PARTITION OF parent FOR VALUES FROM (1) TO (6)', 1, '1 v1,2 v2,3 v3,4 v4,5 v5', '23514' ],
+	[ 'partitioned', 'CREATE TABLE partitioned (id int, v text) PARTITION BY RANGE (id); CREATE TABLE partitioned_1 PARTITION OF partitioned FOR VALUES FROM (1) TO (6)', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '23514' ],
+	[ 'looking', q(CREATE TABLE looking (id int, v text, n bigint DEFAULT rows_of('looking'))), 0, '1 v1 0,2 v2 1,3 v3 2,4 v4 3,5 v5 4', '' ],
+	[ 'before', 'CREATE TABLE before (id int, v text); CREATE TRIGGER log BEFORE INSERT ON before FOR EACH ROW EXECUTE FUNCTION log_row()', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '', 'BEFORE1,BEFORE2,BEFORE3,BEFORE4,BEFORE5,BEFORE1000' ],
+	[ 'after', 'CREATE TABLE after (id int, v text); CREATE TRIGGER log AFTER INSERT ON after REFERENCING NEW TABLE AS new FOR EACH STATEMENT EXECUTE FUNCTION log_statement()', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '', 'new 5,new 1' ],
+	[ 'referring', 'CREATE TABLE referring (id int REFERENCES keyed_ids (id), v text)', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '23503' ],
+	[ 'deferred_key', 'CREATE TABLE deferred_key (id int UNIQUE DEFERRABLE INITIALLY DEFERRED, v text); INSERT INTO deferred_key VALUES (1000, $$v0$$)', 0, '1 v1,2 v2,3 v3,4 v4,5 v5,1000 v0', '23505' ],
+	[ 'ruled', q(CREATE TABLE ruled (id int, v text); CREATE RULE log AS ON INSERT TO ruled DO ALSO INSERT INTO log VALUES ('rule ' || NEW.id)), 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '', 'rule 1,rule 2,rule 3,rule 4,rule 5,rule 1000' ],
+	[ 'secured', 'CREATE TABLE secured (id int, v text); ALTER TABLE secured OWNER TO limited; ALTER TABLE secured ENABLE ROW LEVEL SECURITY; ALTER TABLE secured FORCE ROW LEVEL SECURITY; CREATE POLICY small ON secured WITH CHECK (id < 1000)', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '42501' ]);
+sql('CREATE TABLE keyed_ids (id int PRIMARY KEY); INSERT INTO keyed_ids SELECT generate_series(1, 5)');
+
+for my $table (@tables)
+{
+	my ($name, $create, $bulk, $rows, $dead, $log) = @$table;
+	subtest $name => sub {
+		sql("SET client_min_messages = error; TRUNCATE log; $create");
+		my $from = log_offset($node);
+		$redis->xadd("stream:$name", id => $_, v => "v$_") for 1 .. 5;
+		sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '$name')");
+		settled($name, '5|0');
+		my ($plan) = log_lines($node, qr/Insert on $name |^\t(?:Subquery Scan|Named Tuplestore Scan)/, $from);
+		is($plan =~ /Insert on/ ? 0 : 1, $bulk, $bulk ? 'in bulk' : 'row by row');
+		is(rows($name), $rows, 'the rows');
+		is(sql("SET enable_seqscan = off; SELECT count(*) FROM $name WHERE id BETWEEN 1 AND 5"), 5, 'the same through its indexes');
+		$redis->xadd("stream:$name", id => 1000, v => 'bad');
+		settled($name, $dead ? '5|1' : '6|0');
+		is(sql("SELECT string_agg(sqlstate, ',') FROM postpipe_dlq WHERE pipeline = '$name'"), $dead, 'the bad one');
+		is(sql("SELECT count(*) FROM $name WHERE id = 1000 AND v = 'bad'"), $dead ? 0 : 1, $dead ? '... is no row' : '... is not bad here');
+		is(sql(q(SELECT string_agg(what, ',' ORDER BY ctid) FROM log)), $log // '', 'what triggers and rules did');
+		sql("SELECT postpipe_drop_pipeline('$name', discard_dead => true)");
+	};
+}
+
+$node->stop;
+done_testing();
+
+sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+
+sub settled
+{
+	my ($name, $counts) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_sql($node, 'postgres', "SELECT entries_applied, entries_dead FROM postpipe_stats WHERE pipeline = '$name'", $counts, "applied and dead: $counts");
+	return;
+}
+
+sub rows
+{
+	my ($name) = @_;
+	return join ',', map { tr/|/ /r } split /\n/, sql("SELECT * FROM $name ORDER BY id");
+}
