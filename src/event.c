@@ -368,45 +368,70 @@ pp_event_normalize(PpEntry *entry, List *event_types)
 
 #define HASH_FACTOR UINT64CONST(0x9E3779B97F4A7C15)
 #define HASH_LANES  4
+#define WORD        sizeof(uint64)
 
 static inline uint64
-hash_word(uint64 hash, const char *p)
+mix(uint64 hash, uint64 word)
 {
-	uint64 word;
-
-	memcpy(&word, p, sizeof(word));
 	hash = (hash ^ word) * HASH_FACTOR;
 	return hash ^ (hash >> 32);
 }
 
+static inline uint64
+word_at(const char *p)
+{
+	uint64 word;
+
+	memcpy(&word, p, WORD);
+	return word;
+}
+
+/* Fewer bytes than a word, as one: without a loop, because most names and numbers are that short. */
+static inline uint64
+short_word(const char *p, size_t len)
+{
+	uint32 first;
+	uint32 last;
+
+	if (len >= sizeof(uint32))
+	{
+		memcpy(&first, p, sizeof(uint32));
+		memcpy(&last, p + len - sizeof(uint32), sizeof(uint32));
+		return (uint64) first << 32 | last;
+	}
+	return len == 0 ? 0
+					: (uint64) (uint8) p[0] << 16 | (uint64) (uint8) p[len / 2] << 8 |
+						  (uint8) p[len - 1];
+}
+
 /*
- * One string into a hash, eight bytes at a time: multiply, and fold the high bits down; of a long
- * string in four lanes, which the processor works on at once.  It has to tell two contents of one
- * ID apart, not to withstand an attacker, and it is done for every byte that is read:
- * hash_bytes_extended() takes ten times as long.
+ * One string into a hash, eight bytes at a time, the last ones perhaps once more: multiply, and
+ * fold the high bits down; of a long string in four lanes, which the processor works on at once.
+ * It has to tell two contents of one ID apart, not to withstand an attacker, and it is done for
+ * every byte that is read: hash_bytes_extended() takes ten times as long.
  */
 static uint64
 hash_string(uint64 hash, const PpString *s)
 {
 	const char *p = s->data;
-	size_t left = s->len;
-	char rest[sizeof(uint64)] = {0};
+	const char *end = p + s->len;
 
 	hash = (hash ^ s->len) * HASH_FACTOR;
-	if (left >= HASH_LANES * sizeof(uint64))
+	if (s->len < WORD)
+		return mix(hash, short_word(p, s->len));
+	if (s->len >= HASH_LANES * WORD)
 	{
 		uint64 lanes[HASH_LANES] = {hash, hash + 1, hash + 2, hash + 3};
 
-		for (; left >= sizeof(rest) * HASH_LANES; left -= sizeof(rest) * HASH_LANES)
-			for (int i = 0; i < HASH_LANES; i++, p += sizeof(rest))
-				lanes[i] = hash_word(lanes[i], p);
+		for (; end - p >= (ptrdiff_t) (HASH_LANES * WORD); p += HASH_LANES * WORD)
+			for (int i = 0; i < HASH_LANES; i++)
+				lanes[i] = mix(lanes[i], word_at(p + i * WORD));
 		for (int i = 0; i < HASH_LANES; i++)
-			hash = hash_word(hash, (const char *) &lanes[i]);
+			hash = mix(hash, lanes[i]);
 	}
-	for (; left >= sizeof(rest); left -= sizeof(rest), p += sizeof(rest))
-		hash = hash_word(hash, p);
-	memcpy(rest, p, left);
-	return hash_word(hash, rest);
+	for (; end - p > (ptrdiff_t) WORD; p += WORD)
+		hash = mix(hash, word_at(p));
+	return mix(hash, word_at(end - WORD));
 }
 
 /* A 64-bit hash of names and values, in their order. It is stored: the ledger compares by it. */
