@@ -92,8 +92,11 @@ CREATE TABLE @extschema@.postpipe_ledger (
     last_id         @extschema@.postpipe_id NOT NULL,
     applied         integer NOT NULL,
     filtered        integer NOT NULL,
-    dead            integer NOT NULL,
+    dead            integer NOT NULL,                      -- dead letters made; negative: retried or replayed with success, or discarded
+    discarded       integer NOT NULL DEFAULT 0,
     lost            integer NOT NULL,
+    sequence        bigint NOT NULL DEFAULT 0,             -- of the worker's batches, from 1; 0: not a batch that was read
+    settled_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     ids             bytea NOT NULL
 );
 ALTER TABLE @extschema@.postpipe_ledger ALTER COLUMN ids SET STORAGE EXTERNAL;          -- hashes do not compress
@@ -108,7 +111,25 @@ CREATE TABLE @extschema@.postpipe_epoch (
     base_known      boolean NOT NULL DEFAULT false,
     base_added      bigint,                                -- of the entries ever added, those that the epoch does not account for; NULL: not provable
     opened_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    applied         bigint NOT NULL DEFAULT 0,             -- this and below: sums of the ledger's rows that were pruned
+    filtered        bigint NOT NULL DEFAULT 0,
+    dead            bigint NOT NULL DEFAULT 0,
+    discarded       bigint NOT NULL DEFAULT 0,
+    lost            bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (pipeline, epoch)
+);
+
+-- Internal: one row per pipeline that has been started.
+CREATE TABLE @extschema@.postpipe_progress (
+    pipeline        text PRIMARY KEY,
+    nonce           text,                                  -- what the owner key in Redis has while it is ours (src/owner.c)
+    next_nonce      text,                                  -- what it may have since, if we died while changing it
+    fenced          boolean NOT NULL DEFAULT false,        -- another owner was seen
+    take_over       boolean NOT NULL DEFAULT false,        -- postpipe_resume(..., take_over => true) was asked for
+    sealed_id       @extschema@.postpipe_id,               -- up to here every entry is settled, but for the holes
+    pruned_id       @extschema@.postpipe_id,               -- up to here the ledger has no rows any more: an ID is a duplicate
+    pruned_epoch    integer,                               -- ... in this epoch
+    holes           @extschema@.postpipe_id[] NOT NULL DEFAULT '{}'
 );
 
 CREATE TABLE @extschema@.postpipe_lost_range (
@@ -245,6 +266,7 @@ COMMENT ON TABLE @extschema@.postpipe_pipeline IS 'definitions of pipelines; use
 COMMENT ON TABLE @extschema@.postpipe_dead_letter IS 'entries that could not be applied; read them in postpipe_dlq';
 COMMENT ON TABLE @extschema@.postpipe_ledger IS 'internal: which entries are settled';
 COMMENT ON TABLE @extschema@.postpipe_epoch IS 'internal: epochs of each pipeline';
+COMMENT ON TABLE @extschema@.postpipe_progress IS 'internal: ownership and seal of each pipeline';
 COMMENT ON TABLE @extschema@.postpipe_lost_range IS 'entries that vanished from their stream before they could be applied';
 COMMENT ON FUNCTION @extschema@.postpipe_definition_changed() IS 'internal: wakes the supervisor at commit';
 COMMENT ON FUNCTION @extschema@.postpipe_create_pipeline IS 'makes a pipeline from a stream to a target table or a statement; returns the statement that will run';

@@ -348,7 +348,7 @@ void
 pp_ledger_forget(const PpExtension *ext, const char *pipeline)
 {
 	static const char *const tables[] = {"postpipe_ledger", "postpipe_epoch", "postpipe_lost_range",
-										 "postpipe_dead_letter"};
+										 "postpipe_dead_letter", "postpipe_progress"};
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(pipeline)};
 

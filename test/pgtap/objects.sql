@@ -34,7 +34,7 @@ SELECT is_empty($$
     SELECT proname FROM member_function GROUP BY 1 HAVING count(*) > 1 $$, 'no function is overloaded');
 
 SELECT set_eq($$ SELECT described FROM member WHERE classid = 'pg_class'::regclass $$, ARRAY[
-    'table postpipe_pipeline', 'table postpipe_dead_letter', 'table postpipe_ledger', 'table postpipe_epoch', 'table postpipe_lost_range',
+    'table postpipe_pipeline', 'table postpipe_dead_letter', 'table postpipe_ledger', 'table postpipe_epoch', 'table postpipe_progress', 'table postpipe_lost_range',
     'view postpipe_stats', 'view postpipe_status', 'view postpipe_workers', 'view postpipe_pipelines', 'view postpipe_dlq', 'view postpipe_audit'],
     'the relations are these');
 SELECT is((SELECT count(*) FROM member WHERE classid IN ('pg_rewrite'::regclass, 'pg_trigger'::regclass, 'pg_cast'::regclass, 'pg_event_trigger'::regclass)), 0::bigint,

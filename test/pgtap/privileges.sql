@@ -15,7 +15,7 @@ INSERT INTO wanted VALUES
     ('postpipe_stats', false, true), ('postpipe_status', false, true), ('postpipe_workers', false, true), ('postpipe_audit', false, true),
     ('postpipe_pipelines', true, true), ('postpipe_dlq', true, true),
     ('postpipe_pipeline', false, false), ('postpipe_dead_letter', false, false), ('postpipe_ledger', false, false),
-    ('postpipe_epoch', false, false), ('postpipe_lost_range', false, false);
+    ('postpipe_epoch', false, false), ('postpipe_progress', false, false), ('postpipe_lost_range', false, false);
 SELECT set_eq($$ SELECT relname::text FROM pg_class WHERE relname LIKE 'postpipe%' AND relkind IN ('r', 'v') $$,
     $$ SELECT object FROM wanted WHERE to_regclass(object) IS NOT NULL $$, 'every relation is in the list below');
 SELECT is(has_function_privilege('postpipe_nobody', p.oid, 'EXECUTE'), nobody, object || ': EXECUTE by PUBLIC')
@@ -40,7 +40,7 @@ SELECT throws_ok($$ SELECT postpipe_pause('posts') $$, '42501', NULL, 'pg_monito
 SET LOCAL ROLE postpipe_nobody;
 SELECT lives_ok('SELECT * FROM ' || v, 'anybody reads ' || v) FROM unnest('{postpipe_pipelines,postpipe_dlq}'::text[]) v;
 SELECT throws_ok('SELECT * FROM ' || v, '42501', NULL, 'nobody reads ' || v)
-FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_dead_letter,postpipe_ledger,postpipe_epoch,postpipe_lost_range}'::text[]) v;
+FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_dead_letter,postpipe_ledger,postpipe_epoch,postpipe_progress,postpipe_lost_range}'::text[]) v;
 SELECT throws_ok($$ SELECT postpipe_resume('posts') $$, '42501', NULL, 'nobody resumes');
 SELECT throws_ok($$ SELECT postpipe_wait_state('posts', 'idle', '0s') $$, '42501', NULL, 'nobody waits');
 SELECT throws_ok($$ SELECT * FROM postpipe_version() $$, '42501', NULL, 'nobody asks for the version');
