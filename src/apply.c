@@ -122,12 +122,13 @@ pp_apply_outcome_of(const PpEntryError *error)
 	return pp_fault_of(error) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT : PP_OUTCOME_PIPELINE;
 }
 
-/* What is done in a transaction of its own, outside a batch. */
-typedef void (*Work)(PpApply *a, void *arg);
-
-/* Does `work` in a transaction. On anything but DONE, *error has the reason, or NULL. */
-static PpOutcome
-in_transaction(PpApply *a, Work work, void *arg, PpEntryError **error)
+/*
+ * pp_apply_transaction
+ *		Does `work`, which is no batch, in a transaction with SPI connected.  On anything but DONE,
+ *		*error has the reason, in the current memory context, or NULL.
+ */
+PpOutcome
+pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	PpOutcome volatile outcome = PP_OUTCOME_DONE;
@@ -177,27 +178,14 @@ open_all(PpApply *a, void *mark)
 PpOutcome
 pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 {
-	return in_transaction(a, open_all, mark, error);
+	return pp_apply_transaction(a, open_all, mark, error);
 }
 
-/* Has pp_apply_set_base() been called in this epoch? */
-bool
-pp_apply_base_known(const PpApply *a)
+/* The ledger that batches are recorded in. */
+PpLedger *
+pp_apply_ledger(PpApply *a)
 {
-	return a->ledger.base_known;
-}
-
-static void
-set_base(PpApply *a, void *base)
-{
-	pp_ledger_set_base(&a->ledger, *(int64 *) base);
-}
-
-/* Notes where the audit of this epoch begins; see pp_ledger_set_base(). Otherwise as pp_apply_open(). */
-PpOutcome
-pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error)
-{
-	return in_transaction(a, set_base, &base, error);
+	return &a->ledger;
 }
 
 int
@@ -280,7 +268,7 @@ record(PpApply *a, PpBatch *batch)
 		PpEntry *entry = &batch->entries[i];
 
 		if (entry->settled || entry->verdict == PP_VERDICT_OPEN ||
-			entry->verdict == PP_VERDICT_DUPLICATE)
+			(entry->verdict == PP_VERDICT_DUPLICATE && entry->on_record == a->ledger.epoch))
 			continue;
 		decided[n++] = entry;
 		if (entry->verdict == PP_VERDICT_DEAD)
@@ -315,6 +303,7 @@ pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
 	record(a, batch);
 	result->lsn = commit(a->call_cxt);
+	pp_ledger_committed(&a->ledger);
 	settle(batch, result);
 }
 

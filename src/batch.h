@@ -53,6 +53,7 @@ typedef struct PpEntry
 	Jsonb *envelope; /* NULL: a flat entry */
 	int wave;        /* how many entries before it in the batch have the same key */
 	PpVerdict verdict;
+	int on_record;       /* of a duplicate: the latest epoch that has a record of it */
 	bool settled;        /* its verdict is committed */
 	PpEntryError *error; /* for PP_VERDICT_DEAD */
 } PpEntry;
@@ -63,7 +64,7 @@ typedef struct PpBatch
 	int n;
 	PpEntry *entries;
 	size_t bytes;
-	bool redelivered; /* read from the consumer's own pending entries, not new ones */
+	bool look_up; /* some may be on record already */
 } PpBatch;
 
 #endif /* PP_BATCH_H */
