@@ -72,6 +72,20 @@ pp_held_mark(PpPipe *pipe)
 	return mark;
 }
 
+/* Up to here everything was delivered to some worker of the pipeline, as far as is known. */
+PpId
+pp_held_seen(PpPipe *pipe)
+{
+	PpId seen;
+
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	seen = pipe->mark;
+	if (pipe->seen_known && pp_id_compare(pipe->seen, seen) < 0)
+		seen = pipe->seen;
+	LWLockRelease(&pipe->lock);
+	return seen;
+}
+
 /*
  * pp_held_take
  *		This worker has received entries first..last, in hand 0 or 1.  Returns true when they lie

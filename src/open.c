@@ -117,6 +117,8 @@ find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisE
 		*cause = "stream_gone";
 	else if (pp_id_compare(facts->last_generated, ledger->top) < 0)
 		*cause = "stream_went_back";
+	else if (pp_watch_is_other(w, facts))
+		*cause = "stream_made_anew";
 	else if (counted && facts->added - (trimmed ? facts->length : 0) < known)
 		*cause = "stream_made_anew";
 	else if (!counted && trimmed && !facts->group_exists)
@@ -198,13 +200,13 @@ find_exclusive(PpWorker *w, PpRedisError *error)
 	size_t prefix = strrchr(w->consumer, ':') - w->consumer + 1;
 	PpReply *reply;
 
-	w->exclusive = true;
+	w->pipe->exclusive = true;
 	pp_consume_begin_replies(w);
 	pp_redis_send(w->redis, "XINFO CONSUMERS %s %s", w->def->stream, w->def->group);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 	{
 		/* A user who may not ask can still be served. */
-		w->exclusive = false;
+		w->pipe->exclusive = false;
 		if (error->class != PP_REDIS_CLASS_SETTING || !pp_redis_is_open(w->redis))
 			return false;
 		memset(error, 0, sizeof(*error));
@@ -215,7 +217,7 @@ find_exclusive(PpWorker *w, PpRedisError *error)
 		const PpReply *name = pp_reply_lookup(&reply->items[i], "name");
 
 		if (!pp_reply_is(name, PP_REPLY_STRING, 1) || strncmp(name->str, w->consumer, prefix) != 0)
-			w->exclusive = false;
+			w->pipe->exclusive = false;
 	}
 	return true;
 }
@@ -284,13 +286,13 @@ static bool
 repair(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 {
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	PpId after = w->went_back ? ledger->pruned : pp_held_mark(w->pipe);
+	PpId after = w->went_back ? ledger->pruned : pp_held_seen(w->pipe);
 	uint64 before = pp_pipe_settled(w->pipe);
 	uint64 applied;
 
 	if (pp_id_compare(after, facts->last_delivered) >= 0)
 		return true;
-	if (!w->exclusive)
+	if (!w->pipe->exclusive)
 	{
 		if (w->went_back)
 			ereport(WARNING,
@@ -348,7 +350,7 @@ note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, PpRedisError *er
 	int64 unsettled;
 	int64 missing;
 
-	if (!w->exclusive || ledger->base < 0 || facts->added < 0 || facts->undelivered < 0 ||
+	if (!w->pipe->exclusive || ledger->base < 0 || facts->added < 0 || facts->undelivered < 0 ||
 		(facts->length > 0 && pp_id_compare(facts->first_entry, top) <= 0))
 		return true;
 	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
@@ -416,6 +418,7 @@ pp_consume_open(PpWorker *w, PpRedisError *error)
 			}
 			pp_worker_open_apply(w);
 		} while (!pp_pipe_enter(w->pipe, opening));
+		pp_watch_join(w);
 		return pp_redis_is_open(w->redis);
 	}
 	pp_pipe_close(w->pipe);

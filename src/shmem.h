@@ -154,8 +154,14 @@ typedef struct PpPipe
 	bool opened;     /* worker 1 has seen to owner, epoch, group; see held.c */
 	uint64 opening;  /* how often it was opened */
 	uint64 last_ticket;
+	bool exclusive;        /* the group has no consumers but this pipeline's; set by worker 1 */
 	bool correction_known; /* of what Redis says that the group has read; see watch.c */
 	int64 correction;
+	uint64 received; /* new entries, by all workers, since the slot is in use */
+	bool offset_known;
+	int64 offset; /* entries-read less this, when they agreed */
+	bool seen_known;
+	PpId seen;    /* up to here everything was delivered to us */
 	PpId mark;    /* highest ID that any worker received; 0-0: not known */
 	PpId last_id; /* highest ID settled since start */
 	TimestampTz last_read_at;

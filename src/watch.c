@@ -6,10 +6,9 @@
  * it sees that the stream is another one, that the group was moved from outside, and that entries
  * were trimmed before anybody had read them, with their number and the range of their IDs.
  *
- * How many entries were ever added up to the one that was delivered last is what Redis's
- * entries-read says, plus a correction: releases differ in whether it counts what was trimmed
- * unread.  The correction is known where the reader stands at the stream's end, or before its first
- * entry.
+ * For that, the entries that were ever added up to the one that was delivered last are counted: by
+ * the worker itself, if there is but one; else by Redis's entries-read and a correction, because
+ * releases differ in whether that includes what was trimmed unread.
  */
 #include "worker_internal.h"
 
@@ -51,6 +50,8 @@ pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries
 
 	lost.first = (PpId){after.ms, after.seq + 1};
 	lost.last = facts->length > 0 ? pp_id_previous(facts->first_entry) : facts->last_generated;
+	if (pp_id_compare(lost.last, after) <= 0)
+		lost.last = facts->last_delivered; /* deleted one by one, somewhere in between */
 	pp_worker_transact(w, record_lost, &lost);
 	pp_count(w->pipe, PP_COUNT_LOST, entries);
 	pp_id_print(lost.first, first);
@@ -64,67 +65,151 @@ pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries
 					 "more workers.")));
 }
 
-static void
-set_correction(PpWorker *w, const PpStreamFacts *facts, int64 position)
+/* Has this pipeline one worker, which is given every entry of the group? */
+static bool
+is_alone(const PpWorker *w)
 {
+	return w->def->workers == 1 && w->pipe->exclusive;
+}
+
+/* Up to the entry that was delivered last, `position` entries were ever added (-1: not known). */
+static void
+set_position(PpWorker *w, const PpStreamFacts *facts, int64 position)
+{
+	w->position = position;
 	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
 	w->pipe->correction_known = position >= 0 && facts->entries_read >= 0;
 	w->pipe->correction = position - facts->entries_read;
 	LWLockRelease(&w->pipe->lock);
 }
 
+/* What set_position() was told, with what was delivered since. */
+static int64
+get_position(PpWorker *w, const PpStreamFacts *facts)
+{
+	int64 position = -1;
+
+	if (is_alone(w))
+		return w->position;
+	LWLockAcquire(&w->pipe->lock, LW_SHARED);
+	if (w->pipe->correction_known && facts->entries_read >= 0)
+		position = facts->entries_read + w->pipe->correction;
+	LWLockRelease(&w->pipe->lock);
+	return position;
+}
+
+/*
+ * Have entries gone from the stream that the group has not delivered?  At the stream's end all that
+ * were ever added must have been delivered, before its first entry all that are gone.
+ */
+static void
+look_for_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId after)
+{
+	int64 position = get_position(w, facts);
+	int64 expected;
+
+	if (facts->added < 0)
+		return;
+	if (pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
+		expected = facts->added;
+	else if (facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
+		expected = facts->added - facts->length;
+	else
+		return;
+	if (position >= 0 && position < expected)
+	{
+		pp_watch_lost(w, after, facts, expected - position);
+		/* Releases differ in what they count from here on: with several workers, wait and see. */
+		set_position(w, facts, is_alone(w) || expected == facts->added ? expected : -1);
+	}
+	else if (position != expected)
+		set_position(w, facts, expected);
+}
+
+static void
+remember(PpWorker *w, const PpStreamFacts *facts)
+{
+	w->generated = facts->last_generated;
+	w->added = facts->added;
+	w->length = facts->length;
+	w->first = facts->first_entry;
+}
+
+/*
+ * pp_watch_is_other
+ *		Is it another stream than the one that was seen before?  What only grows has become less, or
+ *		it begins with a later entry although none has gone.
+ */
+bool
+pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts)
+{
+	if (pp_id_compare(facts->last_generated, w->generated) < 0)
+		return true;
+	if (facts->added < 0 || w->added < 0)
+		return false;
+	return facts->added < w->added ||
+		   (w->length > 0 && facts->length > 0 && pp_id_compare(facts->first_entry, w->first) > 0 &&
+			facts->added - facts->length <= w->added - w->length);
+}
+
 /* Worker 1 has looked at the stream; everything up to here is accounted for. */
 void
 pp_watch_begin(PpWorker *w, const PpStreamFacts *facts)
 {
-	w->delivered = facts->last_delivered;
-	w->generated = facts->last_generated;
-	w->added = facts->added;
-	w->position = -1;
-	set_correction(w, facts,
-				   facts->added >= 0 && facts->undelivered >= 0 ? facts->added - facts->undelivered
-																: -1);
+	PpPipe *pipe = w->pipe;
+	int64 position =
+		facts->added >= 0 && facts->undelivered >= 0 ? facts->added - facts->undelivered : -1;
+	int64 read = facts->entries_read >= 0 ? facts->entries_read : position;
+
+	w->looked = w->delivered = facts->last_delivered;
+	remember(w, facts);
+	w->ahead_since = 0;
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->offset_known = read >= 0;
+	pipe->offset = read - (int64) pipe->received;
+	pipe->seen_known = true;
+	pipe->seen = facts->last_delivered;
+	LWLockRelease(&pipe->lock);
+	set_position(w, facts, position);
 }
 
-/* Has the stream lost entries that the group has not delivered yet? */
-static void
-look_for_trimmed(PpWorker *w, const PpStreamFacts *facts)
+/* Another worker begins to read, after worker 1 has looked. */
+void
+pp_watch_join(PpWorker *w)
 {
-	bool at_end = pp_id_compare(facts->last_delivered, facts->last_generated) >= 0;
-	int64 missing;
-	bool known;
-
-	if (facts->added < 0 || facts->entries_read < 0)
-		return;
-	if (w->position >= 0 || at_end)
-		set_correction(w, facts, at_end ? facts->added : w->position);
-	w->position = -1;
-	if (at_end ||
-		(facts->length > 0 && pp_id_compare(facts->first_entry, facts->last_delivered) <= 0))
-		return;
 	LWLockAcquire(&w->pipe->lock, LW_SHARED);
-	known = w->pipe->correction_known;
-	missing = facts->added - facts->length - facts->entries_read - w->pipe->correction;
+	w->looked = w->delivered = w->pipe->seen;
 	LWLockRelease(&w->pipe->lock);
-	if (!known || missing <= 0)
-		return;
-	pp_watch_lost(w, facts->last_delivered, facts, missing);
-	/* What Redis counts now is seen at the next read: one worker alone knows how many it got. */
-	set_correction(w, facts, -1);
-	if (w->def->workers == 1 && w->exclusive)
-		w->position = facts->added - facts->length;
+	w->ahead_since = 0;
 }
 
 /*
- * With several workers the group is often ahead of what they have received so far; but not for
- * seconds.
+ * Has the group delivered more than the workers have received?  With several of them that is so
+ * all the time, but not for seconds: then it was moved forward from outside.  Where both numbers
+ * agree, everything up to the entry that was delivered last was delivered to us.
  */
 static bool
-is_ahead(PpWorker *w, PpId delivered)
+is_ahead(PpWorker *w, const PpStreamFacts *facts)
 {
+	PpPipe *pipe = w->pipe;
 	TimestampTz now = GetCurrentTimestamp();
+	int64 ahead;
 
-	if (!w->exclusive || pp_id_compare(delivered, pp_held_mark(w->pipe)) <= 0)
+	if (!w->pipe->exclusive || facts->entries_read < 0)
+		return false;
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	ahead = facts->entries_read - (int64) pipe->received - pipe->offset;
+	if (ahead < 0 || !pipe->offset_known)
+	{
+		/* It was set back. */
+		pipe->offset += ahead;
+		pipe->offset_known = true;
+		ahead = 0;
+	}
+	if (ahead == 0)
+		pipe->seen = facts->last_delivered;
+	LWLockRelease(&pipe->lock);
+	if (ahead <= 0)
 		w->ahead_since = 0;
 	else if (w->ahead_since == 0)
 		w->ahead_since = now;
@@ -141,20 +226,19 @@ pp_watch_position(PpWorker *w, const PpStreamFacts *facts)
 {
 	if (!facts->key_exists || !facts->group_exists)
 		return true; /* the read will say so */
-	if (pp_id_compare(facts->last_generated, w->generated) < 0 ||
-		(facts->added >= 0 && facts->added < w->added))
+	if (pp_watch_is_other(w, facts))
 		return false;
-	w->generated = facts->last_generated;
-	w->added = facts->added;
+	remember(w, facts);
 	/* Moved forward: with one worker nobody else can have been given entries. */
-	if (w->def->workers == 1 && w->exclusive &&
-		pp_id_compare(facts->last_delivered, w->delivered) > 0 &&
-		pp_id_compare(facts->last_delivered, pp_held_mark(w->pipe)) > 0)
+	if (is_alone(w) && pp_id_compare(facts->last_delivered, w->delivered) > 0)
 		return false;
-	if (is_ahead(w, facts->last_delivered))
+	if (is_ahead(w, facts))
 		return false;
+	if (pp_id_compare(facts->last_delivered, w->delivered) < 0)
+		w->position = -1; /* set back: what was counted is counted again */
 	w->delivered = facts->last_delivered;
-	look_for_trimmed(w, facts);
+	look_for_trimmed(w, facts, w->looked);
+	w->looked = facts->last_delivered;
 	return true;
 }
 
@@ -162,6 +246,9 @@ pp_watch_position(PpWorker *w, const PpStreamFacts *facts)
 void
 pp_watch_delivered(PpWorker *w, int n, PpId last)
 {
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	w->pipe->received += n;
+	LWLockRelease(&w->pipe->lock);
 	w->delivered = last;
 	if (pp_id_compare(last, w->generated) > 0)
 		w->generated = last;

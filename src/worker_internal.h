@@ -44,11 +44,13 @@ typedef struct PpWorker
 	TimestampTz no_group_at;
 	bool recovered; /* own pending entries are done since the last connect */
 	TimestampTz recovered_at;
-	bool exclusive; /* the group has no consumers but this pipeline's */
 	bool went_back; /* Redis knows of batches that the database has not */
-	PpId delivered; /* this and below: what watch.c saw last */
+	PpId looked;    /* this and below: what watch.c saw last */
+	PpId delivered;
 	PpId generated;
 	int64 added;
+	int64 length;
+	PpId first;
 	int64 position; /* entries ever added up to the one that was delivered last; -1: not known */
 	TimestampTz ahead_since;
 } PpWorker;
@@ -78,6 +80,8 @@ extern bool pp_consume_open(PpWorker *w, PpRedisError *error);
 
 /* watch.c */
 extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts);
+extern void pp_watch_join(PpWorker *w);
+extern bool pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts);
 extern bool pp_watch_position(PpWorker *w, const PpStreamFacts *facts);
 extern void pp_watch_delivered(PpWorker *w, int n, PpId last);
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
