@@ -25,6 +25,7 @@
 #include "durable.h"
 #include "errors.h"
 #include "event.h"
+#include "fault.h"
 
 #define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
 #define MAX_BATCHES_WANTED 256
@@ -254,6 +255,7 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 	}
 	for (int i = 0; i < n; i++)
 		entries[i]->verdict = PP_VERDICT_APPLIED;
+	PP_FAULT("after_apply");
 }
 
 /* Writes ledger and dead letters for the entries that have a verdict and are not settled yet. */
@@ -272,9 +274,14 @@ record(PpApply *a, PpBatch *batch)
 			continue;
 		decided[n++] = entry;
 		if (entry->verdict == PP_VERDICT_DEAD)
+		{
 			pp_dead_letter_store(&a->ledger, entry, a->pipeline->stream);
+			PP_FAULT("after_dead_letter");
+		}
 	}
 	pp_ledger_record(&a->ledger, decided, n);
+	if (n > 0)
+		PP_FAULT("after_ledger");
 	pfree(decided);
 }
 
@@ -302,7 +309,9 @@ void
 pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
 	record(a, batch);
+	PP_FAULT("before_commit");
 	result->lsn = commit(a->call_cxt);
+	PP_FAULT("after_commit");
 	pp_ledger_committed(&a->ledger);
 	settle(batch, result);
 }

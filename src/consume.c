@@ -21,6 +21,7 @@
 
 #include "durable.h"
 #include "event.h"
+#include "fault.h"
 #include "held.h"
 #include "process.h"
 #include "stats.h"
@@ -162,6 +163,7 @@ receive_acks(PpWorker *w, PpRedisError *error)
 		}
 		w->acks_in_flight--;
 		pp_pipe_acknowledged(w->pipe);
+		PP_FAULT("after_ack");
 	}
 	return true;
 }
@@ -178,6 +180,7 @@ receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, P
 		return false;
 	if (batch->n == 0)
 		return true;
+	PP_FAULT("after_read");
 	pp_pipe_read(w->pipe, batch);
 	batch->look_up = !pp_held_take(w->pipe, (int) (batch - w->batches), batch->entries[0].id,
 								   batch->entries[batch->n - 1].id);
