@@ -26,6 +26,8 @@
 #include "errors.h"
 #include "event.h"
 #include "fault.h"
+#include "inflight.h"
+#include "suspect.h"
 
 #define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
 #define MAX_BATCHES_WANTED 256
@@ -113,6 +115,7 @@ pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 	PpEntryError *error = pp_apply_take_error(a, cxt);
 
 	AbortOutOfAnyTransaction();
+	pp_inflight_clear();
 	MemoryContextSwitchTo(cxt);
 	return error;
 }
@@ -243,6 +246,7 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 {
 	int first = 0;
 
+	pp_suspect_note(entries, n);
 	while (first < n)
 	{
 		int end = first + 1;
@@ -309,9 +313,11 @@ void
 pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
 	record(a, batch);
+	pp_suspect_note_commit(batch);
 	PP_FAULT("before_commit");
 	result->lsn = commit(a->call_cxt);
 	PP_FAULT("after_commit");
+	pp_inflight_committed();
 	pp_ledger_committed(&a->ledger);
 	settle(batch, result);
 }
@@ -324,7 +330,7 @@ pp_apply_reopen(PpBatch *batch)
 	{
 		PpEntry *entry = &batch->entries[i];
 
-		if (entry->settled || entry->event == NULL)
+		if (entry->settled || entry->event == NULL || (entry->error && entry->error->final))
 			continue;
 		if (entry->verdict == PP_VERDICT_APPLIED || entry->verdict == PP_VERDICT_DEAD)
 		{
