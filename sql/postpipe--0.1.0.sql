@@ -124,6 +124,7 @@ CREATE TABLE @extschema@.postpipe_progress (
     pipeline        text PRIMARY KEY,
     nonce           text,                                  -- what the owner key in Redis has while it is ours (src/owner.c)
     next_nonce      text,                                  -- what it may have since, if we died while changing it
+    past_nonces     text[] NOT NULL DEFAULT '{}',          -- what it may have after a failover to an older state
     fenced          boolean NOT NULL DEFAULT false,        -- another owner was seen
     take_over       boolean NOT NULL DEFAULT false,        -- postpipe_resume(..., take_over => true) was asked for
     sealed_id       @extschema@.postpipe_id,               -- up to here every entry is settled, but for the holes

@@ -24,6 +24,7 @@
 #include "event.h"
 #include "fault.h"
 #include "held.h"
+#include "owner.h"
 #include "inflight.h"
 #include "process.h"
 #include "stats.h"
@@ -91,7 +92,8 @@ send_ack(PpWorker *w, PpAckList *list)
 	if (list->n == 0 || !pp_durable_wait(list->lsn))
 		return;
 	pp_stream_send_ack(w->redis, w->def->stream, w->def->group, list->ids, list->n);
-	w->acks_in_flight++;
+	pp_owner_send_sequence(w, list->sequence);
+	w->acks_in_flight += 2;
 	list->n = 0;
 }
 
@@ -143,6 +145,7 @@ keep_for_ack(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn)
 		list->ids[i] = batch->entries[i].id;
 	list->n = batch->n;
 	list->lsn = lsn;
+	list->sequence = pp_apply_ledger(w->apply)->sequence;
 }
 
 /*
@@ -204,13 +207,15 @@ receive_new(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, PpR
 	return true;
 }
 
-/* Receives where stream and group stood before a read, and looks at it. */
+/* Receives whose group it is and where stream and group stood before a read, and looks at it. */
 static bool
 receive_position(PpWorker *w, PpRedisError *error)
 {
 	PpReply *replies[PP_STREAM_FACT_REPLIES] = {NULL};
 	PpStreamFacts facts;
 
+	if (!pp_owner_receive_check(w, error))
+		return false;
 	for (int i = 0; i < PP_STREAM_POSITION_REPLIES; i++)
 		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
 			return false;
@@ -447,6 +452,7 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, PpRedisError *error)
 {
 	age_acks(w);
 	set_reply_target(w, next);
+	pp_owner_send_check(w);
 	pp_stream_send_position(w->redis, w->def->stream);
 	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count, -1);
 	(void) pp_redis_flush(w->redis);
@@ -462,6 +468,7 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 {
 	pp_consume_acknowledge(w);
 	set_reply_target(w, next);
+	pp_owner_send_check(w);
 	pp_stream_send_position(w->redis, w->def->stream);
 	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
 						BLOCK_MS);

@@ -6,7 +6,7 @@
  * Worker 1 does it, after each connect and whenever a worker has seen something odd, while the
  * others hold still (held.c).  In this order:
  *
- *	1. The ledger: the epoch, and what it has settled.
+ *	1. The ledger: the epoch, and what it has settled; and whose group it is (owner.c).
  *	2. Is it the same stream?  If not, an epoch is opened.
  *	3. The group is made, if it is missing.
  *	4. An epoch that has just begun notes what it begins with.
@@ -24,6 +24,7 @@
 #include "utils/memutils.h"
 
 #include "held.h"
+#include "owner.h"
 #include "process.h"
 #include "stats.h"
 
@@ -419,6 +420,7 @@ pp_consume_open(PpWorker *w, PpRedisError *error)
 			pp_worker_open_apply(w);
 		} while (!pp_pipe_enter(w->pipe, opening));
 		pp_watch_join(w);
+		pp_owner_join(w);
 		return pp_redis_is_open(w->redis);
 	}
 	pp_pipe_close(w->pipe);
@@ -428,7 +430,8 @@ pp_consume_open(PpWorker *w, PpRedisError *error)
 		pp_worker_look_around(w);
 	}
 	pp_worker_open_apply(w);
-	if (!pp_redis_is_open(w->redis) || !look_at_stream(w, error))
+	if (!pp_redis_is_open(w->redis) || !pp_owner_claim(w, error) || !look_at_stream(w, error) ||
+		(w->went_back && !pp_owner_reset_sequences(w, error)))
 		return false;
 	w->went_back = false;
 	pp_pipe_open(w->pipe);

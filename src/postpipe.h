@@ -21,6 +21,7 @@
 #define PP_PIPELINE_LEN    49 /* a pipeline's name: at most 48 bytes, checked by the table */
 #define PP_STREAM_LEN      256 /* a stream key or a consumer group, checked when a pipeline is made */
 #define PP_CONSUMER_LEN    128 /* postpipe:<system identifier>:<database>:<pipeline>:<n> */
+#define PP_NONCE_LEN       33  /* 128 random bits in hexadecimal, and the zero */
 #define PP_REASON_LEN      256 /* a reason in words; longer text is cut at a character */
 #define PP_REASON_CODE_LEN 32  /* a stable code such as redis_loading */
 /*

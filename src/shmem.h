@@ -150,9 +150,10 @@ typedef struct PpPipe
 	TimestampTz since;          /* (R) start of the counters */
 	pg_atomic_uint64 counters[PP_COUNT_NUM];
 	int workers_wanted;
-	PpStatus status; /* what the supervisor says: paused, waiting, running … */
-	bool opened;     /* worker 1 has seen to owner, epoch, group; see held.c */
-	uint64 opening;  /* how often it was opened */
+	PpStatus status;          /* what the supervisor says: paused, waiting, running … */
+	bool opened;              /* worker 1 has seen to owner, epoch, group; see held.c */
+	char nonce[PP_NONCE_LEN]; /* of the owner key, once worker 1 has written it */
+	uint64 opening;           /* how often it was opened */
 	uint64 last_ticket;
 	bool exclusive;        /* the group has no consumers but this pipeline's; set by worker 1 */
 	bool correction_known; /* of what Redis says that the group has read; see watch.c */

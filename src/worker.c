@@ -21,6 +21,7 @@
 #include "guc.h"
 #include "held.h"
 #include "inflight.h"
+#include "owner.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
@@ -44,6 +45,22 @@ pp_worker_leave(const char *code, const char *reason)
 	proc_exit(0);
 }
 
+/* Is the pipeline dropped, or the extension? */
+static bool
+is_gone(PpWorker *w)
+{
+	PpExtension ext;
+	bool gone;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	gone = !pp_extension_lookup(&ext) || pp_pipeline_get(&ext, w->def->name) == NULL;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	return gone;
+}
+
 /* Acknowledges what is committed, if there is time, and ends the process. */
 void
 pp_worker_stop(PpWorker *w, const char *code, const char *reason)
@@ -57,6 +74,8 @@ pp_worker_stop(PpWorker *w, const char *code, const char *reason)
 			   pp_redis_receive(w->redis, &reply, FAREWELL_MS, PP_WAIT_REDIS_REPLY) ==
 				   PP_REDIS_REPLY)
 			;
+		if (pp_my_proc->worker == 1 && is_gone(w))
+			pp_owner_give_back(w);
 	}
 	pp_worker_leave(code, reason);
 }
@@ -82,8 +101,8 @@ begin_anew(PpWorker *w)
 	pp_pipe_close(w->pipe);
 }
 
-static void
-disconnect(PpWorker *w)
+void
+pp_worker_disconnect(PpWorker *w)
 {
 	pp_redis_close(w->redis);
 	w->acks_in_flight = 0;
@@ -104,11 +123,11 @@ pp_worker_look_around(PpWorker *w)
 		apply_settings(w);
 		pp_guc_redis_url(&url);
 		if (w->redis != NULL && memcmp(&url, &w->url, sizeof(url)) != 0)
-			disconnect(w);
+			pp_worker_disconnect(w);
 	}
 	/* Another worker wants all to hold still: let go of what is in hand. */
 	if (w->group_open && pp_pipe_opening(w->pipe) == 0)
-		disconnect(w);
+		pp_worker_disconnect(w);
 }
 
 /* Waits before the next attempt. */
@@ -151,7 +170,7 @@ redis_failed(PpWorker *w, const PpRedisError *error)
 	/* Closed by ourselves, because a setting has changed: connect again at once. */
 	if (copy.class == PP_REDIS_CLASS_NONE)
 		return;
-	disconnect(w);
+	pp_worker_disconnect(w);
 	pp_held_release_all(w->pipe);
 	pp_pipe_park(w->pipe);
 	if (strcmp(copy.code, "redis_reply_too_large") == 0)
@@ -314,6 +333,8 @@ set_up(PpWorker *w)
 	snprintf(w->consumer, sizeof(w->consumer), "postpipe:" UINT64_FORMAT ":%u:%s:%d",
 			 GetSystemIdentifier(), MyDatabaseId, pp_my_proc->pipeline, pp_my_proc->worker);
 	open_pipeline(w);
+	MemoryContextSwitchTo(w->cxt);
+	w->owner_name = psprintf("postpipe:{%s}:%s", w->def->stream, w->def->group);
 	pp_inflight_open(w->def->name, pp_my_proc->worker, w->def->version);
 	w->redis = pp_redis_create(w->cxt, w->consumer);
 	MemoryContextSwitchTo(w->cxt);
@@ -325,7 +346,7 @@ static void
 leave_connection(PpWorker *w)
 {
 	if (pp_redis_outstanding(w->redis) > 0)
-		disconnect(w);
+		pp_worker_disconnect(w);
 	else
 		begin_anew(w);
 }

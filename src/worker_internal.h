@@ -19,6 +19,7 @@ typedef struct PpAckList
 	int n;
 	int size; /* of ids */
 	XLogRecPtr lsn;
+	int64 sequence; /* of the ledger's row */
 } PpAckList;
 
 typedef struct PpWorker
@@ -53,11 +54,16 @@ typedef struct PpWorker
 	PpId first;
 	int64 position; /* entries ever added up to the one that was delivered last; -1: not known */
 	TimestampTz ahead_since;
+	char *owner_name; /* this and below: see owner.c */
+	char nonce[PP_NONCE_LEN];
+	TimestampTz owner_seen_at; /* the connection of another owner */
+	int64 owner_turns;
 } PpWorker;
 
 /* worker.c */
 PP_NORETURN extern void pp_worker_leave(const char *code, const char *reason);
 PP_NORETURN extern void pp_worker_stop(PpWorker *w, const char *code, const char *reason);
+extern void pp_worker_disconnect(PpWorker *w);
 extern void pp_worker_look_around(PpWorker *w);
 extern void pp_worker_well(PpWorker *w, bool idle);
 extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error);

@@ -35,13 +35,18 @@ sub _groups
 }
 
 # How an idle, empty, healthy Redis answers. A blocking read returns nil when its time is up, not at once.
+my $nonce;
 my %default = (
 	'PING' => "+PONG\r\n",
 	'AUTH' => "+OK\r\n",
 	'SELECT' => "+OK\r\n",
 	'SET' => "+OK\r\n",
 	'GET' => "\$-1\r\n",
-	'HGET' => "\$-1\r\n",
+	# The owner key: whoever claims it has it.
+	'EVAL' => sub { $nonce = $_[5]; ":1\r\n" },
+	'HGET' => sub { defined $nonce ? '$' . length($nonce) . "\r\n$nonce\r\n" : "\$-1\r\n" },
+	'HINCRBY' => ":1\r\n",
+	'HDEL' => ":0\r\n",
 	'HMGET' => sub { Postpipe::Test::Resp::encode((undef) x (@_ - 2)) },
 	'HGETALL' => "*0\r\n",
 	'HSET' => ":1\r\n",

@@ -1,0 +1,485 @@
+/*
+ * owner.c
+ *		Whose consumer group it is: a key in Redis names the one database that may read.
+ *
+ * Copies of a database (a clone, a restored backup, a dump) carry the definitions of its pipelines,
+ * and would take entries from the group that the original reads.  So worker 1, before anything
+ * else, claims the group: it writes a new nonce into the key, if the key has the nonce that this
+ * database wrote last.  A copy that was made before has an older one, is fenced, and stays so until
+ * postpipe_resume(pipeline, take_over => true).  A server that restarts, crashed, or was promoted
+ * has the last nonce, and comes back at once.
+ *
+ * The next nonce is stored here, durably, before it is written there: whoever dies between knows
+ * both; and some that were written before are kept, because a failover may bring them back.  A copy
+ * that was made since has the last nonce as well, so it is asked whether the owner is
+ * still connected, and moves: then the copy is fenced.
+ *
+ * A look at the nonce travels with each read, so a worker whose group was taken over stops with the
+ * next batch.
+ *
+ * The key also has the number of the last batch that each worker has acknowledged.  If Redis knows
+ * of more than the database has, the database has gone back in time.
+ *
+ * The key: a hash, postpipe:{<stream>}:<group>, with owner, nonce, instance, client, turns and
+ * sequence:<n>.  The braces keep it in the stream's slot of a cluster.
+ */
+#include "owner.h"
+
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "postmaster/postmaster.h"
+#include "utils/builtins.h"
+#include "utils/syscache.h"
+
+#include "process.h"
+#include "stats.h"
+
+#define MAX_PAST     20
+#define GIVE_BACK_MS 500
+#define DEAD_MS      12000 /* an owner that is connected moves at least every 8 seconds */
+
+/* Writes the key, if its nonce is still the one that was seen ('' for none). */
+static const char claim_script[] =
+	"local nonce = redis.call('HGET', KEYS[1], 'nonce') "
+	"if (nonce or '') ~= ARGV[1] then return 0 end "
+	"redis.call('HSET', KEYS[1], 'nonce', ARGV[2], 'owner', ARGV[3], 'instance', ARGV[4], "
+	"'client', ARGV[5]) "
+	"return 1";
+
+static const char give_back_script[] =
+	"if redis.call('HGET', KEYS[1], 'nonce') == ARGV[1] then return redis.call('DEL', KEYS[1]) end "
+	"return 0";
+
+/* What the database knows of its ownership. */
+typedef struct Known
+{
+	MemoryContext cxt;             /* of what follows */
+	char nonce[PP_NONCE_LEN];      /* '' for none */
+	char next_nonce[PP_NONCE_LEN]; /* to be written now */
+	char *past_nonces;             /* with commas between */
+	bool fenced;
+	bool take_over;
+	const char *owner; /* in the key */
+	bool owner_gone;   /* a database or pipeline of this server that does not exist any more */
+} Known;
+
+/* What the key has. */
+typedef struct Key
+{
+	char nonce[PP_NONCE_LEN]; /* '': there is no key */
+	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
+	char instance[MAXPGPATH];
+	int64 client;
+	int64 turns;
+	int64 sequences[PP_MAX_WORKERS_PER_PIPELINE + 1];
+} Key;
+
+static void
+copy_text(char *dst, Size size, int column)
+{
+	char *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
+
+	strlcpy(dst, value ? value : "", size);
+}
+
+/* Is that a database of this server that was dropped, or a pipeline of this one that was? */
+static bool
+is_gone(PpApply *a, const char *owner)
+{
+	char mine[32];
+	char *rest;
+	Oid database;
+
+	snprintf(mine, sizeof(mine), UINT64_FORMAT ":", GetSystemIdentifier());
+	if (strncmp(owner, mine, strlen(mine)) != 0)
+		return false;
+	database = (Oid) strtoul(owner + strlen(mine), &rest, 10);
+	if (*rest != ':')
+		return false;
+	if (database == MyDatabaseId)
+		return pp_pipeline_get(pp_apply_ledger(a)->ext, rest + 1) == NULL;
+	return !SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database));
+}
+
+/* Reads what is known, and stores the nonce that will be written next. */
+static void
+prepare(PpApply *a, void *arg)
+{
+	Known *known = arg;
+	const PpLedger *ledger = pp_apply_ledger(a);
+	Oid types[] = {TEXTOID, TEXTOID};
+	Datum values[2];
+	char fresh[PP_NONCE_LEN];
+	uint64 random[2];
+
+	if (!pg_strong_random(random, sizeof(random)))
+		elog(ERROR, "could not generate a random nonce");
+	snprintf(fresh, sizeof(fresh), "%016" INT64_MODIFIER "x%016" INT64_MODIFIER "x", random[0],
+			 random[1]);
+	values[0] = CStringGetTextDatum(ledger->pipeline);
+	values[1] = CStringGetTextDatum(fresh);
+	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_progress SET next_nonce = "
+								   "coalesce(next_nonce, $2) WHERE pipeline = $1 "
+								   "RETURNING nonce, next_nonce, fenced, take_over, "
+								   "array_to_string(past_nonces, ',')",
+								   ledger->ext->schema_name),
+						  2, types, values, NULL, false, 0);
+	if (SPI_processed != 1)
+		elog(ERROR, "there is no row of pipeline \"%s\" in postpipe_progress", ledger->pipeline);
+	copy_text(known->nonce, sizeof(known->nonce), 1);
+	copy_text(known->next_nonce, sizeof(known->next_nonce), 2);
+	known->fenced = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3)[0] == 't';
+	known->take_over = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4)[0] == 't';
+	known->owner_gone = is_gone(a, known->owner);
+	known->past_nonces = MemoryContextStrdup(
+		known->cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 5));
+}
+
+static void
+set_progress(PpApply *a, const char *assignments)
+{
+	const PpLedger *ledger = pp_apply_ledger(a);
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
+
+	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_progress SET %s WHERE pipeline = $1",
+								   ledger->ext->schema_name, assignments),
+						  1, types, values, NULL, false, 0);
+}
+
+/* The next nonce is in the key. */
+static void
+note_claimed(PpApply *a, void *arg)
+{
+	set_progress(a, "nonce = next_nonce, next_nonce = NULL, fenced = false, take_over = false, "
+					"past_nonces = CASE WHEN nonce IS NULL THEN past_nonces ELSE "
+					"(nonce || past_nonces)[1:" CppAsString2(MAX_PAST) "] END");
+}
+
+static void
+note_fenced(PpApply *a, void *arg)
+{
+	set_progress(a, "fenced = true");
+}
+
+typedef struct Comparison
+{
+	const Key *key;
+	bool went_back;
+} Comparison;
+
+/* Does Redis know of batches that the ledger has not? */
+static void
+compare_sequences(PpApply *a, void *arg)
+{
+	const PpLedger *ledger = pp_apply_ledger(a);
+	Comparison *comparison = arg;
+	Oid types[] = {TEXTOID, INT4OID, INT8OID};
+	Datum values[3] = {CStringGetTextDatum(ledger->pipeline)};
+
+	comparison->went_back = false;
+	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
+	{
+		int64 sequence = comparison->key->sequences[i];
+
+		if (sequence <= 0)
+			continue;
+		values[1] = Int32GetDatum(i);
+		values[2] = Int64GetDatum(sequence);
+		SPI_execute_with_args(psprintf("SELECT FROM %s.postpipe_ledger WHERE pipeline = $1 "
+									   "AND worker = $2 AND sequence >= $3 LIMIT 1",
+									   ledger->ext->schema_name),
+							  3, types, values, NULL, true, 1);
+		comparison->went_back |= SPI_processed == 0;
+	}
+}
+
+static void
+copy_reply(char *dst, Size size, const PpReply *reply)
+{
+	strlcpy(dst, pp_reply_is(reply, PP_REPLY_STRING, 0) ? reply->str : "", size);
+}
+
+static bool
+get_key(PpWorker *w, Key *key, PpRedisError *error)
+{
+	PpReply *reply;
+
+	memset(key, 0, sizeof(*key));
+	pp_consume_begin_replies(w);
+	pp_redis_send(w->redis, "HGETALL %s", w->owner_name);
+	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
+		return false;
+	copy_reply(key->nonce, sizeof(key->nonce), pp_reply_lookup(reply, "nonce"));
+	copy_reply(key->owner, sizeof(key->owner), pp_reply_lookup(reply, "owner"));
+	copy_reply(key->instance, sizeof(key->instance), pp_reply_lookup(reply, "instance"));
+	(void) pp_reply_integer(pp_reply_lookup(reply, "client"), &key->client);
+	(void) pp_reply_integer(pp_reply_lookup(reply, "turns"), &key->turns);
+	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
+	{
+		char name[32];
+
+		snprintf(name, sizeof(name), "sequence:%d", i);
+		(void) pp_reply_integer(pp_reply_lookup(reply, name), &key->sequences[i]);
+	}
+	return true;
+}
+
+/*
+ * Is the connection that the key names still there, and not our own?  Whether it still moves, a
+ * second look will tell.
+ */
+static bool
+is_connected(PpWorker *w, int64 client, bool *connected, PpRedisError *error)
+{
+	char id[32];
+	PpReply *reply;
+
+	*connected = false;
+	if (client == 0 || client == pp_redis_client_id(w->redis))
+		return true;
+	snprintf(id, sizeof(id), INT64_FORMAT, client);
+	pp_redis_send(w->redis, "CLIENT LIST ID %s", id);
+	reply = pp_consume_receive_any(w, error);
+	if (reply == NULL)
+		return false;
+	/* Who may not ask takes it for connected; whether it moves, he can see. */
+	*connected = reply->type == PP_REPLY_ERROR ||
+				 (reply->type == PP_REPLY_STRING && strstr(reply->str, "name=postpipe:") != NULL);
+	return true;
+}
+
+static void
+write_identity(const PpWorker *w, char *owner, Size owner_size, char *instance, Size instance_size)
+{
+	char host[256] = "";
+
+	(void) gethostname(host, sizeof(host) - 1);
+	snprintf(owner, owner_size, UINT64_FORMAT ":%u:%s", GetSystemIdentifier(), MyDatabaseId,
+			 w->def->name);
+	snprintf(instance, instance_size, "%s:%d:%s", host, PostPortNumber, DataDir);
+}
+
+/*
+ * Is the owner in the key alive?  *undecided: it is connected, and there has been no time yet to
+ * see whether it moves.
+ */
+static bool
+is_alive(PpWorker *w, const Key *key, bool *alive, bool *undecided, PpRedisError *error)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool connected;
+
+	*alive = *undecided = false;
+	if (!is_connected(w, key->client, &connected, error))
+		return false;
+	if (!connected)
+		w->owner_seen_at = 0;
+	else if (w->owner_seen_at == 0)
+	{
+		w->owner_seen_at = now;
+		w->owner_turns = key->turns;
+		*undecided = true;
+	}
+	else if (key->turns != w->owner_turns)
+		*alive = true;
+	else
+		*undecided = !TimestampDifferenceExceeds(w->owner_seen_at, now, DEAD_MS);
+	return true;
+}
+
+/* Fenced, for good: says so, and waits until somebody changes the definition. */
+static void
+stay_fenced(PpWorker *w, const char *owner)
+{
+	char reason[PP_REASON_LEN];
+
+	pp_worker_transact(w, note_fenced, NULL);
+	snprintf(reason, sizeof(reason), "consumer group \"%s\" of stream \"%s\" belongs to %s",
+			 w->def->group, w->def->stream, owner[0] ? owner : "somebody else");
+	pp_worker_disconnect(w);
+	pp_report_error(w->pipe, ERRCODE_OBJECT_IN_USE, reason);
+	pp_report_state(PP_STATE_FENCED, "fenced", reason,
+					"If this database is to read from now on, and the other one no more, run "
+					"postpipe_resume(pipeline, take_over => true).");
+	pp_process_activity(false, "fenced");
+	for (;;)
+	{
+		pp_process_sleep(-1, PP_WAIT_WORKER_IDLE);
+		pp_worker_look_around(w);
+	}
+}
+
+/* May the key be written?  Otherwise does not return, or returns false with *error. */
+static bool
+check_right(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
+{
+	char owner[sizeof(key->owner)];
+	char instance[sizeof(key->instance)];
+	bool ours = strcmp(key->nonce, known->nonce) == 0 ||
+				strcmp(key->nonce, known->next_nonce) == 0 ||
+				strstr(known->past_nonces, key->nonce) != NULL;
+	bool alive;
+	bool undecided;
+
+	write_identity(w, owner, sizeof(owner), instance, sizeof(instance));
+	if (known->take_over)
+		return true;
+	if (known->fenced)
+		stay_fenced(w, key->owner);
+	if (key->nonce[0] == '\0')
+		return true;
+	/* A pipeline that was dropped and made anew has no nonce yet. */
+	if (!ours && !known->owner_gone && !(known->nonce[0] == '\0' && strcmp(key->owner, owner) == 0))
+		stay_fenced(w, key->owner);
+	if (!is_alive(w, key, &alive, &undecided, error))
+		return false;
+	if (alive && strcmp(key->instance, instance) != 0)
+		stay_fenced(w, psprintf("%s, which is at work", key->instance));
+	if (alive || undecided)
+	{
+		pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "owner_connected",
+						   "the owner of consumer group \"%s\" (%s) is still connected",
+						   w->def->group, key->instance);
+		return false;
+	}
+	return true;
+}
+
+/*
+ * pp_owner_claim
+ *		Makes the group ours, or sees that it still is.  False with *error: it could not be done now.
+ *		Does not return while the group is somebody else's.
+ */
+bool
+pp_owner_claim(PpWorker *w, PpRedisError *error)
+{
+	Known known;
+	Key key;
+	Comparison comparison;
+	PpReply *reply;
+	int64 written;
+	char owner[sizeof(key.owner)];
+	char instance[sizeof(key.instance)];
+
+	if (!get_key(w, &key, error))
+		return false;
+	if (w->nonce[0] != '\0' && strcmp(key.nonce, w->nonce) == 0)
+		return true;
+	known.cxt = w->batches[0].cxt;
+	known.owner = key.owner;
+	pp_worker_transact(w, prepare, &known);
+	/* Durable before it is written there. */
+	if (!XLogRecPtrIsInvalid(XactLastCommitEnd))
+		XLogFlush(XactLastCommitEnd);
+	if (!check_right(w, &known, &key, error))
+		return false;
+	write_identity(w, owner, sizeof(owner), instance, sizeof(instance));
+	pp_redis_send(w->redis, "EVAL %s 1 %s %s %s %s %s %lld", claim_script, w->owner_name, key.nonce,
+				  known.next_nonce, owner, instance, (long long) pp_redis_client_id(w->redis));
+	if (!pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error))
+		return false;
+	if (!pp_reply_integer(reply, &written) || written != 1)
+	{
+		pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "owner_changed",
+						   "another owner of consumer group \"%s\" came first", w->def->group);
+		return false;
+	}
+	pp_worker_transact(w, note_claimed, NULL);
+	strlcpy(w->nonce, known.next_nonce, sizeof(w->nonce));
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	strlcpy(w->pipe->nonce, w->nonce, sizeof(w->pipe->nonce));
+	LWLockRelease(&w->pipe->lock);
+	/* Who has never owned it has nothing to compare. */
+	if (known.nonce[0] == '\0')
+		return pp_owner_reset_sequences(w, error);
+	comparison.key = &key;
+	pp_worker_transact(w, compare_sequences, &comparison);
+	w->went_back = comparison.went_back;
+	return true;
+}
+
+/* Another worker takes the nonce that worker 1 has written. */
+void
+pp_owner_join(PpWorker *w)
+{
+	LWLockAcquire(&w->pipe->lock, LW_SHARED);
+	strlcpy(w->nonce, w->pipe->nonce, sizeof(w->nonce));
+	LWLockRelease(&w->pipe->lock);
+}
+
+/* Queues a look at the nonce, and the sign that we move; before a read. */
+void
+pp_owner_send_check(PpWorker *w)
+{
+	if (pp_my_proc->worker == 1)
+		pp_redis_send(w->redis, "HINCRBY %s turns 1", w->owner_name);
+	pp_redis_send(w->redis, "HGET %s nonce", w->owner_name);
+}
+
+/* Receives it.  False with no error: the pipeline has to be opened again; it may be fenced then. */
+bool
+pp_owner_receive_check(PpWorker *w, PpRedisError *error)
+{
+	PpReply *reply;
+
+	if (pp_my_proc->worker == 1 && pp_consume_receive_any(w, error) == NULL)
+		return false;
+	reply = pp_consume_receive_any(w, error);
+	if (reply == NULL)
+		return false;
+	/* An error is one that the read will have as well. */
+	if (reply->type == PP_REPLY_ERROR ||
+		(pp_reply_is(reply, PP_REPLY_STRING, 1) && strcmp(reply->str, w->nonce) == 0))
+		return true;
+	w->group_open = false;
+	return false;
+}
+
+/* Queues the number of the last batch that is acknowledged. The reply has to be received. */
+void
+pp_owner_send_sequence(PpWorker *w, int64 sequence)
+{
+	pp_redis_send(w->redis, "HSET %s sequence:%d %lld", w->owner_name, pp_my_proc->worker,
+				  (long long) sequence);
+}
+
+/* What the database had not is made good: the numbers in the key begin anew. */
+bool
+pp_owner_reset_sequences(PpWorker *w, PpRedisError *error)
+{
+	PpReply *reply;
+
+	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
+	{
+		pp_redis_send(w->redis, "HDEL %s sequence:%d", w->owner_name, i);
+		if (!pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * pp_owner_give_back
+ *		The pipeline is dropped: whoever wants the group may have it.  On a new connection, because
+ *		Redis looks at nothing that comes after a blocking read.  If it cannot be done in a moment, a
+ *		pipeline of this server still sees that the owner is gone.
+ */
+void
+pp_owner_give_back(PpWorker *w)
+{
+	PpReply *reply;
+
+	if (!pp_redis_start(w->redis, &w->url) ||
+		pp_redis_receive(w->redis, NULL, GIVE_BACK_MS, PP_WAIT_REDIS_CONNECT) == PP_REDIS_FAILED ||
+		!pp_redis_is_open(w->redis))
+		return;
+	pp_consume_begin_replies(w);
+	pp_redis_send(w->redis, "EVAL %s 1 %s %s", give_back_script, w->owner_name, w->nonce);
+	(void) pp_redis_receive(w->redis, &reply, GIVE_BACK_MS, PP_WAIT_REDIS_REPLY);
+}
