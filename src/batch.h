@@ -29,8 +29,9 @@ typedef enum PpVerdict
 /* Why an entry could not be applied; as GET STACKED DIAGNOSTICS has it. */
 typedef struct PpEntryError
 {
-	bool moment;  /* whatever its code, it says nothing of the entry: somebody cancelled */
-	int sqlstate; /* packed, as in ErrorData.sqlerrcode */
+	bool moment; /* whatever its code, it says nothing of the entry: somebody cancelled */
+	const char *reason_code; /* a constant; NULL: it follows from the SQLSTATE */
+	int sqlstate;            /* packed, as in ErrorData.sqlerrcode */
 	char *message;
 	char *detail; /* this and all below: NULL when absent */
 	char *hint;
@@ -40,6 +41,15 @@ typedef struct PpEntryError
 	char *column_name;
 	char *constraint_name;
 } PpEntryError;
+
+/* What the dead-letter table has of an entry that is tried again. */
+typedef struct PpLetter
+{
+	int epoch;
+	int sqlstate;   /* of its last failure */
+	int attempts;   /* so far */
+	bool overtaken; /* a later entry with the same key was applied since */
+} PpLetter;
 
 typedef struct PpEntry
 {
@@ -55,6 +65,8 @@ typedef struct PpEntry
 	PpVerdict verdict;
 	bool settled;        /* its verdict is committed */
 	PpEntryError *error; /* for PP_VERDICT_DEAD */
+	bool retrying;       /* it is dead for now only: it will be tried again */
+	PpLetter *letter;    /* NULL: it was read from Redis, not from the dead-letter table */
 } PpEntry;
 
 typedef struct PpBatch

@@ -13,6 +13,9 @@
  *		keep		the newer value, or what was there if it is absent (the default rule)
  *		greatest	the greater one
  *		first		what was there
+ *
+ * A definition whose on_conflict is "older" (PP_ON_CONFLICT_OLDER; no user can say so) is for entries
+ * that come after one of the same key that is newer: what they say never counts as newer.
  */
 #include "pipeline.h"
 
@@ -300,12 +303,14 @@ key_list(List *columns, const char *prefix)
 	return buf.data;
 }
 
-/* "The new row is at least as new as the old one", or NULL when every row counts as newer. */
+/* "The new row is at least as new as the old one"; NULL when every row counts as newer. */
 static char *
 newer_condition(const PpExtension *ext, const PpPipeline *p, List *columns)
 {
 	ListCell *lc;
 
+	if (strcmp(p->on_conflict, PP_ON_CONFLICT_OLDER) == 0)
+		return pstrdup("false");
 	if (strcmp(p->on_conflict, "newer") != 0)
 		return NULL;
 	foreach (lc, columns)

@@ -15,6 +15,8 @@ typedef struct PpRewind
 	PpId since;
 } PpRewind;
 
+#define PP_LETTER_PLANS 7 /* see dead_letter.c */
+
 typedef struct PpLedger
 {
 	MemoryContext cxt;
@@ -28,19 +30,17 @@ typedef struct PpLedger
 	SPIPlanPtr lookup_plan;
 	SPIPlanPtr record_plan;
 	SPIPlanPtr lost_plan;
-	SPIPlanPtr dead_plan;
+	SPIPlanPtr letter_plans[PP_LETTER_PLANS];
 } PpLedger;
 
 extern PpId pp_ledger_open(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
+extern void pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied,
+							 int filtered);
 extern void pp_ledger_set_base(PpLedger *ledger, int64 base);
 extern int pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since,
 							   const char *cause, bool again);
 extern void pp_ledger_forget(const PpExtension *ext, const char *pipeline);
-
-/* dead_letter.c */
-extern void pp_dead_letter_store(PpLedger *ledger, const PpEntry *entry, const char *stream);
-extern int64 pp_dead_letter_count(const PpExtension *ext, const char *pipeline);
 
 #endif /* PP_LEDGER_H */

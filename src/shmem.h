@@ -140,10 +140,11 @@ typedef struct PpPipe
 	TimestampTz since;          /* (R) start of the counters */
 	pg_atomic_uint64 counters[PP_COUNT_NUM];
 	int workers_wanted;
-	PpStatus status; /* what the supervisor says: paused, waiting, running … */
-	bool opened;     /* worker 1 has seen to table, group and epoch; others wait */
-	PpId mark;       /* highest ID that any worker received; 0-0: not known */
-	PpId last_id;    /* highest ID settled since start */
+	PpStatus status;           /* what the supervisor says: paused, waiting, running … */
+	bool opened;               /* worker 1 has seen to table, group and epoch; others wait */
+	PpId mark;                 /* highest ID that any worker received; 0-0: not known */
+	PpId last_id;              /* highest ID settled since start */
+	TimestampTz next_retry_at; /* of a dead letter, as far as is known; 0: none */
 	TimestampTz last_read_at;
 	TimestampTz last_applied_at;
 	TimestampTz last_ack_at;

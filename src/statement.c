@@ -45,7 +45,7 @@
 
 #define BATCH_NAME    "postpipe_batch"
 #define BATCH_COLUMNS 6
-#define PLANS         4  /* for a few and for many entries, each as a whole and as a plain insert */
+#define PLANS         6  /* for a few and for many entries, of each form */
 #define SMALL_BATCH   16 /* entries, up to which the plan for a few is used */
 
 struct PpStatement
@@ -56,6 +56,7 @@ struct PpStatement
 	PpPipeline *pipeline;
 	char *sql;
 	char *plain_insert; /* NULL: there is none */
+	char *older;        /* PP_FORM_OLDER; NULL: nothing depends on the order, or we do not know */
 	bool bulk;          /* it may be run by bulk_insert.c */
 	List *key_fields;
 	Oid role;
@@ -187,8 +188,8 @@ forget_plans(PpStatement *s)
 
 /* Takes over the statement and the role, and forgets the plans when either has changed. */
 static void
-set_statement(PpStatement *s, const char *sql, const char *plain_insert, List *key_fields, Oid role,
-			  Oid target)
+set_statement(PpStatement *s, const char *sql, const char *plain_insert, const char *older,
+			  List *key_fields, Oid role, Oid target)
 {
 	MemoryContext old;
 
@@ -200,8 +201,11 @@ set_statement(PpStatement *s, const char *sql, const char *plain_insert, List *k
 			pfree(s->sql);
 		if (s->plain_insert != NULL)
 			pfree(s->plain_insert);
+		if (s->older != NULL)
+			pfree(s->older);
 		s->sql = pstrdup(sql);
 		s->plain_insert = plain_insert ? pstrdup(plain_insert) : NULL;
+		s->older = older ? pstrdup(older) : NULL;
 		s->key_fields = key_fields ? copyObject(key_fields) : NIL;
 		MemoryContextSwitchTo(old);
 	}
@@ -242,6 +246,7 @@ pp_statement_prepare(PpStatement *s)
 	PpPipeline adapted = *s->pipeline;
 	char *sql;
 	char *plain_insert;
+	char *older = NULL;
 
 	if (!relations_changed)
 		return;
@@ -249,7 +254,7 @@ pp_statement_prepare(PpStatement *s)
 	{
 		/* Plans anew, because which tables it may write depends on who owns them now. */
 		forget_plans(s);
-		set_statement(s, s->pipeline->statement, NULL, NIL, s->pipeline->owner, InvalidOid);
+		set_statement(s, s->pipeline->statement, NULL, NULL, NIL, s->pipeline->owner, InvalidOid);
 		relations_changed = false;
 		return;
 	}
@@ -271,7 +276,12 @@ pp_statement_prepare(PpStatement *s)
 	if (pp_posts_owns(s->pipeline))
 		pp_posts_adapt(&adapted, rel);
 	sql = pp_generate_statement(s->ext, &adapted, rel, &key_fields, &plain_insert);
-	set_statement(s, sql, plain_insert, as_string_nodes(key_fields), rel->rd_rel->relowner,
+	if (key_fields != NIL && strcmp(adapted.on_conflict, "update") == 0)
+	{
+		adapted.on_conflict = PP_ON_CONFLICT_OLDER;
+		older = pp_generate_statement(s->ext, &adapted, rel, NULL, NULL);
+	}
+	set_statement(s, sql, plain_insert, older, as_string_nodes(key_fields), rel->rd_rel->relowner,
 				  RelationGetRelid(rel));
 	s->bulk = plain_insert != NULL && pp_bulk_insert_allowed(rel);
 	table_close(rel, NoLock);
@@ -304,6 +314,13 @@ bool
 pp_statement_has_plain(const PpStatement *s)
 {
 	return s->plain_insert != NULL;
+}
+
+/* Does it matter in which order entries of one key are applied, and is there a form for a late one? */
+bool
+pp_statement_has_older(const PpStatement *s)
+{
+	return s->older != NULL;
 }
 
 const char *
@@ -455,14 +472,17 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 }
 
 static SPIPlanPtr
-get_plan(PpStatement *s, int n, bool plain)
+get_plan(PpStatement *s, int n, PpForm form)
 {
-	int which = (n <= SMALL_BATCH ? 0 : 1) + (plain ? 2 : 0);
+	int which = (n <= SMALL_BATCH ? 0 : 1) + 2 * (int) form;
+	const char *sql = form == PP_FORM_PLAIN   ? s->plain_insert
+					  : form == PP_FORM_OLDER ? s->older
+											  : s->sql;
 	SPIPlanPtr plan;
 
 	if (s->plans[which] != NULL)
 		return s->plans[which];
-	plan = SPI_prepare(plain ? s->plain_insert : s->sql, 0, NULL);
+	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the statement: %s", SPI_result_code_string(SPI_result));
 	if (list_length(SPI_plan_get_plan_sources(plan)) != 1)
@@ -531,11 +551,12 @@ execute(SPIPlanPtr plan)
 /*
  * pp_statement_run
  *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
- *		connected; with `plain` as a plain insert, for rows that are all new.  Returns how many rows the
- *		statement said it did not insert.  Throws what the statement throws; the caller's (sub)transaction abort puts role and settings back.
+ *		connected, in this form, which there must be.  Returns how many rows the statement said it
+ *		did not insert.  Throws what the statement throws; the caller's (sub)transaction abort puts
+ *		role and settings back.
  */
 int
-pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
+pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form)
 {
 	EphemeralNamedRelation batch;
 	SPIPlanPtr plan;
@@ -563,8 +584,8 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
 	if (s->timeout_ms > 0)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
 
-	plan = get_plan(s, n, plain);
-	if (!plain || !s->bulk || !pp_bulk_insert(plan, batch))
+	plan = get_plan(s, n, form);
+	if (form != PP_FORM_PLAIN || !s->bulk || !pp_bulk_insert(plan, batch))
 		not_inserted = execute(plan);
 
 	if (s->timeout_ms > 0)

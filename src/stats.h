@@ -25,5 +25,7 @@ extern void pp_pipe_read(PpPipe *pipe, const PpBatch *batch);
 extern bool pp_pipe_receive(PpPipe *pipe, PpId first, PpId last);
 extern void pp_pipe_applied(PpPipe *pipe, PpId last);
 extern void pp_pipe_acknowledged(PpPipe *pipe);
+extern void pp_pipe_retry_at(PpPipe *pipe, TimestampTz at);
+extern TimestampTz pp_pipe_next_retry(PpPipe *pipe, bool take);
 
 #endif /* PP_STATS_H */

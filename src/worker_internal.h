@@ -1,6 +1,6 @@
 /*
  * worker_internal.h
- *		A worker's state, shared by worker.c and consume.c alone.
+ *		A worker's state, shared by worker.c, consume.c, takeover.c, chores.c and mirror.c alone.
  */
 #ifndef PP_WORKER_INTERNAL_H
 #define PP_WORKER_INTERNAL_H
@@ -19,6 +19,15 @@ typedef struct PpAckList
 	int size; /* of ids */
 	XLogRecPtr lsn;
 } PpAckList;
+
+/* What is done between two batches; see chores.c. */
+typedef struct PpChores
+{
+	bool begun;
+	char *retention;       /* dead_letter_retention; NULL: dead letters are kept */
+	TimestampTz expire_at; /* when some may be too old */
+	PpBackoff backoff;     /* after a retry that says nothing of the letters */
+} PpChores;
 
 typedef struct PpWorker
 {
@@ -43,6 +52,8 @@ typedef struct PpWorker
 	bool group_open;       /* open_group() is done */
 	bool recovered;        /* own pending entries are done since the last connect */
 	TimestampTz recovered_at;
+	PpChores chores; /* of worker 1 */
+	bool mirror_complained;
 } PpWorker;
 
 /* worker.c */
@@ -60,6 +71,13 @@ extern void pp_consume_acknowledge(PpWorker *w);
 extern void pp_consume_begin_replies(PpWorker *w);
 extern bool pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError *error);
 extern void pp_consume(PpWorker *w, PpRedisError *error);
+
+/* chores.c */
+extern void pp_chores_run(PpWorker *w);
+extern long pp_chores_due_ms(PpWorker *w, long max_ms);
+
+/* mirror.c */
+extern bool pp_mirror_letters(PpWorker *w, const PpBatch *batch, PpRedisError *error);
 
 /* takeover.c */
 extern bool pp_consume_take_over(PpWorker *w, PpRedisError *error);
