@@ -290,8 +290,9 @@ pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result)
 
 /*
  * pp_apply_samples_pass
- *		While the pipeline is stopped because too many have failed: do as many of a few entries pass
- *		as have to?  In a transaction of its own, which is rolled back.
+ *		While the pipeline is stopped because too many have failed: do most of a few entries pass?  No
+ *		more than half as many may fail as of all: chance must not let it go on.  In a transaction
+ *		of its own, which is rolled back.
  */
 bool
 pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result)
@@ -321,7 +322,7 @@ pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		failed = SAMPLES;
 	}
 	PG_END_TRY();
-	return failed < SAMPLES && failed <= a->error_threshold * SAMPLES;
+	return failed < SAMPLES && failed <= a->error_threshold * SAMPLES / 2;
 }
 
 /*
