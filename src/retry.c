@@ -145,6 +145,7 @@ pp_retry_run(PpApply *a, size_t max_bytes, PpApplyResult *result, TimestampTz *n
 	*next = GetCurrentTimestamp();
 	if (outcome == PP_OUTCOME_DONE && result->duplicates == batch.n)
 		*next = TimestampTzPlusMilliseconds(*next, LOCKED_MS);
+	MemoryContextReset(a->retry_cxt); /* one letter may have been large */
 	return outcome;
 }
 
