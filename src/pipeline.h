@@ -80,5 +80,6 @@ extern void pp_posts_adapt(PpPipeline *p, Relation target);
 #define PP_ON_CONFLICT_OLDER "older"
 extern char *pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation target,
 								   List **key_fields, char **plain_insert);
+extern char *pp_generate_check(const PpPipeline *p, Relation target);
 
 #endif /* PP_PIPELINE_H */

@@ -10,6 +10,9 @@
  * The same is done with a batch of dead letters that are tried again (retry.c), and in a backend for
  * a replay, which has a transaction of its own (pp_apply_isolate()).
  *
+ * Where the server can tell values that do not fit their types without an error (from 16 on), one
+ * query finds the entries that have them: these run alone, and the others together.
+ *
  * An entry is dead only if it fails while others pass, or the statement at least runs over nothing:
  * pipeline_is_at_fault().  When the pipeline is at fault, nothing is dead-lettered.
  */
@@ -47,6 +50,7 @@ typedef struct Split
 	int successes;    /* runs that passed */
 	int hopeless;     /* failures of the pipeline's kind of single entries */
 	bool sampled;     /* sample_passes() was asked */
+	bool checked;     /* find_bad_values() was asked, or need not be */
 	int other_errors; /* failures of single entries of other kinds */
 } Split;
 
@@ -210,6 +214,57 @@ pipeline_is_at_fault(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *re
 		   pp_pipeline_option_int(a->pipeline, "max_retries", pp_guc_max_retries);
 }
 
+/*
+ * After an error of class 22 (data): finds those whose values cannot be converted in one pass, and
+ * puts them before the others, on top of the stack.  An error here only means that they have to be
+ * found in another way.  In the first transaction of the split.
+ */
+static void
+find_bad_values(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	bool *bad = palloc0(Max(split->n, 1) * sizeof(bool));
+	PpEntry **sorted = palloc(Max(split->n, 1) * sizeof(PpEntry *));
+	int num_bad = 0;
+	int n = 0;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		result->runs++;
+		pp_statement_find_bad(a->statement, split->open, split->n, bad);
+	}
+	PG_CATCH();
+	{
+		(void) pp_apply_take_error(a, a->call_cxt);
+		memset(bad, 0, split->n);
+	}
+	PG_END_TRY();
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+
+	for (int i = 0; i < split->n; i++)
+		if (bad[i])
+			sorted[num_bad++] = split->open[i];
+	if (num_bad > 0)
+	{
+		n = num_bad;
+		for (int i = 0; i < split->n; i++)
+			if (!bad[i])
+				sorted[n++] = split->open[i];
+		memcpy(split->open, sorted, n * sizeof(PpEntry *));
+		split->depth = 0;
+		split->stack[split->depth++] = (Part){num_bad, n, false, false};
+		for (int i = num_bad; i > 0; i--)
+			split->stack[split->depth++] = (Part){i - 1, i, false, false};
+	}
+	pfree(sorted);
+	pfree(bad);
+}
+
 /* One transaction of the split. Sets *done when nothing is left. */
 static PpOutcome
 split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
@@ -228,6 +283,10 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 			pp_statement_prepare(a->statement);
 			if (a->retrying)
 				pp_retry_lock(a, batch, false);
+			if (!split->checked && split->n > 1 && pp_statement_can_check(a->statement) &&
+				ERRCODE_TO_CATEGORY(result->error->sqlstate) == ERRCODE_DATA_EXCEPTION)
+				find_bad_values(a, batch, split, result);
+			split->checked = true;
 			while (split->depth > 0 && error == NULL &&
 				   split->successes - start < MAX_SUBTRANSACTIONS)
 			{
