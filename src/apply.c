@@ -25,6 +25,9 @@
 #include "durable.h"
 #include "errors.h"
 #include "event.h"
+#include "fault.h"
+#include "inflight.h"
+#include "suspect.h"
 
 #define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
 #define MAX_BATCHES_WANTED 256
@@ -112,6 +115,7 @@ pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 	PpEntryError *error = pp_apply_take_error(a, cxt);
 
 	AbortOutOfAnyTransaction();
+	pp_inflight_clear();
 	MemoryContextSwitchTo(cxt);
 	return error;
 }
@@ -242,6 +246,7 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 {
 	int first = 0;
 
+	pp_suspect_note(entries, n);
 	while (first < n)
 	{
 		int end = first + 1;
@@ -254,6 +259,7 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 	}
 	for (int i = 0; i < n; i++)
 		entries[i]->verdict = PP_VERDICT_APPLIED;
+	PP_FAULT("after_apply");
 }
 
 /* Writes ledger and dead letters for the entries that have a verdict and are not settled yet. */
@@ -272,9 +278,14 @@ record(PpApply *a, PpBatch *batch)
 			continue;
 		decided[n++] = entry;
 		if (entry->verdict == PP_VERDICT_DEAD)
+		{
 			pp_dead_letter_store(&a->ledger, entry, a->pipeline->stream);
+			PP_FAULT("after_dead_letter");
+		}
 	}
 	pp_ledger_record(&a->ledger, decided, n);
+	if (n > 0)
+		PP_FAULT("after_ledger");
 	pfree(decided);
 }
 
@@ -302,7 +313,11 @@ void
 pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
 	record(a, batch);
+	pp_suspect_note_commit(batch);
+	PP_FAULT("before_commit");
 	result->lsn = commit(a->call_cxt);
+	PP_FAULT("after_commit");
+	pp_inflight_committed();
 	pp_ledger_committed(&a->ledger);
 	settle(batch, result);
 }
@@ -315,7 +330,7 @@ pp_apply_reopen(PpBatch *batch)
 	{
 		PpEntry *entry = &batch->entries[i];
 
-		if (entry->settled || entry->event == NULL)
+		if (entry->settled || entry->event == NULL || (entry->error && entry->error->final))
 			continue;
 		if (entry->verdict == PP_VERDICT_APPLIED || entry->verdict == PP_VERDICT_DEAD)
 		{

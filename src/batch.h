@@ -30,6 +30,7 @@ typedef enum PpVerdict
 typedef struct PpEntryError
 {
 	bool moment;  /* whatever its code, it says nothing of the entry: somebody cancelled */
+	bool final;   /* the entry must not be run again: it has crashed the process */
 	int sqlstate; /* packed, as in ErrorData.sqlerrcode */
 	char *message;
 	char *detail; /* this and all below: NULL when absent */

@@ -16,15 +16,19 @@
  */
 #include "worker_internal.h"
 
+#include "access/xlog.h"
 #include "pgstat.h"
 #include "utils/memutils.h"
 
 #include "durable.h"
 #include "event.h"
+#include "fault.h"
 #include "held.h"
+#include "inflight.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
+#include "suspect.h"
 
 #define BLOCK_MS        5000  /* how long Redis may hold an empty read */
 #define ANSWER_MS       3000  /* how much longer than that we wait for an answer */
@@ -162,6 +166,7 @@ receive_acks(PpWorker *w, PpRedisError *error)
 		}
 		w->acks_in_flight--;
 		pp_pipe_acknowledged(w->pipe);
+		PP_FAULT("after_ack");
 	}
 	return true;
 }
@@ -178,6 +183,7 @@ receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, P
 		return false;
 	if (batch->n == 0)
 		return true;
+	PP_FAULT("after_read");
 	pp_pipe_read(w->pipe, batch);
 	batch->look_up = !pp_held_take(w->pipe, (int) (batch - w->batches), batch->entries[0].id,
 								   batch->entries[batch->n - 1].id);
@@ -293,6 +299,38 @@ count_result(PpWorker *w, const PpApplyResult *r)
 }
 
 /*
+ * Settles a part of a batch, however long it takes; *lsn is what has to be durable then.  False: the
+ * connection was closed meanwhile.
+ */
+static bool
+apply_part(PpWorker *w, PpBatch *part, XLogRecPtr *lsn)
+{
+	bool condemned = part->n == 1 && pp_suspect_condemn(part->cxt, part->entries);
+
+	for (;;)
+	{
+		PpApplyResult result;
+		PpOutcome outcome = pp_apply_batch(w->apply, part, part->look_up, &result);
+
+		count_result(w, &result);
+		if (outcome == PP_OUTCOME_GONE)
+			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+		if (outcome == PP_OUTCOME_DONE)
+		{
+			pp_count(w->pipe, PP_COUNT_BATCHES, 1);
+			pp_pipe_applied(w->pipe, part->entries[part->n - 1].id);
+			if (condemned) /* before the next suspect can crash */
+				XLogFlush(result.lsn);
+			*lsn = result.lsn;
+			return true;
+		}
+		pp_worker_apply_failed(w, outcome, result.error);
+		if (!pp_redis_is_open(w->redis))
+			return false;
+	}
+}
+
+/*
  * pp_consume_apply
  *		Settles all of a batch, however long it takes, and keeps its IDs to be acknowledged.  False:
  *		the connection was closed meanwhile, and what is not settled yet will be delivered again.
@@ -301,6 +339,8 @@ bool
 pp_consume_apply(PpWorker *w, PpBatch *batch)
 {
 	int hand = (int) (batch - w->batches);
+	XLogRecPtr lsn = InvalidXLogRecPtr;
+	bool done = true;
 
 	pp_consume_normalize(w, batch);
 	while (batch->look_up && pp_held_must_wait(w->pipe, hand))
@@ -312,25 +352,22 @@ pp_consume_apply(PpWorker *w, PpBatch *batch)
 	}
 	pp_report_batch(batch);
 	pp_process_activity(true, "applying a batch");
-	for (;;)
+	for (int first = 0, end; first < batch->n && done; first = end)
 	{
-		PpApplyResult result;
-		PpOutcome outcome = pp_apply_batch(w->apply, batch, batch->look_up, &result);
+		PpBatch part = *batch;
 
-		count_result(w, &result);
-		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
-		if (outcome == PP_OUTCOME_DONE)
+		end = pp_suspect_part_end(batch, first);
+		part.entries += first;
+		part.n = end - first;
+		done = apply_part(w, &part, &lsn);
+		if (done && end < batch->n)
 		{
-			pp_count(w->pipe, PP_COUNT_BATCHES, 1);
-			pp_pipe_applied(w->pipe, batch->entries[batch->n - 1].id);
-			keep_for_ack(w, batch, result.lsn);
-			break;
+			pp_worker_look_around(w);
+			done = pp_redis_is_open(w->redis);
 		}
-		pp_worker_apply_failed(w, outcome, result.error);
-		if (!pp_redis_is_open(w->redis))
-			break;
 	}
+	if (done)
+		keep_for_ack(w, batch, lsn);
 	pp_held_release(w->pipe, hand);
 	pgstat_report_stat(false);
 	pp_report_batch(NULL);
@@ -395,6 +432,7 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 			return false;
 		pp_worker_look_around(w);
 	}
+	pp_inflight_suspects_settled();
 	w->recovered = true;
 	w->recovered_at = GetCurrentTimestamp();
 	return true;

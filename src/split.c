@@ -20,6 +20,7 @@
 #include "errors.h"
 #include "event.h"
 #include "guc.h"
+#include "inflight.h"
 
 #define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
 #define MAX_HOPELESS_RUNS   24 /* failures of the pipeline's kind with no success between */
@@ -221,6 +222,7 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 		else
 		{
 			AbortOutOfAnyTransaction();
+			pp_inflight_clear();
 			MemoryContextSwitchTo(a->call_cxt);
 			pp_apply_reopen(batch);
 		}

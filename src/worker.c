@@ -20,6 +20,7 @@
 
 #include "guc.h"
 #include "held.h"
+#include "inflight.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
@@ -31,6 +32,9 @@
 #define BACKOFF_CAP_MS    5000
 #define BACKOFF_FORGET_MS 10000
 #define NO_GROUP_MS       1000 /* a group that vanishes more often than that is a failure */
+#define CRASHES_IN_A_ROW  6 /* with nothing applied between: then the server is spared for a while */
+#define SPARE_FIRST_MS    10000
+#define SPARE_CAP_MS      (3600 * 1000)
 
 /* Ends the process, saying why. */
 void
@@ -310,6 +314,7 @@ set_up(PpWorker *w)
 	snprintf(w->consumer, sizeof(w->consumer), "postpipe:" UINT64_FORMAT ":%u:%s:%d",
 			 GetSystemIdentifier(), MyDatabaseId, pp_my_proc->pipeline, pp_my_proc->worker);
 	open_pipeline(w);
+	pp_inflight_open(w->def->name, pp_my_proc->worker, w->def->version);
 	w->redis = pp_redis_create(w->cxt, w->consumer);
 	MemoryContextSwitchTo(w->cxt);
 	pp_worker_open_apply(w);
@@ -323,6 +328,39 @@ leave_connection(PpWorker *w)
 		disconnect(w);
 	else
 		begin_anew(w);
+}
+
+/*
+ * When everything that is tried crashes the process, no entry is to blame, and each attempt costs
+ * all sessions of the server: waits longer and longer before the next one.  A change of the
+ * definition, be it a pause and a resume, ends it.
+ */
+static void
+spare_server(PpWorker *w)
+{
+	int crashes = pp_inflight_crashes_in_a_row();
+	TimestampTz end;
+	PpBackoff backoff;
+	int ms = 0;
+	long left;
+
+	if (crashes < CRASHES_IN_A_ROW)
+		return;
+	pp_backoff_init(&backoff, SPARE_FIRST_MS, SPARE_CAP_MS);
+	for (int i = CRASHES_IN_A_ROW; i <= crashes && ms < SPARE_CAP_MS; i++)
+		ms = pp_backoff_next(&backoff);
+	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	pp_report_next_attempt(end);
+	pp_report_state(PP_STATE_FAILED, "crash_loop",
+					"the server process crashed each time it applied something",
+					"Mend what the statement calls, then run postpipe_pause() and "
+					"postpipe_resume() to try at once.");
+	pp_process_activity(false, "waiting after crashes");
+	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end)) > 0)
+	{
+		pp_process_sleep(left, PP_WAIT_WORKER_RETRY);
+		pp_worker_look_around(w);
+	}
 }
 
 /* Connected and with nothing in hand: consumes until something fails. */
@@ -376,6 +414,7 @@ postpipe_worker_main(Datum main_arg)
 	PG_TRY();
 	{
 		set_up(&worker);
+		spare_server(&worker);
 		for (;;)
 			serve(&worker);
 	}
