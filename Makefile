@@ -14,6 +14,11 @@ REGRESS_OPTS = --inputdir=test
 PG_CPPFLAGS = -Isrc
 SHLIB_LINK  = -lhiredis
 
+# Points where the tests let a worker fail (src/fault.h); for them alone.
+ifneq (,$(filter true 1,$(FAULTS)))
+PG_CPPFLAGS += -DPP_FAULTS
+endif
+
 # Warnings are errors for us and in CI, not for users with another compiler. PostgreSQL's own headers do not pass plain -Wextra.
 ifneq (,$(filter true 1,$(CI) $(WERROR)))
 PG_CFLAGS += -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Werror

@@ -25,7 +25,10 @@
 #include "durable.h"
 #include "errors.h"
 #include "event.h"
+#include "fault.h"
+#include "inflight.h"
 #include "shmem.h"
+#include "suspect.h"
 
 #define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
 #define MAX_BATCHES_WANTED 256
@@ -117,6 +120,7 @@ pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 	PpEntryError *error = pp_apply_take_error(a, cxt);
 
 	AbortOutOfAnyTransaction();
+	pp_inflight_clear();
 	MemoryContextSwitchTo(cxt);
 	return error;
 }
@@ -127,9 +131,13 @@ pp_apply_outcome_of(const PpEntryError *error)
 	return pp_fault_of(error) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT : PP_OUTCOME_PIPELINE;
 }
 
-/* Does `work` in a transaction. On anything but DONE, *error has the reason, or NULL. */
+/*
+ * pp_apply_transaction
+ *		Does `work`, which is no batch, in a transaction with SPI connected.  On anything but DONE,
+ *		*error has the reason, in the current memory context, or NULL.
+ */
 PpOutcome
-pp_apply_in_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error)
+pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	PpOutcome volatile outcome = PP_OUTCOME_DONE;
@@ -180,27 +188,14 @@ open_all(PpApply *a, void *mark)
 PpOutcome
 pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
 {
-	return pp_apply_in_transaction(a, open_all, mark, error);
+	return pp_apply_transaction(a, open_all, mark, error);
 }
 
-/* Has pp_apply_set_base() been called in this epoch? */
-bool
-pp_apply_base_known(const PpApply *a)
+/* The ledger that batches are recorded in. */
+PpLedger *
+pp_apply_ledger(PpApply *a)
 {
-	return a->ledger.base_known;
-}
-
-static void
-set_base(PpApply *a, void *base)
-{
-	pp_ledger_set_base(&a->ledger, *(int64 *) base);
-}
-
-/* Notes where the audit of this epoch begins; see pp_ledger_set_base(). Otherwise as pp_apply_open(). */
-PpOutcome
-pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error)
-{
-	return pp_apply_in_transaction(a, set_base, &base, error);
+	return &a->ledger;
 }
 
 /* Does it come late, after a later entry with the same key? */
@@ -269,6 +264,7 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 {
 	int first = 0;
 
+	pp_suspect_note(entries, n);
 	while (first < n)
 	{
 		int end = first + 1;
@@ -284,6 +280,7 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 	}
 	for (int i = 0; i < n; i++)
 		entries[i]->verdict = PP_VERDICT_APPLIED;
+	PP_FAULT("after_apply");
 }
 
 /* Writes ledger and dead letters for the entries that have a verdict and are not settled yet. */
@@ -300,7 +297,7 @@ record(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		bool has_key;
 
 		if (entry->settled || entry->verdict == PP_VERDICT_OPEN ||
-			entry->verdict == PP_VERDICT_DUPLICATE)
+			(entry->verdict == PP_VERDICT_DUPLICATE && entry->on_record == a->ledger.epoch))
 			continue;
 		decided[n++] = entry;
 		if (entry->verdict != PP_VERDICT_DEAD)
@@ -308,8 +305,11 @@ record(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		has_key = pp_overtaken_key(a, entry, &key_hash);
 		pp_dead_letter_store(&a->ledger, a->pipeline, entry, has_key ? &key_hash : NULL,
 							 &result->retry_at);
+		PP_FAULT("after_dead_letter");
 	}
 	pp_ledger_record(&a->ledger, decided, n);
+	if (n > 0)
+		PP_FAULT("after_ledger");
 	pfree(decided);
 }
 
@@ -344,7 +344,12 @@ pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	else
 		record(a, batch, result);
 	pp_overtaken_mark(a, batch);
+	pp_suspect_note_commit(batch);
+	PP_FAULT("before_commit");
 	result->lsn = commit(a->call_cxt);
+	PP_FAULT("after_commit");
+	pp_inflight_committed();
+	pp_ledger_committed(&a->ledger);
 	settle(a, batch, result);
 }
 
@@ -356,7 +361,7 @@ pp_apply_reopen(PpBatch *batch)
 	{
 		PpEntry *entry = &batch->entries[i];
 
-		if (entry->settled || entry->event == NULL)
+		if (entry->settled || entry->event == NULL || (entry->error && entry->error->final))
 			continue;
 		if (entry->verdict == PP_VERDICT_APPLIED || entry->verdict == PP_VERDICT_DEAD)
 		{

@@ -35,12 +35,15 @@ typedef struct PpApplyResult
 	PpEntryError *error;  /* the last error; NULL: none. Valid until the next call */
 } PpApplyResult;
 
+/* What is done in a transaction outside a batch. */
+typedef void (*PpWork)(PpApply *a, void *arg);
+
 extern PpApply *pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
 								int worker);
 extern PpOutcome pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error);
 extern PpOutcome pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result);
-extern bool pp_apply_base_known(const PpApply *a);
-extern PpOutcome pp_apply_set_base(PpApply *a, int64 base, PpEntryError **error);
+extern PpLedger *pp_apply_ledger(PpApply *a);
+extern PpOutcome pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error);
 extern Oid pp_apply_role(const PpApply *a);
 
 #endif /* PP_APPLY_H */

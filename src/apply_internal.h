@@ -45,14 +45,10 @@ struct PpApply
 	PpWindow window;
 };
 
-/* What is done in a transaction of its own, outside a batch. */
-typedef void (*PpWork)(PpApply *a, void *arg);
-
 
 extern bool pp_apply_begin(PpApply *a);
 extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
 extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);
-extern PpOutcome pp_apply_in_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error);
 extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
 extern int pp_apply_number_waves(List *key_fields, PpEntry **entries, int n);
 extern int pp_apply_compare_waves(const void *x, const void *y);

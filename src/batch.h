@@ -30,6 +30,7 @@ typedef enum PpVerdict
 typedef struct PpEntryError
 {
 	bool moment; /* whatever its code, it says nothing of the entry: somebody cancelled */
+	bool final;  /* the entry must not be run again: it has crashed the process */
 	const char *reason_code; /* a constant; NULL: it follows from the SQLSTATE */
 	int sqlstate;            /* packed, as in ErrorData.sqlerrcode */
 	char *message;
@@ -63,6 +64,7 @@ typedef struct PpEntry
 	Jsonb *envelope; /* NULL: a flat entry */
 	int wave;        /* how many entries before it in the batch have the same key */
 	PpVerdict verdict;
+	int on_record;       /* of a duplicate: the latest epoch that has a record of it */
 	bool settled;        /* its verdict is committed */
 	PpEntryError *error; /* for PP_VERDICT_DEAD */
 	bool retrying;       /* it is dead for now only: it will be tried again */
@@ -75,7 +77,7 @@ typedef struct PpBatch
 	int n;
 	PpEntry *entries;
 	size_t bytes;
-	bool redelivered; /* read from the consumer's own pending entries, not new ones */
+	bool look_up; /* some may be on record already */
 } PpBatch;
 
 #endif /* PP_BATCH_H */

@@ -16,14 +16,19 @@
  */
 #include "worker_internal.h"
 
+#include "access/xlog.h"
 #include "pgstat.h"
 #include "utils/memutils.h"
 
 #include "durable.h"
 #include "event.h"
+#include "fault.h"
+#include "held.h"
+#include "inflight.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
+#include "suspect.h"
 
 #define BLOCK_MS        5000  /* how long Redis may hold an empty read */
 #define ANSWER_MS       3000  /* how much longer than that we wait for an answer */
@@ -161,6 +166,7 @@ receive_acks(PpWorker *w, PpRedisError *error)
 		}
 		w->acks_in_flight--;
 		pp_pipe_acknowledged(w->pipe);
+		PP_FAULT("after_ack");
 	}
 	return true;
 }
@@ -177,11 +183,47 @@ receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, P
 		return false;
 	if (batch->n == 0)
 		return true;
+	PP_FAULT("after_read");
 	pp_pipe_read(w->pipe, batch);
+	batch->look_up = !pp_held_take(w->pipe, (int) (batch - w->batches), batch->entries[0].id,
+								   batch->entries[batch->n - 1].id);
 	/* Large entries: fewer at a time from now on; and back to more only step by step. */
 	w->count = (int) Min(Min((size_t) w->batch_size, (size_t) w->count * 2),
 						 Max(w->batch_bytes / Max(batch->bytes / batch->n, 1), 1));
 	return true;
+}
+
+/* Receives new entries. */
+static bool
+receive_new(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, PpRedisError *error)
+{
+	if (!receive_batch(w, batch, timeout_ms, event, error))
+		return false;
+	if (batch->n > 0)
+		pp_watch_delivered(w, batch->n, batch->entries[batch->n - 1].id);
+	return true;
+}
+
+/* Receives where stream and group stood before a read, and looks at it. */
+static bool
+receive_position(PpWorker *w, PpRedisError *error)
+{
+	PpReply *replies[PP_STREAM_FACT_REPLIES] = {NULL};
+	PpStreamFacts facts;
+
+	for (int i = 0; i < PP_STREAM_POSITION_REPLIES; i++)
+		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
+			return false;
+	/* What Redis refuses to say is refused for the read as well, or can be done without. */
+	if (!pp_stream_parse_facts(replies, w->def->group, &facts, error))
+	{
+		memset(error, 0, sizeof(*error));
+		return true;
+	}
+	if (pp_watch_position(w, &facts))
+		return true;
+	w->group_open = false;
+	return false;
 }
 
 /*
@@ -206,6 +248,17 @@ pp_consume_begin_replies(PpWorker *w)
 	set_reply_target(w, &w->batches[0]);
 }
 
+/* The next reply, whatever it is; NULL with *error filled: the connection failed. */
+PpReply *
+pp_consume_receive_any(PpWorker *w, PpRedisError *error)
+{
+	PpReply *reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+
+	if (reply == NULL)
+		*error = *pp_redis_error(w->redis);
+	return reply;
+}
+
 /* The reply to such a command, which must be of this type. */
 bool
 pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError *error)
@@ -221,8 +274,8 @@ pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError 
 }
 
 /* Normalizes and hashes the entries of a batch that was just read. */
-static void
-normalize(PpWorker *w, PpBatch *batch)
+void
+pp_consume_normalize(PpWorker *w, PpBatch *batch)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->cxt);
 
@@ -246,17 +299,19 @@ count_result(PpWorker *w, const PpApplyResult *r)
 	pp_count(w->pipe, PP_COUNT_LOST, r->lost);
 }
 
-/* Settles all of a batch, however long it takes, and keeps its IDs to be acknowledged. */
-static void
-apply_batch(PpWorker *w, PpBatch *batch, bool look_up)
+/*
+ * Settles a part of a batch, however long it takes; *lsn is what has to be durable then.  False: the
+ * connection was closed meanwhile.
+ */
+static bool
+apply_part(PpWorker *w, PpBatch *part, XLogRecPtr *lsn)
 {
-	normalize(w, batch);
-	pp_report_batch(batch);
-	pp_process_activity(true, "applying a batch");
+	bool condemned = part->n == 1 && pp_suspect_condemn(part->cxt, part->entries);
+
 	for (;;)
 	{
 		PpApplyResult result;
-		PpOutcome outcome = pp_apply_batch(w->apply, batch, look_up, &result);
+		PpOutcome outcome = pp_apply_batch(w->apply, part, part->look_up, &result);
 
 		count_result(w, &result);
 		pp_pipe_retry_at(w->pipe, result.retry_at);
@@ -265,27 +320,82 @@ apply_batch(PpWorker *w, PpBatch *batch, bool look_up)
 		if (outcome == PP_OUTCOME_DONE)
 		{
 			pp_count(w->pipe, PP_COUNT_BATCHES, 1);
-			pp_pipe_applied(w->pipe, batch->entries[batch->n - 1].id);
-			keep_for_ack(w, batch, result.lsn);
-			break;
+			pp_pipe_applied(w->pipe, part->entries[part->n - 1].id);
+			if (condemned) /* before the next suspect can crash */
+				XLogFlush(result.lsn);
+			*lsn = result.lsn;
+			return true;
 		}
 		pp_worker_apply_failed(w, outcome, result.error);
+		if (!pp_redis_is_open(w->redis))
+			return false;
 	}
-	pgstat_report_stat(false);
-	pp_report_batch(NULL);
 }
 
-/* XGROUP CREATE: from the start that was asked for if it never was there, else from the beginning,
- * where the ledger knows what is settled. */
+/*
+ * pp_consume_apply
+ *		Settles all of a batch, however long it takes, and keeps its IDs to be acknowledged.  False:
+ *		the connection was closed meanwhile, and what is not settled yet will be delivered again.
+ */
 bool
-pp_consume_create_group(PpWorker *w, PpRedisError *error)
+pp_consume_apply(PpWorker *w, PpBatch *batch)
 {
-	char *start = pp_pipeline_option(w->def, "start_id");
+	int hand = (int) (batch - w->batches);
+	XLogRecPtr lsn = InvalidXLogRecPtr;
+	bool done = true;
+
+	pp_consume_normalize(w, batch);
+	while (batch->look_up && pp_held_must_wait(w->pipe, hand))
+	{
+		pp_process_sleep(20, PP_WAIT_WORKER_RETRY);
+		pp_worker_look_around(w);
+		if (!pp_redis_is_open(w->redis))
+			return false;
+	}
+	pp_report_batch(batch);
+	pp_process_activity(true, "applying a batch");
+	for (int first = 0, end; first < batch->n && done; first = end)
+	{
+		PpBatch part = *batch;
+
+		end = pp_suspect_part_end(batch, first);
+		part.entries += first;
+		part.n = end - first;
+		done = apply_part(w, &part, &lsn);
+		if (done && end < batch->n)
+		{
+			pp_worker_look_around(w);
+			done = pp_redis_is_open(w->redis);
+		}
+	}
+	if (done)
+		keep_for_ack(w, batch, lsn);
+	pp_held_release(w->pipe, hand);
+	pgstat_report_stat(false);
+	pp_report_batch(NULL);
+	return pp_redis_is_open(w->redis);
+}
+
+/*
+ * XGROUP CREATE: from the start that was asked for if nothing was ever read; where the stream was
+ * made anew, from its beginning; else from where the ledger knows that everything is settled.
+ */
+bool
+pp_consume_create_group(PpWorker *w, bool anew, PpRedisError *error)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	char *asked = pp_pipeline_option(w->def, "start_id");
+	const char *start = "0";
+	char settled[PP_ID_LEN];
 	PpReply *reply;
 
+	pp_id_print(ledger->pruned, settled);
+	if (!anew && pp_id_is_zero(ledger->top) && asked != NULL)
+		start = asked;
+	else if (!anew && ledger->num_holes == 0)
+		start = settled;
 	set_reply_target(w, &w->batches[0]);
-	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
-								w->made_before || start == NULL ? "0" : start);
+	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group, start);
 	reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
 	if (failed(w, reply, error) && (reply == NULL || strcmp(error->code, "redis_busygroup") != 0))
 		return false;
@@ -294,61 +404,6 @@ pp_consume_create_group(PpWorker *w, PpRedisError *error)
 							 "stream \"%s\"",
 							 w->def->name, pp_my_proc->worker, w->def->group, w->def->stream)));
 	memset(error, 0, sizeof(*error));
-	w->made_before = true;
-	return true;
-}
-
-static bool
-get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
-{
-	PpReply *replies[PP_STREAM_FACT_REPLIES];
-
-	set_reply_target(w, &w->batches[0]);
-	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
-	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
-		if ((replies[i] = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY)) == NULL)
-		{
-			*error = *pp_redis_error(w->redis);
-			return false;
-		}
-	return pp_stream_parse_facts(replies, w->def->group, facts, error);
-}
-
-/*
- * Before the first entry of an epoch is read: makes the group where it is missing, and notes how
- * many entries of the stream are none of ours to account for.  Worker 1 does it, the others wait.
- */
-bool
-pp_consume_open_group(PpWorker *w, PpRedisError *error)
-{
-	PpStreamFacts facts;
-	PpEntryError *sql_error;
-	PpOutcome outcome;
-	int64 base = -1;
-
-	while (pp_my_proc->worker > 1 && !w->pipe->opened)
-	{
-		pp_process_sleep(50, PP_WAIT_WORKER_IDLE);
-		pp_worker_look_around(w);
-	}
-	if (pp_my_proc->worker > 1)
-		return true;
-	if (!get_facts(w, &facts, error))
-		return false;
-	if (!facts.group_exists && (!pp_consume_create_group(w, error) || !get_facts(w, &facts, error)))
-		return false;
-	if (facts.added >= 0 && facts.undelivered >= 0 && facts.pending >= 0)
-		base = facts.added - facts.undelivered - facts.pending;
-	while (!pp_apply_base_known(w->apply) &&
-		   (outcome = pp_apply_set_base(w->apply, base, &sql_error)) != PP_OUTCOME_DONE)
-	{
-		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
-		pp_worker_apply_failed(w, outcome, sql_error);
-	}
-	if (!pp_consume_take_over(w, error))
-		return false;
-	w->pipe->opened = true;
 	return true;
 }
 
@@ -368,17 +423,18 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 			return false;
 		if (batch->n == 0)
 			break;
-		batch->redelivered = true;
 		pp_worker_well(w, false);
 		after = batch->entries[batch->n - 1].id;
-		/* After a rewind they lie above the mark, and the group will deliver them once more. */
-		(void) pp_pipe_receive(w->pipe, batch->entries[0].id, after);
-		apply_batch(w, batch, true);
+		/* After a rewind they lie above the mark all the same. */
+		batch->look_up = true;
+		if (!pp_consume_apply(w, batch))
+			return false;
 		pp_consume_acknowledge(w);
 		if (!receive_acks(w, error) || !pp_mirror_letters(w, batch, error))
 			return false;
 		pp_worker_look_around(w);
 	}
+	pp_inflight_suspects_settled();
 	w->recovered = true;
 	w->recovered_at = GetCurrentTimestamp();
 	return true;
@@ -391,17 +447,15 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 static bool
 turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, PpRedisError *error)
 {
-	bool look_up = !pp_pipe_receive(w->pipe, batch->entries[0].id, batch->entries[batch->n - 1].id);
-
 	age_acks(w);
 	set_reply_target(w, next);
+	pp_stream_send_position(w->redis, w->def->stream);
 	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count, -1);
 	(void) pp_redis_flush(w->redis);
 	pp_worker_well(w, false);
-	apply_batch(w, batch, look_up);
-	if (!receive_acks(w, error))
+	if (!pp_consume_apply(w, batch) || !receive_acks(w, error) || !receive_position(w, error))
 		return false;
-	return receive_batch(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error) &&
+	return receive_new(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error) &&
 		   pp_mirror_letters(w, batch, error);
 }
 
@@ -414,15 +468,16 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 	pp_consume_acknowledge(w);
 	set_reply_target(w, next);
 	block_ms = pp_chores_due_ms(w, BLOCK_MS);
+	pp_stream_send_position(w->redis, w->def->stream);
 	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
 						(int) block_ms);
 	(void) pp_redis_flush(w->redis);
-	if (!receive_acks(w, error))
+	if (!receive_acks(w, error) || !receive_position(w, error))
 		return false;
 	pp_worker_well(w, true);
 	pgstat_report_stat(true);
 	pp_process_activity(false, "waiting for entries");
-	return receive_batch(w, next, block_ms + ANSWER_MS, PP_WAIT_WORKER_IDLE, error);
+	return receive_new(w, next, block_ms + ANSWER_MS, PP_WAIT_WORKER_IDLE, error);
 }
 
 /* Reads and applies until something fails, then says what in *error. */

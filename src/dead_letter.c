@@ -7,7 +7,8 @@
  * them, so an entry that is no JSON, no UTF-8, or holds a NUL is kept as well.
  *
  * While attempts are left a letter is "retrying": worker 1 tries it again (retry.c).  Else, or when
- * no attempt could ever succeed because its entry has no event, it is "dead".
+ * no attempt could ever succeed because its entry has no event, or has crashed the process, it is
+ * "dead".
  */
 #include "dead_letter.h"
 
@@ -73,7 +74,7 @@ next_retry_at(const PpPipeline *p, const PpEntry *entry, int attempts)
 {
 	int64 delay;
 
-	if (entry->event == NULL ||
+	if (entry->event == NULL || entry->error->final ||
 		attempts > pp_pipeline_option_int(p, "max_retries", pp_guc_max_retries))
 		return 0;
 	delay = pp_pipeline_option_ms(p, "retry_delay", pp_guc_retry_delay);

@@ -11,6 +11,7 @@
  */
 #include "durable.h"
 #include "compat.h"
+#include "fault.h"
 
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -71,6 +72,7 @@ bool
 pp_durable_wait(XLogRecPtr lsn)
 {
 	XLogFlush(lsn); /* returns at once when it is flushed */
+	PP_FAULT("after_flush");
 	if (!SyncRepRequested() || SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
 		return true;
 	/* A cancel or a request to die ends the wait with a WARNING, and is served by the caller then. */

@@ -4,69 +4,18 @@
  *
  * A high-water mark would be wrong for a consumer group: one worker holds 100, another commits 200,
  * the first dies, and 100 would be skipped.  So the ledger knows single entries, by ID and by a
- * hash of the content.
- *
- * Encoding of postpipe_ledger.ids: a version byte (1), then for each entry in stream order the
- * milliseconds as a varint difference to the entry before, the sequence as a varint (a difference
- * when the milliseconds are the same), and 8 bytes of hash, most significant first.  A varint has
- * seven bits a byte, the low ones first, the high bit set on all but the last.
+ * hash of the content. *
+ * What was settled before the epoch began is not in its rows: an ID at or below progress.pruned_id
+ * that is not one of the holes (pending at that time) is a duplicate by definition.
  */
 #include "ledger.h"
 
 #include "catalog/pg_type.h"
-#include "port/pg_bswap.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-#define IDS_VERSION     1
-#define MAX_ENTRY_BYTES (10 + 10 + 8)
-
-static unsigned char *
-put_varint(unsigned char *p, uint64 value)
-{
-	for (; value >= 0x80; value >>= 7)
-		*p++ = (unsigned char) (value | 0x80);
-	*p++ = (unsigned char) value;
-	return p;
-}
-
-static const unsigned char *
-get_varint(const unsigned char *p, const unsigned char *end, uint64 *value)
-{
-	*value = 0;
-	for (int shift = 0; p < end && shift < 64; shift += 7)
-	{
-		*value |= (uint64) (*p & 0x7f) << shift;
-		if ((*p++ & 0x80) == 0)
-			return p;
-	}
-	ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("ledger row is damaged")));
-	return NULL;
-}
-
-/* The IDs and hashes of entries in stream order. */
-static bytea *
-encode(PpEntry **entries, int n)
-{
-	bytea *result = palloc(VARHDRSZ + 1 + (Size) n * MAX_ENTRY_BYTES);
-	unsigned char *p = (unsigned char *) VARDATA(result);
-	PpId last = {0, 0};
-
-	*p++ = IDS_VERSION;
-	for (int i = 0; i < n; i++)
-	{
-		PpId id = entries[i]->id;
-		uint64 hash = pg_hton64(entries[i]->hash);
-
-		p = put_varint(p, id.ms - last.ms);
-		p = put_varint(p, id.ms == last.ms ? id.seq - last.seq : id.seq);
-		memcpy(p, &hash, sizeof(hash));
-		p += sizeof(hash);
-		last = id;
-	}
-	SET_VARSIZE(result, (char *) p - (char *) result);
-	return result;
-}
+#include "ledger_ids.h"
 
 /* The entry with this ID, or NULL; entries are in stream order. */
 static PpEntry *
@@ -106,119 +55,86 @@ record_counts(const PpLedger *ledger, int epoch, PpId id)
 static void
 mark_duplicates(const PpLedger *ledger, int epoch, const bytea *ids, PpEntry **entries, int n)
 {
-	const unsigned char *p = (const unsigned char *) VARDATA_ANY(ids);
-	const unsigned char *end = p + VARSIZE_ANY_EXHDR(ids);
-	PpId id = {0, 0};
+	PpIdsReader reader;
+	PpIdHash next;
+	PpEntry *other = NULL;
+	char id[PP_ID_LEN];
 
-	if (p == end || *p++ != IDS_VERSION)
-		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("ledger row is damaged")));
-	while (p < end)
+	pp_ids_begin(&reader, ids);
+	while (pp_ids_next(&reader, &next))
 	{
-		PpEntry *entry;
-		uint64 ms;
-		uint64 seq;
-		uint64 hash;
-
-		p = get_varint(p, end, &ms);
-		p = get_varint(p, end, &seq);
-		if (end - p < (ptrdiff_t) sizeof(hash))
-			ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("ledger row is damaged")));
-		memcpy(&hash, p, sizeof(hash));
-		p += sizeof(hash);
-		id.seq = ms == 0 ? id.seq + seq : seq;
-		id.ms += ms;
-
 		/* What is gone from the stream has no content to compare: the ID decides. */
-		entry = find_entry(entries, n, id);
-		if (entry != NULL && record_counts(ledger, epoch, id) &&
-			(entry->verdict == PP_VERDICT_GONE || entry->hash == pg_ntoh64(hash)))
-			entry->verdict = PP_VERDICT_DUPLICATE;
-	}
-}
+		PpEntry *entry = find_entry(entries, n, next.id);
 
-/* Takes the current epoch, and those that were opened by a rewind, from the query's result. */
-static void
-read_epochs(PpLedger *ledger)
-{
-	bool isnull;
-
-	if (ledger->rewinds != NULL)
-		pfree(ledger->rewinds);
-	ledger->rewinds = MemoryContextAlloc(ledger->cxt, (SPI_processed + 1) * sizeof(PpRewind));
-	ledger->num_rewinds = 0;
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		HeapTuple row = SPI_tuptable->vals[i];
-		TupleDesc desc = SPI_tuptable->tupdesc;
-
-		ledger->epoch = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
-		ledger->base_known = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull));
-		if (DatumGetBool(SPI_getbinval(row, desc, 3, &isnull)))
+		if (entry == NULL || !record_counts(ledger, epoch, next.id))
+			continue;
+		if (entry->nfields >= 0 && entry->hash != next.hash)
 		{
-			PpRewind *rewind = &ledger->rewinds[ledger->num_rewinds++];
-
-			rewind->epoch = ledger->epoch;
-			rewind->since = *(PpId *) DatumGetPointer(SPI_getbinval(row, desc, 4, &isnull));
+			other = epoch == ledger->epoch ? entry : other;
+			continue;
 		}
+		entry->verdict = PP_VERDICT_DUPLICATE;
+		entry->on_record = Max(entry->on_record, epoch);
 	}
+	if (other == NULL)
+		return;
+	pp_id_print(other->id, id);
+	ereport(WARNING,
+			(errmsg("postpipe pipeline \"%s\": entry %s is not the one that was settled under "
+					"this ID, so it is applied as a new one",
+					ledger->pipeline, id),
+			 errhint("Something writes this stream with IDs that were used before.")));
 }
 
 /*
- * pp_ledger_open
- *		Finds the pipeline's epoch, opens the first one where there is none, and returns the ID above
- *		which nothing is on record that counts (0-0: nothing is at all).  SPI must be connected.
+ * Marks those of `entries` that were settled before the epoch began, or so long ago that their rows
+ * are pruned.  Asked after the rows: they are pruned and the mark is raised in one transaction.
  */
-PpId
-pp_ledger_open(PpLedger *ledger)
+static void
+mark_pruned(PpLedger *ledger, PpEntry **entries, int n)
 {
-	Oid types[] = {TEXTOID, INT4OID};
-	Datum values[2] = {CStringGetTextDatum(ledger->pipeline)};
-	const char *s = ledger->ext->schema_name;
-	const PpRewind *last;
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
+	char *sql = NULL;
 	bool isnull;
-	PpId mark = {0, 0};
+	PpId pruned;
+	Datum *holes;
+	int num_holes;
 
-	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_epoch (pipeline, epoch, cause) "
-								   "VALUES ($1, 1, 'first') ON CONFLICT DO NOTHING",
-								   s),
-						  1, types, values, NULL, false, 0);
-	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id "
-								   "FROM %s.postpipe_epoch WHERE pipeline = $1 ORDER BY epoch",
-								   s),
-						  1, types, values, NULL, false, 0);
-	read_epochs(ledger);
-	last = ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
-	values[1] = Int32GetDatum(last ? last->epoch : 0);
-	SPI_execute_with_args(psprintf("SELECT last_id FROM %s.postpipe_ledger WHERE pipeline = $1 "
-								   "AND epoch >= $2 ORDER BY last_id DESC LIMIT 1",
-								   s),
-						  2, types, values, NULL, false, 1);
-	if (SPI_processed == 1)
-		mark = *(PpId *) DatumGetPointer(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	if (last != NULL && pp_id_compare(last->since, mark) > 0)
-		mark = last->since;
-	return mark;
-}
+	if (ledger->pruned_plan == NULL)
+		sql = psprintf("SELECT pruned_id, holes FROM %s.postpipe_progress WHERE pipeline = $1 "
+					   "AND pruned_id IS NOT NULL",
+					   ledger->ext->schema_name);
+	if (pp_store_execute_plan(&ledger->pruned_plan, sql, 1, types, values, NULL) == 0)
+		return;
+	pruned = *(PpId *) DatumGetPointer(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	if (pp_id_compare(entries[0]->id, pruned) > 0)
+		return;
+	deconstruct_array(
+		DatumGetArrayTypeP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull)),
+		pp_id_type_oid(ledger->ext), sizeof(PpId), false, TYPALIGN_DOUBLE, &holes, NULL,
+		&num_holes);
+	for (int i = 0; i < n && pp_id_compare(entries[i]->id, pruned) <= 0; i++)
+	{
+		bool hole = false;
 
-/*
- * pp_ledger_set_base
- *		Notes how many entries had been added to the stream that the epoch does not account for
- *		(-1: not provable), once, before the first of them is read.  SPI must be connected.
- */
-void
-pp_ledger_set_base(PpLedger *ledger, int64 base)
-{
-	Oid types[] = {TEXTOID, INT4OID, INT8OID};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
-					  Int64GetDatum(base)};
-	const char *nulls = base < 0 ? "  n" : "   ";
+		for (int lo = 0, hi = num_holes; lo < hi && !hole;)
+		{
+			int mid = (lo + hi) / 2;
+			int order = pp_id_compare(*(PpId *) DatumGetPointer(holes[mid]), entries[i]->id);
 
-	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_epoch SET base_known = true, "
-								   "base_added = $3 WHERE pipeline = $1 AND epoch = $2",
-								   ledger->ext->schema_name),
-						  3, types, values, nulls, false, 0);
-	ledger->base_known = true;
+			hole = order == 0;
+			if (order < 0)
+				lo = mid + 1;
+			else
+				hi = mid;
+		}
+		if (hole)
+			continue;
+		entries[i]->verdict = PP_VERDICT_DUPLICATE;
+		entries[i]->on_record = ledger->epoch;
+	}
 }
 
 /*
@@ -255,37 +171,78 @@ pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
 		mark_duplicates(ledger, DatumGetInt32(epoch), DatumGetByteaPP(ids), entries, n);
 	}
 	SPI_freetuptable(SPI_tuptable);
+	mark_pruned(ledger, entries, n);
 }
 
-static void
-record_lost(PpLedger *ledger, const PpEntry *entry)
+/*
+ * pp_ledger_record_lost
+ *		Records that `entries` entries (-1: not known how many) of the range are lost, and why.  SPI
+ *		must be connected.
+ */
+void
+pp_ledger_record_lost(PpLedger *ledger, PpId first, PpId last, int64 entries, const char *cause)
 {
 	Oid id_type = pp_id_type_oid(ledger->ext);
-	Oid types[] = {TEXTOID, INT4OID, id_type};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
-					  PointerGetDatum(&entry->id)};
+	Oid types[] = {TEXTOID, INT4OID, id_type, id_type, INT8OID, TEXTOID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline),
+					  Int32GetDatum(ledger->epoch),
+					  PointerGetDatum(&first),
+					  PointerGetDatum(&last),
+					  Int64GetDatum(entries),
+					  CStringGetTextDatum(cause)};
+	char nulls[] = "      ";
 	char *sql = NULL;
 
+	nulls[4] = entries < 0 ? 'n' : ' ';
 	if (ledger->lost_plan == NULL)
 		sql = psprintf("INSERT INTO %s.postpipe_lost_range "
 					   "(pipeline, epoch, first_id, last_id, entries, cause) "
-					   "VALUES ($1, $2, $3, $3, 1, 'deleted_while_pending')",
+					   "VALUES ($1, $2, $3, $4, $5, $6)",
 					   ledger->ext->schema_name);
-	pp_store_execute_plan(&ledger->lost_plan, sql, 3, types, values, NULL);
+	pp_store_execute_plan(&ledger->lost_plan, sql, 6, types, values, nulls);
+}
+
+/* Their IDs and hashes, as they are stored. */
+static bytea *
+encode(PpEntry **entries, int n)
+{
+	PpIdHash *ids = palloc(n * sizeof(PpIdHash));
+
+	for (int i = 0; i < n; i++)
+		ids[i] = (PpIdHash){entries[i]->id, entries[i]->hash};
+	return pp_ids_encode(ids, n);
+}
+
+/*
+ * Entries that an older epoch settled are in the stream all the same (a replica had not heard of
+ * their acknowledgement): this epoch begins with so many more that are none of its own.
+ */
+static void
+raise_base(PpLedger *ledger, int carried)
+{
+	Oid types[] = {TEXTOID, INT4OID, INT4OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
+					  Int32GetDatum(carried)};
+
+	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_epoch SET base_added = base_added + $3 "
+								   "WHERE pipeline = $1 AND epoch = $2",
+								   ledger->ext->schema_name),
+						  3, types, values, NULL, false, 0);
 }
 
 /*
  * pp_ledger_record
  *		Records these entries, in stream order, by their verdicts.  In the transaction that settles
- *		them; SPI must be connected.  Duplicates are on record already and must not be passed.
+ *		them; SPI must be connected.  Of duplicates only those must be passed that no row of this
+ *		epoch has.
  */
 void
 pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n)
 {
 	Oid id_type = pp_id_type_oid(ledger->ext);
-	Oid types[] = {TEXTOID, INT4OID, INT4OID, id_type, id_type,
-				   INT4OID, INT4OID, INT4OID, INT4OID, BYTEAOID};
-	Datum values[10];
+	Oid types[] = {TEXTOID, INT4OID, INT4OID, id_type, id_type, INT4OID,
+				   INT4OID, INT4OID, INT4OID, INT8OID, BYTEAOID};
+	Datum values[11];
 	int counts[PP_VERDICT_DEAD + 1] = {0};
 	char *sql = NULL;
 
@@ -295,8 +252,12 @@ pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n)
 	{
 		counts[entries[i]->verdict]++;
 		if (entries[i]->verdict == PP_VERDICT_GONE)
-			record_lost(ledger, entries[i]);
+			pp_ledger_record_lost(ledger, entries[i]->id, entries[i]->id, 1,
+								  "deleted_while_pending");
 	}
+	if (counts[PP_VERDICT_DUPLICATE] > 0)
+		raise_base(ledger, counts[PP_VERDICT_DUPLICATE]);
+	ledger->recorded = ledger->sequence + 1;
 	values[0] = CStringGetTextDatum(ledger->pipeline);
 	values[1] = Int32GetDatum(ledger->epoch);
 	values[2] = Int32GetDatum(ledger->worker);
@@ -306,13 +267,14 @@ pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n)
 	values[6] = Int32GetDatum(counts[PP_VERDICT_FILTERED]);
 	values[7] = Int32GetDatum(counts[PP_VERDICT_DEAD]);
 	values[8] = Int32GetDatum(counts[PP_VERDICT_GONE]);
-	values[9] = PointerGetDatum(encode(entries, n));
+	values[9] = Int64GetDatum(ledger->recorded);
+	values[10] = PointerGetDatum(encode(entries, n));
 	if (ledger->record_plan == NULL)
 		sql = psprintf("INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
-					   "last_id, applied, filtered, dead, lost, ids) "
-					   "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+					   "last_id, applied, filtered, dead, lost, sequence, ids) "
+					   "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
 					   ledger->ext->schema_name);
-	pp_store_execute_plan(&ledger->record_plan, sql, 10, types, values, NULL);
+	pp_store_execute_plan(&ledger->record_plan, sql, 11, types, values, NULL);
 }
 
 /*
@@ -324,7 +286,6 @@ pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n)
 void
 pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied, int filtered)
 {
-	static const unsigned char no_ids = IDS_VERSION;
 	Oid id_type = pp_id_type_oid(ledger->ext);
 	Oid types[] = {TEXTOID, INT4OID, INT4OID, id_type, id_type,
 				   INT4OID, INT4OID, INT4OID, BYTEAOID};
@@ -337,7 +298,7 @@ pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied
 		Int32GetDatum(applied),
 		Int32GetDatum(filtered),
 		Int32GetDatum(-applied - filtered),
-		PointerGetDatum(cstring_to_text_with_len((const char *) &no_ids, 1)),
+		PointerGetDatum(pp_ids_encode(NULL, 0)),
 	};
 
 	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, "
@@ -347,45 +308,9 @@ pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied
 						  lengthof(types), types, values, NULL, false, 0);
 }
 
-/*
- * pp_ledger_new_epoch
- *		Opens an epoch, from a backend.  With `again`, epochs before it no longer count: what they
- *		settled will be applied again.  Returns its number.
- */
-int
-pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, const char *cause,
-					bool again)
-{
-	Oid types[] = {TEXTOID, TEXTOID, BOOLOID, TEXTOID};
-	char id[PP_ID_LEN];
-	Datum values[4];
-
-	pp_id_print(since, id);
-	values[0] = CStringGetTextDatum(pipeline);
-	values[1] = CStringGetTextDatum(cause);
-	values[2] = BoolGetDatum(again);
-	values[3] = CStringGetTextDatum(id);
-	return (int) pp_store_execute(ext,
-								  psprintf("INSERT INTO %s.postpipe_epoch "
-										   "(pipeline, epoch, cause, again, since_id) "
-										   "SELECT $1, coalesce(max(epoch), 1) + 1, $2, $3, "
-										   "$4::%s.postpipe_id FROM %s.postpipe_epoch "
-										   "WHERE pipeline = $1",
-										   ext->schema_name, ext->schema_name, ext->schema_name),
-								  4, types, values, NULL);
-}
-
-/* Deletes all that is kept of a pipeline, but for its definition. From a backend. */
+/* The transaction of pp_ledger_record() is committed. */
 void
-pp_ledger_forget(const PpExtension *ext, const char *pipeline)
+pp_ledger_committed(PpLedger *ledger)
 {
-	static const char *const tables[] = {"postpipe_ledger", "postpipe_epoch", "postpipe_lost_range",
-										 "postpipe_dead_letter", "postpipe_progress"};
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(pipeline)};
-
-	for (int i = 0; i < lengthof(tables); i++)
-		pp_store_execute(
-			ext, psprintf("DELETE FROM %s.%s WHERE pipeline = $1", ext->schema_name, tables[i]), 1,
-			types, values, NULL);
+	ledger->sequence = Max(ledger->sequence, ledger->recorded);
 }

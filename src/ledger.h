@@ -27,18 +27,39 @@ typedef struct PpLedger
 	PpRewind *rewinds; /* by epoch */
 	int num_rewinds;
 	bool base_known; /* pp_ledger_set_base() was called in this epoch */
+	int64 base;      /* what it said of the number of entries; -1: not provable */
+	int64 settled;   /* by this epoch, when the ledger was opened */
+	PpId top;        /* highest ID on record of the stream as it is now; 0-0: none */
+	PpId pruned;     /* up to here, an ID is a duplicate, … */
+	int64 num_holes; /* … but for so many */
+	int64 sequence;  /* of this worker's last row that is committed */
+	int64 recorded;  /* … and of the one that was written last */
 	SPIPlanPtr lookup_plan;
+	SPIPlanPtr pruned_plan;
 	SPIPlanPtr record_plan;
 	SPIPlanPtr lost_plan;
 	SPIPlanPtr letter_plans[PP_LETTER_PLANS];
 } PpLedger;
+
+/* What an epoch begins with. */
+typedef struct PpBase
+{
+	int64 added;  /* entries ever added that it does not account for; -1: not provable */
+	PpId settled; /* up to here entries are settled, or none of ours; 0-0: none */
+	PpId *holes;  /* but for these, in stream order */
+	int num_holes;
+} PpBase;
 
 extern PpId pp_ledger_open(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied,
 							 int filtered);
-extern void pp_ledger_set_base(PpLedger *ledger, int64 base);
+extern void pp_ledger_set_base(PpLedger *ledger, const PpBase *base);
+extern void pp_ledger_start_epoch(PpLedger *ledger, const char *cause);
+extern void pp_ledger_record_lost(PpLedger *ledger, PpId first, PpId last, int64 entries,
+								  const char *cause);
+extern void pp_ledger_committed(PpLedger *ledger);
 extern int pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since,
 							   const char *cause, bool again);
 extern void pp_ledger_forget(const PpExtension *ext, const char *pipeline);

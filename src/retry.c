@@ -13,6 +13,7 @@
 #include "retry.h"
 #include "apply_internal.h"
 
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -20,6 +21,8 @@
 
 #include "dead_letter.h"
 #include "event.h"
+#include "inflight.h"
+#include "suspect.h"
 
 #define MAX_LETTERS   100  /* of one transaction */
 #define MAX_EXPIRED   1000 /* of one transaction */
@@ -61,7 +64,6 @@ pp_retry_make_batch(PpApply *a, PpLetterKey *keys, int n, size_t max_bytes, PpBa
 	qsort(keys, taken, sizeof(PpLetterKey), compare_keys);
 	batch->n = 0;
 	batch->bytes = 0;
-	batch->redelivered = true;
 	batch->entries = MemoryContextAllocZero(batch->cxt, Max(taken, 1) * sizeof(PpEntry));
 	for (int i = 0; i < taken; i++)
 	{
@@ -111,6 +113,35 @@ load_due(PpApply *a, void *arg)
 	due->next = isnull ? 0 : DatumGetTimestampTz(next);
 }
 
+/* Applies the batch: one by one those letters that may have crashed the process (suspect.c). */
+static PpOutcome
+run_parts(PpApply *a, PpBatch *batch, PpApplyResult *total)
+{
+	PpOutcome outcome = PP_OUTCOME_DONE;
+
+	for (int first = 0, end; first < batch->n && outcome == PP_OUTCOME_DONE; first = end)
+	{
+		PpBatch part = *batch;
+		PpApplyResult result;
+
+		end = pp_suspect_part_end(batch, first);
+		part.entries += first;
+		part.n = end - first;
+		if (part.n == 1)
+			(void) pp_suspect_condemn(part.cxt, part.entries);
+		outcome = pp_apply_batch(a, &part, false, &result);
+		total->applied += result.applied;
+		total->conflicted += result.conflicted;
+		total->filtered += result.filtered;
+		total->dead += result.dead;
+		total->duplicates += result.duplicates;
+		total->error = result.error;
+		if (outcome == PP_OUTCOME_DONE && pp_inflight_suspects_exist())
+			XLogFlush(result.lsn); /* before the next suspect can crash */
+	}
+	return outcome;
+}
+
 /*
  * pp_retry_run
  *		Tries again what is due, a bounded number of letters of about max_bytes.  *next becomes when
@@ -132,16 +163,21 @@ pp_retry_run(PpApply *a, size_t max_bytes, PpApplyResult *result, TimestampTz *n
 	MemoryContextReset(a->retry_cxt);
 	batch.cxt = a->retry_cxt;
 	old = MemoryContextSwitchTo(a->retry_cxt);
-	outcome = pp_apply_in_transaction(a, load_due, &due, &result->error);
+	outcome = pp_apply_transaction(a, load_due, &due, &result->error);
 	MemoryContextSwitchTo(old);
+	pp_inflight_source(PP_INFLIGHT_RETRY);
 	if (outcome != PP_OUTCOME_DONE || batch.n == 0)
 	{
+		if (outcome == PP_OUTCOME_DONE)
+			pp_inflight_suspects_settled();
+		pp_inflight_source(PP_INFLIGHT_STREAM);
 		*next = due.next;
 		return outcome;
 	}
 	a->retrying = true;
-	outcome = pp_apply_batch(a, &batch, false, result);
+	outcome = run_parts(a, &batch, result);
 	a->retrying = false;
+	pp_inflight_source(PP_INFLIGHT_STREAM);
 	*next = GetCurrentTimestamp();
 	if (outcome == PP_OUTCOME_DONE && result->duplicates == batch.n)
 		*next = TimestampTzPlusMilliseconds(*next, LOCKED_MS);
@@ -279,7 +315,7 @@ pp_retry_expire(PpApply *a, const char *retention, TimestampTz *next, PpEntryErr
 {
 	Expire e = {retention, 0, 0};
 	TimestampTz now = GetCurrentTimestamp();
-	PpOutcome outcome = pp_apply_in_transaction(a, expire, &e, error);
+	PpOutcome outcome = pp_apply_transaction(a, expire, &e, error);
 
 	*next = TimestampTzPlusMilliseconds(now, MIN_EXPIRE_MS);
 	if (outcome == PP_OUTCOME_DONE && e.removed >= MAX_EXPIRED)

@@ -159,6 +159,8 @@ pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname, const char *pip
 		LWLockAcquire(&proc->lock, LW_EXCLUSIVE);
 		memset(&proc->status, 0, sizeof(proc->status));
 		memset(&proc->info, 0, sizeof(proc->info));
+		memset(proc->held, 0, sizeof(proc->held));
+		proc->parked = true;
 		proc->status.state = PP_STATE_STARTING;
 		proc->status.changed_at = proc->started_at;
 		LWLockRelease(&proc->lock);

@@ -68,6 +68,14 @@ typedef struct PpProcInfo
 	PpLastError last_error;
 } PpProcInfo;
 
+/* A batch that a worker has received and not committed. */
+typedef struct PpHeld
+{
+	uint64 ticket; /* 0: none */
+	PpId first;
+	PpId last;
+} PpHeld;
+
 /* A process: the launcher, a supervisor, a worker. */
 typedef struct PpProc
 {
@@ -87,6 +95,8 @@ typedef struct PpProc
 	bool stop;                      /* (R) asked to stop when the batch in hand is done */
 	PpStatus status;
 	PpProcInfo info;
+	PpHeld held[2]; /* this and below: covered by the lock of its pipeline; see held.c */
+	bool parked;
 } PpProc;
 
 typedef enum PpCounter
@@ -140,8 +150,18 @@ typedef struct PpPipe
 	TimestampTz since;          /* (R) start of the counters */
 	pg_atomic_uint64 counters[PP_COUNT_NUM];
 	int workers_wanted;
-	PpStatus status;           /* what the supervisor says: paused, waiting, running … */
-	bool opened;               /* worker 1 has seen to table, group and epoch; others wait */
+	PpStatus status; /* what the supervisor says: paused, waiting, running … */
+	bool opened;     /* worker 1 has seen to owner, epoch, group; see held.c */
+	uint64 opening;  /* how often it was opened */
+	uint64 last_ticket;
+	bool exclusive;        /* the group has no consumers but this pipeline's; set by worker 1 */
+	bool correction_known; /* of what Redis says that the group has read; see watch.c */
+	int64 correction;
+	uint64 received; /* new entries, by all workers, since the slot is in use */
+	bool offset_known;
+	int64 offset; /* entries-read less this, when they agreed */
+	bool seen_known;
+	PpId seen;                 /* up to here everything was delivered to us */
 	PpId mark;                 /* highest ID that any worker received; 0-0: not known */
 	PpId last_id;              /* highest ID settled since start */
 	TimestampTz next_retry_at; /* of a dead letter, as far as is known; 0: none */

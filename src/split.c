@@ -27,6 +27,8 @@
 #include "errors.h"
 #include "event.h"
 #include "guc.h"
+#include "suspect.h"
+#include "inflight.h"
 
 #define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
 #define MAX_HOPELESS_RUNS   24 /* failures of the pipeline's kind with no success between */
@@ -234,6 +236,7 @@ find_bad_values(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 	PG_TRY();
 	{
 		result->runs++;
+		pp_suspect_note(split->open, split->n);
 		pp_statement_find_bad(a->statement, split->open, split->n, bad);
 	}
 	PG_CATCH();
@@ -311,6 +314,7 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 		else
 		{
 			AbortOutOfAnyTransaction();
+			pp_inflight_clear();
 			MemoryContextSwitchTo(a->call_cxt);
 			pp_apply_reopen(batch);
 		}

@@ -132,14 +132,16 @@ postpipe_pipelines_0_1(PG_FUNCTION_ARGS)
 
 /* What the tables say, a row per pipeline and epoch. */
 static const char audit_query[] =
-	"SELECT e.pipeline, e.epoch, e.since_id, l.last_id, e.applied + coalesce(l.applied, 0), "
-	"e.filtered + coalesce(l.filtered, 0), coalesce(d.retrying, 0), coalesce(d.dead, 0), "
-	"e.discarded + coalesce(l.discarded, 0), e.lost + coalesce(l.lost, 0), e.base_added, "
+	"SELECT e.pipeline, e.epoch, e.since_id, l.last_id, (e.applied + coalesce(l.applied, 0))::bigint, "
+	"(e.filtered + coalesce(l.filtered, 0))::bigint, coalesce(d.retrying, 0), coalesce(d.dead, 0), "
+	"(e.discarded + coalesce(l.discarded, 0))::bigint, coalesce(r.lost, 0)::bigint, e.base_added, "
 	"e.epoch = max(e.epoch) OVER (PARTITION BY e.pipeline) "
 	"FROM %1$s.postpipe_epoch e "
 	"LEFT JOIN (SELECT pipeline, epoch, %1$s.max(last_id) AS last_id, sum(applied) AS applied, "
-	"sum(filtered) AS filtered, sum(discarded) AS discarded, sum(lost) AS lost FROM %1$s.postpipe_ledger "
+	"sum(filtered) AS filtered, sum(discarded) AS discarded FROM %1$s.postpipe_ledger "
 	"GROUP BY pipeline, epoch) l USING (pipeline, epoch) "
+	"LEFT JOIN (SELECT pipeline, epoch, sum(entries) AS lost, bool_or(entries IS NULL) AS unknown "
+	"FROM %1$s.postpipe_lost_range GROUP BY pipeline, epoch) r USING (pipeline, epoch) "
 	"LEFT JOIN (SELECT pipeline, epoch, count(*) FILTER (WHERE state = 'retrying') AS retrying, "
 	"count(*) FILTER (WHERE state = 'dead') AS dead FROM %1$s.postpipe_dead_letter "
 	"GROUP BY pipeline, epoch) d USING (pipeline, epoch) "

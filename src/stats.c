@@ -230,25 +230,6 @@ pp_pipe_read(PpPipe *pipe, const PpBatch *batch)
 	LWLockRelease(&pipe->lock);
 }
 
-/*
- * pp_pipe_receive
- *		Entries first..last were received as new ones.  Returns true when all of them lie above
- *		whatever any worker received before, so that none can be on record; else the ledger has to
- *		be asked.
- */
-bool
-pp_pipe_receive(PpPipe *pipe, PpId first, PpId last)
-{
-	bool above;
-
-	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
-	above = pp_id_compare(first, pipe->mark) > 0;
-	if (pp_id_compare(last, pipe->mark) > 0)
-		pipe->mark = last;
-	LWLockRelease(&pipe->lock);
-	return above;
-}
-
 /* A batch up to `last` is committed. */
 void
 pp_pipe_applied(PpPipe *pipe, PpId last)

@@ -19,8 +19,9 @@ as_string(const char *s)
 	return result;
 }
 
-static bool
-unexpected(PpRedisError *error, const char *command)
+/* Says that a reply has a shape that was not expected; returns false. */
+bool
+pp_stream_unexpected(PpRedisError *error, const char *command)
 {
 	pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
 					   "the reply to %s has a shape that was not expected", command);
@@ -28,8 +29,8 @@ unexpected(PpRedisError *error, const char *command)
 }
 
 /* An ID in a reply. */
-static bool
-read_id(const PpReply *reply, PpId *id)
+bool
+pp_stream_parse_id(const PpReply *reply, PpId *id)
 {
 	return pp_reply_is(reply, PP_REPLY_STRING, 1) && pp_id_parse(reply->str, reply->len, id);
 }
@@ -82,7 +83,7 @@ parse_entry(const PpReply *reply, PpEntry *entry, MemoryContext cxt)
 {
 	const PpReply *body;
 
-	if (!pp_reply_is(reply, PP_REPLY_ARRAY, 2) || !read_id(&reply->items[0], &entry->id))
+	if (!pp_reply_is(reply, PP_REPLY_ARRAY, 2) || !pp_stream_parse_id(&reply->items[0], &entry->id))
 		return false;
 	body = &reply->items[1];
 	if (body->type == PP_REPLY_NIL)
@@ -104,6 +105,27 @@ parse_entry(const PpReply *reply, PpEntry *entry, MemoryContext cxt)
 	return true;
 }
 
+/* [entry, …], in stream order */
+static bool
+parse_entries(const PpReply *list, PpBatch *batch)
+{
+	batch->n = 0;
+	batch->bytes = 0;
+	if (list->type != PP_REPLY_ARRAY)
+		return false;
+	batch->entries = MemoryContextAllocExtended(batch->cxt, Max(list->len, 1) * sizeof(PpEntry),
+												MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	for (size_t i = 0; i < list->len; i++)
+	{
+		if (!parse_entry(&list->items[i], &batch->entries[i], batch->cxt) ||
+			(i > 0 && pp_id_compare(batch->entries[i - 1].id, batch->entries[i].id) >= 0))
+			return false;
+		batch->bytes += batch->entries[i].bytes;
+	}
+	batch->n = (int) list->len;
+	return true;
+}
+
 /*
  * pp_stream_parse_read
  *		Makes a batch of an XREADGROUP reply for one stream; the entries point into the reply.
@@ -113,8 +135,6 @@ parse_entry(const PpReply *reply, PpEntry *entry, MemoryContext cxt)
 bool
 pp_stream_parse_read(const PpReply *reply, PpBatch *batch, PpRedisError *error)
 {
-	const PpReply *list;
-
 	batch->n = 0;
 	batch->bytes = 0;
 	batch->entries = NULL;
@@ -126,22 +146,17 @@ pp_stream_parse_read(const PpReply *reply, PpBatch *batch, PpRedisError *error)
 		return false;
 	}
 	/* [[stream, [entry, …]]] */
-	if (!pp_reply_is(reply, PP_REPLY_ARRAY, 1) ||
-		!pp_reply_is(&reply->items[0], PP_REPLY_ARRAY, 2) ||
-		reply->items[0].items[1].type != PP_REPLY_ARRAY)
-		return unexpected(error, "XREADGROUP");
-	list = &reply->items[0].items[1];
-	batch->entries = MemoryContextAllocExtended(batch->cxt, Max(list->len, 1) * sizeof(PpEntry),
-												MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	for (size_t i = 0; i < list->len; i++)
-	{
-		if (!parse_entry(&list->items[i], &batch->entries[i], batch->cxt) ||
-			(i > 0 && pp_id_compare(batch->entries[i - 1].id, batch->entries[i].id) >= 0))
-			return unexpected(error, "XREADGROUP");
-		batch->bytes += batch->entries[i].bytes;
-	}
-	batch->n = (int) list->len;
-	return true;
+	if (!pp_reply_is(reply, PP_REPLY_ARRAY, 1) || !pp_reply_is(&reply->items[0], PP_REPLY_ARRAY, 2))
+		return pp_stream_unexpected(error, "XREADGROUP");
+	return parse_entries(&reply->items[0].items[1], batch) ||
+		   pp_stream_unexpected(error, "XREADGROUP");
+}
+
+/* Like pp_stream_parse_read(), of an XRANGE reply. */
+bool
+pp_stream_parse_range(const PpReply *reply, PpBatch *batch, PpRedisError *error)
+{
+	return parse_entries(reply, batch) || pp_stream_unexpected(error, "XRANGE");
 }
 
 /* Queues these words and then the IDs. */
@@ -187,13 +202,38 @@ pp_stream_send_claim(PpRedis *conn, const char *stream, const char *group, const
 	send_ids(conn, words, lengthof(words), ids, n, "JUSTID");
 }
 
+/* The range after..last of the stream, `after` not included, at most `count` entries. */
+void
+pp_stream_send_range(PpRedis *conn, const char *stream, PpId after, PpId last, int count)
+{
+	char from[PP_ID_LEN];
+	char to[PP_ID_LEN];
+
+	pp_id_print(after, from);
+	pp_id_print(last, to);
+	pp_redis_send(conn, "XRANGE %s (%s %s COUNT %d", stream, from, to, count);
+}
+
+/* What is pending in the group for anybody after `after`, up to `last`; at most `count` lines. */
+void
+pp_stream_send_pending(PpRedis *conn, const char *stream, const char *group, PpId after, PpId last,
+					   int count)
+{
+	char from[PP_ID_LEN];
+	char to[PP_ID_LEN];
+
+	pp_id_print(after, from);
+	pp_id_print(last, to);
+	pp_redis_send(conn, "XPENDING %s %s (%s %s %d", stream, group, from, to, count);
+}
+
 /* The ID in a line of XPENDING's extended form: [id, consumer, idle, deliveries] */
 bool
 pp_stream_parse_pending(const PpReply *reply, PpId *id, PpRedisError *error)
 {
-	if (pp_reply_is(reply, PP_REPLY_ARRAY, 1) && read_id(&reply->items[0], id))
+	if (pp_reply_is(reply, PP_REPLY_ARRAY, 1) && pp_stream_parse_id(&reply->items[0], id))
 		return true;
-	return unexpected(error, "XPENDING");
+	return pp_stream_unexpected(error, "XPENDING");
 }
 
 /* XGROUP CREATE with MKSTREAM; BUSYGROUP in the reply means that it is there already. */
@@ -202,107 +242,4 @@ pp_stream_send_create_group(PpRedis *conn, const char *stream, const char *group
 							const char *start_id)
 {
 	pp_redis_send(conn, "XGROUP CREATE %s %s %s MKSTREAM", stream, group, start_id);
-}
-
-/* Asks for what pp_stream_parse_facts() understands: PP_STREAM_FACT_REPLIES replies will come. */
-void
-pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group)
-{
-	pp_redis_send(conn, "XINFO STREAM %s", stream);
-	pp_redis_send(conn, "XINFO GROUPS %s", stream);
-	pp_redis_send(conn, "XPENDING %s %s", stream, group);
-}
-
-static int64
-number_or_unknown(const PpReply *reply)
-{
-	int64 n;
-
-	return pp_reply_integer(reply, &n) ? n : -1;
-}
-
-/* "No such key" is an answer; every other error reply ends the measurement. */
-static bool
-check_error(const PpReply *reply, bool *absent, PpRedisError *error)
-{
-	*absent = false;
-	if (reply->type != PP_REPLY_ERROR)
-		return true;
-	pp_redis_error_reply(error, reply->str, reply->len);
-	*absent = error->class == PP_REDIS_CLASS_STRUCTURE;
-	return *absent;
-}
-
-static bool
-parse_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
-{
-	for (size_t i = 0; i < groups->len; i++)
-	{
-		const PpReply *one = &groups->items[i];
-		const PpReply *name = pp_reply_lookup(one, "name");
-
-		if (!pp_reply_is(name, PP_REPLY_STRING, 0) || strcmp(name->str, group) != 0)
-			continue;
-		facts->group_exists = true;
-		facts->pending = number_or_unknown(pp_reply_lookup(one, "pending"));
-		facts->reported_lag = number_or_unknown(pp_reply_lookup(one, "lag"));
-		return read_id(pp_reply_lookup(one, "last-delivered-id"), &facts->last_delivered);
-	}
-	return true;
-}
-
-/*
- * What the group has not delivered yet.  XINFO's own lag does not exist in 6.2, is nil after
- * SETID, in a group made mid-stream and after XDEL, and counts entries that were trimmed unread;
- * where the reader stands before the first entry, or at the last one, the number is certain.
- */
-static int64
-count_undelivered(const PpStreamFacts *facts)
-{
-	if (!facts->key_exists || !facts->group_exists)
-		return -1;
-	if (facts->length == 0 || pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
-		return 0;
-	if (pp_id_compare(facts->last_delivered, facts->first_entry) < 0)
-		return facts->length;
-	return facts->reported_lag;
-}
-
-/*
- * pp_stream_parse_facts
- *		Understands the three replies.  Returns false with *error filled when Redis refused.
- */
-bool
-pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts *facts,
-					  PpRedisError *error)
-{
-	const PpReply *first;
-	bool absent;
-
-	memset(facts, 0, sizeof(*facts));
-	facts->length = facts->added = facts->reported_lag = facts->undelivered = facts->pending = -1;
-
-	if (!check_error(replies[0], &absent, error))
-		return false;
-	if (absent)
-		return true;
-	facts->key_exists = true;
-	facts->length = number_or_unknown(pp_reply_lookup(replies[0], "length"));
-	facts->added = number_or_unknown(pp_reply_lookup(replies[0], "entries-added"));
-	first = pp_reply_lookup(replies[0], "first-entry");
-	if (!read_id(pp_reply_lookup(replies[0], "last-generated-id"), &facts->last_generated) ||
-		(pp_reply_is(first, PP_REPLY_ARRAY, 1) && !read_id(&first->items[0], &facts->first_entry)))
-		return unexpected(error, "XINFO STREAM");
-
-	if (!check_error(replies[1], &absent, error))
-		return false;
-	if (!absent && (replies[1]->type != PP_REPLY_ARRAY || !parse_group(replies[1], group, facts)))
-		return unexpected(error, "XINFO GROUPS");
-	if (!check_error(replies[2], &absent, error))
-		return false;
-	/* [count, first ID, last ID, consumers] */
-	if (!absent && pp_reply_is(replies[2], PP_REPLY_ARRAY, 2))
-		(void) read_id(&replies[2]->items[1], &facts->oldest_pending);
-	facts->undelivered = count_undelivered(facts);
-	return true;
 }

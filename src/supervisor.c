@@ -27,6 +27,7 @@
 
 #include "backoff.h"
 #include "guc.h"
+#include "inflight.h"
 #include "measure.h"
 #include "pipeline.h"
 #include "process.h"
@@ -414,8 +415,11 @@ publish(Supervisor *s)
 		mine = pipe->in_use && pipe->dboid == MyDatabaseId;
 		strlcpy(name, pipe->name, sizeof(name));
 		LWLockRelease(&pp_shared->lock);
-		if (mine && find_definition(s, name) == NULL && !has_workers(s, name))
-			pp_pipe_release(pipe);
+		if (!mine || find_definition(s, name) != NULL || has_workers(s, name))
+			continue;
+		if (!pp_proc_must_stop()) /* else the definitions were not even read */
+			pp_inflight_remove(MyDatabaseId, name);
+		pp_pipe_release(pipe);
 	}
 }
 

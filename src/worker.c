@@ -19,6 +19,8 @@
 #include "utils/snapmgr.h"
 
 #include "guc.h"
+#include "held.h"
+#include "inflight.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
@@ -29,6 +31,10 @@
 #define BACKOFF_FIRST_MS  100
 #define BACKOFF_CAP_MS    5000
 #define BACKOFF_FORGET_MS 10000
+#define NO_GROUP_MS       1000 /* a group that vanishes more often than that is a failure */
+#define CRASHES_IN_A_ROW  6 /* with nothing applied between: then the server is spared for a while */
+#define SPARE_FIRST_MS    10000
+#define SPARE_CAP_MS      (3600 * 1000)
 
 /* Ends the process, saying why. */
 void
@@ -63,14 +69,25 @@ apply_settings(PpWorker *w)
 	w->count = w->count == 0 ? w->batch_size : Min(w->count, w->batch_size);
 }
 
-/* Closes the connection; what was delivered on it is read again as own pending entries. */
+/*
+ * What was delivered and not acknowledged is read again as own pending entries; before that, the
+ * stream is looked at as a whole.
+ */
+static void
+begin_anew(PpWorker *w)
+{
+	w->recovered = false;
+	w->group_open = false;
+	w->ack_old.n = w->ack_new.n = 0;
+	pp_pipe_close(w->pipe);
+}
+
 static void
 disconnect(PpWorker *w)
 {
 	pp_redis_close(w->redis);
-	w->recovered = false;
-	w->ack_old.n = w->ack_new.n = 0;
 	w->acks_in_flight = 0;
+	begin_anew(w);
 }
 
 /* What has to be looked at whenever the latch was set, and between two batches. */
@@ -89,6 +106,9 @@ pp_worker_look_around(PpWorker *w)
 		if (w->redis != NULL && memcmp(&url, &w->url, sizeof(url)) != 0)
 			disconnect(w);
 	}
+	/* Another worker wants all to hold still: let go of what is in hand. */
+	if (w->group_open && pp_pipe_opening(w->pipe) == 0)
+		disconnect(w);
 }
 
 /* Waits before the next attempt. */
@@ -132,6 +152,8 @@ redis_failed(PpWorker *w, const PpRedisError *error)
 	if (copy.class == PP_REDIS_CLASS_NONE)
 		return;
 	disconnect(w);
+	pp_held_release_all(w->pipe);
+	pp_pipe_park(w->pipe);
 	if (strcmp(copy.code, "redis_reply_too_large") == 0)
 		w->count = Max(1, w->count / 4);
 	pp_report_error(w->pipe, pp_redis_error_sqlstate(&copy), copy.message);
@@ -243,9 +265,27 @@ open_pipeline(PpWorker *w)
 	apply_settings(w);
 }
 
+/*
+ * pp_worker_transact
+ *		Does `work` in a transaction, tried again until it succeeds.
+ */
+void
+pp_worker_transact(PpWorker *w, PpWork work, void *arg)
+{
+	PpEntryError *error;
+	PpOutcome outcome;
+
+	while ((outcome = pp_apply_transaction(w->apply, work, arg, &error)) != PP_OUTCOME_DONE)
+	{
+		if (outcome == PP_OUTCOME_GONE)
+			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+		pp_worker_apply_failed(w, outcome, error);
+	}
+}
+
 /* Opens the ledger and the target; tries again until both are there. */
-static void
-open_apply(PpWorker *w)
+void
+pp_worker_open_apply(PpWorker *w)
 {
 	PpEntryError *error;
 	PpId mark = {0, 0};
@@ -260,8 +300,7 @@ open_apply(PpWorker *w)
 		MemoryContextReset(w->batches[0].cxt);
 	}
 	MemoryContextSwitchTo(w->cxt);
-	w->made_before = !pp_id_is_zero(mark);
-	(void) pp_pipe_receive(w->pipe, mark, mark);
+	pp_held_seed(w->pipe, mark);
 	StartTransactionCommand();
 	pp_report_consumer(w->consumer, GetUserNameFromId(pp_apply_role(w->apply), true));
 	CommitTransactionCommand();
@@ -278,9 +317,53 @@ set_up(PpWorker *w)
 	snprintf(w->consumer, sizeof(w->consumer), "postpipe:" UINT64_FORMAT ":%u:%s:%d",
 			 GetSystemIdentifier(), MyDatabaseId, pp_my_proc->pipeline, pp_my_proc->worker);
 	open_pipeline(w);
+	pp_inflight_open(w->def->name, pp_my_proc->worker, w->def->version);
 	w->redis = pp_redis_create(w->cxt, w->consumer);
 	MemoryContextSwitchTo(w->cxt);
-	open_apply(w);
+	pp_worker_open_apply(w);
+}
+
+/* Nothing is in hand any more.  The connection is kept if no reply is on its way. */
+static void
+leave_connection(PpWorker *w)
+{
+	if (pp_redis_outstanding(w->redis) > 0)
+		disconnect(w);
+	else
+		begin_anew(w);
+}
+
+/*
+ * When everything that is tried crashes the process, no entry is to blame, and each attempt costs
+ * all sessions of the server: waits longer and longer before the next one.  A change of the
+ * definition, be it a pause and a resume, ends it.
+ */
+static void
+spare_server(PpWorker *w)
+{
+	int crashes = pp_inflight_crashes_in_a_row();
+	TimestampTz end;
+	PpBackoff backoff;
+	int ms = 0;
+	long left;
+
+	if (crashes < CRASHES_IN_A_ROW)
+		return;
+	pp_backoff_init(&backoff, SPARE_FIRST_MS, SPARE_CAP_MS);
+	for (int i = CRASHES_IN_A_ROW; i <= crashes && ms < SPARE_CAP_MS; i++)
+		ms = pp_backoff_next(&backoff);
+	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	pp_report_next_attempt(end);
+	pp_report_state(PP_STATE_FAILED, "crash_loop",
+					"the server process crashed each time it applied something",
+					"Mend what the statement calls, then run postpipe_pause() and "
+					"postpipe_resume() to try at once.");
+	pp_process_activity(false, "waiting after crashes");
+	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end)) > 0)
+	{
+		pp_process_sleep(left, PP_WAIT_WORKER_RETRY);
+		pp_worker_look_around(w);
+	}
 }
 
 /* Connected and with nothing in hand: consumes until something fails. */
@@ -298,24 +381,28 @@ serve(PpWorker *w)
 	if (!w->recovered)
 		w->ack_old.n = w->ack_new.n = 0;
 	if (!w->group_open)
-		w->group_open = pp_consume_open_group(w, &error);
+		w->group_open = pp_consume_open(w, &error);
 	if (w->group_open && !w->recovered && pp_consume_pending(w, &error))
 		pp_report_memory();
 	if (w->recovered)
 		pp_consume(w, &error);
+	pp_held_release_all(w->pipe);
 	if (error.class == PP_REDIS_CLASS_NONE)
-		return;
-	w->recovered = false;
-	w->ack_old.n = w->ack_new.n = 0;
-	if (strcmp(error.code, "redis_nogroup") != 0 || pp_redis_outstanding(w->redis) > 0)
-		redis_failed(w, &error);
-	else
 	{
-		/* The group has vanished. If the pipeline is there all the same, it is made again. */
-		open_apply(w);
-		if (!pp_consume_create_group(w, &error))
-			redis_failed(w, &error);
+		/* There is something to be looked at; or what is pending is to be read again. */
+		if (!w->group_open && pp_redis_is_open(w->redis))
+			leave_connection(w);
+		return;
 	}
+	/* The group has vanished: look what happened, and make it again. */
+	if (strcmp(error.code, "redis_nogroup") == 0 &&
+		TimestampDifferenceExceeds(w->no_group_at, GetCurrentTimestamp(), NO_GROUP_MS))
+	{
+		w->no_group_at = GetCurrentTimestamp();
+		leave_connection(w);
+		return;
+	}
+	redis_failed(w, &error);
 }
 
 /* The main function; main_arg is the number of the slot. */
@@ -330,6 +417,7 @@ postpipe_worker_main(Datum main_arg)
 	PG_TRY();
 	{
 		set_up(&worker);
+		spare_server(&worker);
 		for (;;)
 			serve(&worker);
 	}

@@ -10,6 +10,7 @@
 #include "compat.h"
 #include "redis.h"
 #include "shmem.h"
+#include "stream.h"
 
 /* The IDs of a batch that is committed, to be acknowledged when `lsn` is durable. */
 typedef struct PpAckList
@@ -48,10 +49,19 @@ typedef struct PpWorker
 	PpAckList ack_new;     /* … and of the last one: committed, XACK not sent yet */
 	int acks_in_flight;    /* XACKs whose replies have not come */
 	TimestampTz failed_at; /* the last failure that was backed off from */
-	bool made_before;      /* the ledger has entries of this pipeline: the group existed */
-	bool group_open;       /* open_group() is done */
-	bool recovered;        /* own pending entries are done since the last connect */
+	bool group_open;       /* pp_consume_open() is done */
+	TimestampTz no_group_at;
+	bool recovered; /* own pending entries are done since the last connect */
 	TimestampTz recovered_at;
+	bool went_back; /* Redis knows of batches that the database has not */
+	PpId looked;    /* this and below: what watch.c saw last */
+	PpId delivered;
+	PpId generated;
+	int64 added;
+	int64 length;
+	PpId first;
+	int64 position; /* entries ever added up to the one that was delivered last; -1: not known */
+	TimestampTz ahead_since;
 	PpChores chores; /* of worker 1 */
 	bool mirror_complained;
 } PpWorker;
@@ -62,16 +72,30 @@ PP_NORETURN extern void pp_worker_stop(PpWorker *w, const char *code, const char
 extern void pp_worker_look_around(PpWorker *w);
 extern void pp_worker_well(PpWorker *w, bool idle);
 extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error);
+extern void pp_worker_open_apply(PpWorker *w);
+extern void pp_worker_transact(PpWorker *w, PpWork work, void *arg);
 
 /* consume.c */
-extern bool pp_consume_open_group(PpWorker *w, PpRedisError *error);
-extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
+extern bool pp_consume_create_group(PpWorker *w, bool anew, PpRedisError *error);
+extern void pp_consume_normalize(PpWorker *w, PpBatch *batch);
+extern bool pp_consume_apply(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
 extern void pp_consume_acknowledge(PpWorker *w);
 extern void pp_consume_begin_replies(PpWorker *w);
+extern PpReply *pp_consume_receive_any(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError *error);
 extern void pp_consume(PpWorker *w, PpRedisError *error);
 
+/* open.c */
+extern bool pp_consume_open(PpWorker *w, PpRedisError *error);
+
+/* watch.c */
+extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts);
+extern void pp_watch_join(PpWorker *w);
+extern bool pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts);
+extern bool pp_watch_position(PpWorker *w, const PpStreamFacts *facts);
+extern void pp_watch_delivered(PpWorker *w, int n, PpId last);
+extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
 /* chores.c */
 extern void pp_chores_run(PpWorker *w);
 extern long pp_chores_due_ms(PpWorker *w, long max_ms);

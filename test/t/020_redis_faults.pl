@@ -168,7 +168,7 @@ back();
 
 # ... while XGROUP CREATE does, and while a read does
 for my $case (
-	[ 'XGROUP', XREADGROUP => "-NOGROUP No such key\r\n", 'XGROUP CREATE' => { silent => 1 } ],
+	[ 'XGROUP', XREADGROUP => "-NOGROUP No such key\r\n", 'XINFO GROUPS' => "*0\r\n", 'XGROUP CREATE' => { silent => 1 } ],
 	[ 'XREADGROUP', XREADGROUP => { silent => 1 } ])
 {
 	my ($command, %replies) = @$case;

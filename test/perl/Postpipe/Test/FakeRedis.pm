@@ -25,6 +25,15 @@ use Postpipe::Test::Resp;
 use Storable ();
 use Time::HiRes ();
 
+# XINFO GROUPS: groups that have read everything.
+sub _groups
+{
+	my (@names) = @_;
+	my $bulk = sub { '$' . length($_[0]) . "\r\n$_[0]\r\n" };
+	my @groups = map { "*6\r\n" . join '', $bulk->('name'), $bulk->($_), $bulk->('pending'), ":0\r\n", $bulk->('last-delivered-id'), $bulk->('0-0') } @names;
+	return '*' . @groups . "\r\n" . join '', @groups;
+}
+
 # How an idle, empty, healthy Redis answers. A blocking read returns nil when its time is up, not at once.
 my %default = (
 	'PING' => "+PONG\r\n",
@@ -50,6 +59,10 @@ my %default = (
 	'XLEN' => ":0\r\n",
 	'XPENDING' => "*4\r\n:0\r\n\$-1\r\n\$-1\r\n*-1\r\n",
 	'XRANGE' => "*0\r\n",
+	# The stream is empty, and what was in it was added long before the last ID; 6.2 says no more.
+	'XINFO STREAM' => "*4\r\n\$6\r\nlength\r\n:0\r\n\$17\r\nlast-generated-id\r\n\$15\r\n9999999999999-0\r\n",
+	'XINFO GROUPS' => _groups(qw(post_persist_workers postpipe_hits)),
+	'XINFO CONSUMERS' => "*0\r\n",
 	'XAUTOCLAIM' => "*3\r\n\$3\r\n0-0\r\n*0\r\n*0\r\n",
 	'XREADGROUP' => sub {
 		my @command = @_;

@@ -1,0 +1,231 @@
+/*
+ * epoch.c
+ *		The epochs of a pipeline: how often its stream became another one, or was set back.
+ *
+ * An epoch is opened by a rewind from SQL, and when the stream was made anew, or is an older state
+ * of itself after a failover.  After a rewind, what older epochs settled is applied again; else it
+ * still counts, and an epoch is there for the audit alone: it says from which number of entries on
+ * this one accounts for them.
+ */
+#include "ledger.h"
+
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+/* Takes the current epoch, and those that were opened by a rewind, from the query's result. */
+static void
+read_epochs(PpLedger *ledger)
+{
+	bool isnull;
+
+	if (ledger->rewinds != NULL)
+		pfree(ledger->rewinds);
+	ledger->rewinds = MemoryContextAlloc(ledger->cxt, (SPI_processed + 1) * sizeof(PpRewind));
+	ledger->num_rewinds = 0;
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+
+		ledger->epoch = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
+		ledger->base_known = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull));
+		if (DatumGetBool(SPI_getbinval(row, desc, 3, &isnull)))
+		{
+			PpRewind *rewind = &ledger->rewinds[ledger->num_rewinds++];
+
+			rewind->epoch = ledger->epoch;
+			rewind->since = *(PpId *) DatumGetPointer(SPI_getbinval(row, desc, 4, &isnull));
+		}
+	}
+}
+
+static PpId
+get_id(int column)
+{
+	bool isnull;
+	Datum value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+	PpId none = {0, 0};
+
+	return isnull ? none : *(PpId *) DatumGetPointer(value);
+}
+
+static int64
+get_int64(int column, int64 if_null)
+{
+	bool isnull;
+	Datum value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+
+	return isnull ? if_null : DatumGetInt64(value);
+}
+
+/* What the epoch has settled so far, and where it began. */
+static void
+read_sums(PpLedger *ledger)
+{
+	Oid types[] = {TEXTOID, INT4OID, INT4OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
+					  Int32GetDatum(ledger->worker)};
+	const char *s = ledger->ext->schema_name;
+
+	SPI_execute_with_args(
+		psprintf(
+			"SELECT e.base_added, (e.applied + e.filtered + e.dead + e.discarded + e.lost + "
+			"coalesce((SELECT sum(applied + filtered + dead + discarded + lost) "
+			"FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 AND l.epoch = $2), 0) + "
+			"coalesce((SELECT sum(entries) FROM %1$s.postpipe_lost_range r "
+			"WHERE r.pipeline = $1 AND r.epoch = $2 AND cause = 'trimmed_before_read'), 0)"
+			")::bigint, "
+			"(SELECT last_id FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 AND epoch >= "
+			"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again) "
+			"ORDER BY last_id DESC LIMIT 1), "
+			"(SELECT max(sequence) FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 "
+			"AND l.worker = $3), p.pruned_id, cardinality(p.holes)::bigint "
+			"FROM %1$s.postpipe_epoch e JOIN %1$s.postpipe_progress p USING (pipeline) "
+			"WHERE e.pipeline = $1 AND e.epoch = $2",
+			s),
+		3, types, values, NULL, false, 0);
+	ledger->base = get_int64(1, -1);
+	ledger->settled = get_int64(2, 0);
+	ledger->top = get_id(3);
+	ledger->sequence = get_int64(4, 0);
+	ledger->pruned = get_id(5);
+	ledger->num_holes = get_int64(6, 0);
+}
+
+/*
+ * pp_ledger_open
+ *		Finds the pipeline's epoch, opens the first one where there is none, and returns the ID above
+ *		which nothing is on record that counts (0-0: nothing is at all).  SPI must be connected.
+ */
+PpId
+pp_ledger_open(PpLedger *ledger)
+{
+	Oid types[] = {TEXTOID, INT4OID};
+	Datum values[2] = {CStringGetTextDatum(ledger->pipeline)};
+	const char *s = ledger->ext->schema_name;
+	const PpRewind *last;
+	PpId mark = {0, 0};
+
+	SPI_execute_with_args(psprintf("WITH progress AS (INSERT INTO %s.postpipe_progress (pipeline) "
+								   "VALUES ($1) ON CONFLICT DO NOTHING) "
+								   "INSERT INTO %s.postpipe_epoch (pipeline, epoch, cause) "
+								   "VALUES ($1, 1, 'first') ON CONFLICT DO NOTHING",
+								   s, s),
+						  1, types, values, NULL, false, 0);
+	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id "
+								   "FROM %s.postpipe_epoch WHERE pipeline = $1 ORDER BY epoch",
+								   s),
+						  1, types, values, NULL, false, 0);
+	read_epochs(ledger);
+	last = ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
+	values[1] = Int32GetDatum(last ? last->epoch : 0);
+	SPI_execute_with_args(psprintf("SELECT last_id FROM %s.postpipe_ledger WHERE pipeline = $1 "
+								   "AND epoch >= $2 ORDER BY last_id DESC LIMIT 1",
+								   s),
+						  2, types, values, NULL, false, 1);
+	if (SPI_processed == 1)
+		mark = get_id(1);
+	if (last != NULL && pp_id_compare(last->since, mark) > 0)
+		mark = last->since;
+	read_sums(ledger);
+	if (pp_id_compare(ledger->pruned, mark) > 0)
+		mark = ledger->pruned;
+	return mark;
+}
+
+/*
+ * pp_ledger_set_base
+ *		Notes what the epoch begins with, once, before its first entry is read: how many entries had
+ *		been added to the stream that it does not account for (-1: not provable); the ID up to which
+ *		entries are settled or none of ours (0-0: none), and of those the ones that are pending all
+ *		the same, in stream order.  SPI must be connected.
+ */
+void
+pp_ledger_set_base(PpLedger *ledger, const PpBase *base)
+{
+	Oid id_type = pp_id_type_oid(ledger->ext);
+	Oid types[] = {TEXTOID, INT4OID, INT8OID, id_type, get_array_type(id_type)};
+	Datum *holes = palloc((base->num_holes + 1) * sizeof(Datum));
+	Datum values[5];
+	char nulls[] = "     ";
+
+	for (int i = 0; i < base->num_holes; i++)
+		holes[i] = PointerGetDatum(&base->holes[i]);
+	values[0] = CStringGetTextDatum(ledger->pipeline);
+	values[1] = Int32GetDatum(ledger->epoch);
+	values[2] = Int64GetDatum(base->added);
+	values[3] = PointerGetDatum(&base->settled);
+	values[4] = PointerGetDatum(
+		construct_array(holes, base->num_holes, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
+	nulls[2] = base->added < 0 ? 'n' : ' ';
+	nulls[3] = pp_id_is_zero(base->settled) ? 'n' : ' ';
+	SPI_execute_with_args(
+		psprintf("WITH epoch AS (UPDATE %1$s.postpipe_epoch SET base_known = true, base_added = $3 "
+				 "WHERE pipeline = $1 AND epoch = $2) "
+				 "UPDATE %1$s.postpipe_progress SET pruned_id = $4, pruned_epoch = $2, "
+				 "sealed_id = $4, holes = $5 WHERE pipeline = $1",
+				 ledger->ext->schema_name),
+		5, types, values, nulls, false, 0);
+	ledger->base_known = true;
+	ledger->base = base->added;
+	ledger->pruned = base->settled;
+	ledger->num_holes = base->num_holes;
+}
+
+/*
+ * pp_ledger_start_epoch
+ *		Opens an epoch because the stream is another one, or an older state of it.  Only look-ups get
+ *		more thorough by it: what older epochs settled still counts.  SPI must be connected.
+ */
+void
+pp_ledger_start_epoch(PpLedger *ledger, const char *cause)
+{
+	(void) pp_ledger_new_epoch(ledger->ext, ledger->pipeline, (PpId){0, 0}, cause, false);
+	(void) pp_ledger_open(ledger);
+}
+
+/*
+ * pp_ledger_new_epoch
+ *		Opens an epoch, from a backend.  With `again`, epochs before it no longer count: what they
+ *		settled will be applied again.  Returns its number.
+ */
+int
+pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, const char *cause,
+					bool again)
+{
+	Oid types[] = {TEXTOID, TEXTOID, BOOLOID, TEXTOID};
+	char id[PP_ID_LEN];
+	Datum values[4];
+
+	pp_id_print(since, id);
+	values[0] = CStringGetTextDatum(pipeline);
+	values[1] = CStringGetTextDatum(cause);
+	values[2] = BoolGetDatum(again);
+	values[3] = CStringGetTextDatum(id);
+	return (int) pp_store_execute(ext,
+								  psprintf("INSERT INTO %s.postpipe_epoch "
+										   "(pipeline, epoch, cause, again, since_id) "
+										   "SELECT $1, coalesce(max(epoch), 1) + 1, $2, $3, "
+										   "$4::%s.postpipe_id FROM %s.postpipe_epoch "
+										   "WHERE pipeline = $1",
+										   ext->schema_name, ext->schema_name, ext->schema_name),
+								  4, types, values, NULL);
+}
+
+/* Deletes all that is kept of a pipeline, but for its definition. From a backend. */
+void
+pp_ledger_forget(const PpExtension *ext, const char *pipeline)
+{
+	static const char *const tables[] = {"postpipe_ledger", "postpipe_epoch", "postpipe_lost_range",
+										 "postpipe_dead_letter", "postpipe_progress"};
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(pipeline)};
+
+	for (int i = 0; i < lengthof(tables); i++)
+		pp_store_execute(
+			ext, psprintf("DELETE FROM %s.%s WHERE pipeline = $1", ext->schema_name, tables[i]), 1,
+			types, values, NULL);
+}

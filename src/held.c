@@ -1,0 +1,227 @@
+/*
+ * held.c
+ *		Which entries the workers of a pipeline hold, and when all of them must hold still.
+ *
+ * A worker holds what it has received and not committed: one batch in each hand.  Redis gives an
+ * entry to one consumer only, until somebody sets the group back or a failover forgets a delivery:
+ * then two workers have it at once, and neither finds it in the ledger.  So each batch takes a
+ * ticket, and who is about to look entries up waits for those with a lower ticket that hold some of
+ * the same.  Tickets only grow, so nobody waits in a circle.
+ *
+ * A batch above everything that any worker has received before cannot be on record: it need not be
+ * looked up.  That mark is the pipeline's, because after a failover worker 1 gets what worker 2 had.
+ *
+ * What concerns the stream as a whole (who owns the group, is it still the same stream, what was
+ * skipped) is looked at by worker 1 while the others hold still: a pipeline is closed by any of its
+ * workers, each lets go of what it holds and parks, worker 1 looks, and opens it.
+ *
+ * Everything here is covered by the pipeline's lock.
+ */
+#include "held.h"
+
+#include "storage/latch.h"
+
+/* Calls `visit` for each worker of the pipeline, this one included, with both locks held. */
+typedef bool (*Visit)(PpProc *proc, void *arg);
+
+static bool
+any_worker(PpPipe *pipe, LWLockMode mode, Visit visit, void *arg)
+{
+	int pipe_no = (int) (pipe - pp_shared->pipes);
+	bool found = false;
+
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	LWLockAcquire(&pipe->lock, mode);
+	for (int i = 1 + PP_MAX_DATABASES; i < pp_shared->num_procs && !found; i++)
+	{
+		PpProc *proc = &pp_shared->procs[i];
+
+		found = proc->in_use && proc->pipe_no == pipe_no && proc->dboid == pipe->dboid &&
+				visit(proc, arg);
+	}
+	LWLockRelease(&pipe->lock);
+	LWLockRelease(&pp_shared->lock);
+	return found;
+}
+
+static void
+raise_mark(PpPipe *pipe, PpId id)
+{
+	if (pp_id_compare(id, pipe->mark) > 0)
+		pipe->mark = id;
+}
+
+/* What the ledger has reaches up to `mark`. */
+void
+pp_held_seed(PpPipe *pipe, PpId mark)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	raise_mark(pipe, mark);
+	LWLockRelease(&pipe->lock);
+}
+
+/* The highest ID that any worker has received; 0-0: none is known. */
+PpId
+pp_held_mark(PpPipe *pipe)
+{
+	PpId mark;
+
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	mark = pipe->mark;
+	LWLockRelease(&pipe->lock);
+	return mark;
+}
+
+/* Up to here everything was delivered to some worker of the pipeline, as far as is known. */
+PpId
+pp_held_seen(PpPipe *pipe)
+{
+	PpId seen;
+
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	seen = pipe->mark;
+	if (pipe->seen_known && pp_id_compare(pipe->seen, seen) < 0)
+		seen = pipe->seen;
+	LWLockRelease(&pipe->lock);
+	return seen;
+}
+
+/*
+ * pp_held_take
+ *		This worker has received entries first..last, in hand 0 or 1.  Returns true when they lie
+ *		above whatever any worker received before, so that none can be on record; else the ledger
+ *		has to be asked, after pp_held_must_wait() says no.
+ */
+bool
+pp_held_take(PpPipe *pipe, int hand, PpId first, PpId last)
+{
+	bool above;
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	above = pp_id_compare(first, pipe->mark) > 0;
+	raise_mark(pipe, last);
+	pp_my_proc->held[hand] = (PpHeld){++pipe->last_ticket, first, last};
+	LWLockRelease(&pipe->lock);
+	return above;
+}
+
+static bool
+holds_before(PpProc *proc, void *arg)
+{
+	const PpHeld *mine = arg;
+
+	if (proc == pp_my_proc)
+		return false;
+	for (int i = 0; i < lengthof(proc->held); i++)
+	{
+		const PpHeld *held = &proc->held[i];
+
+		if (held->ticket != 0 && held->ticket < mine->ticket &&
+			pp_id_compare(held->first, mine->last) <= 0 &&
+			pp_id_compare(held->last, mine->first) >= 0)
+			return true;
+	}
+	return false;
+}
+
+/* Does another worker hold some of the same entries, and did it receive them before us? */
+bool
+pp_held_must_wait(PpPipe *pipe, int hand)
+{
+	return any_worker(pipe, LW_SHARED, holds_before, &pp_my_proc->held[hand]);
+}
+
+/* What was in this hand is committed. */
+void
+pp_held_release(PpPipe *pipe, int hand)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_my_proc->held[hand].ticket = 0;
+	LWLockRelease(&pipe->lock);
+}
+
+/* Nothing is in hand: what was there will be delivered again. */
+void
+pp_held_release_all(PpPipe *pipe)
+{
+	for (int i = 0; i < lengthof(pp_my_proc->held); i++)
+		pp_held_release(pipe, i);
+}
+
+static bool
+wake(PpProc *proc, void *arg)
+{
+	if (proc != pp_my_proc && proc->latch != NULL)
+		SetLatch(proc->latch);
+	return false;
+}
+
+/* All workers are to let go of what they hold and park, and worker 1 to look at the stream. */
+void
+pp_pipe_close(PpPipe *pipe)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->opened = false;
+	LWLockRelease(&pipe->lock);
+	(void) any_worker(pipe, LW_SHARED, wake, NULL);
+}
+
+/* Worker 1 has looked. */
+void
+pp_pipe_open(PpPipe *pipe)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->opened = true;
+	pipe->opening++;
+	LWLockRelease(&pipe->lock);
+	(void) any_worker(pipe, LW_SHARED, wake, NULL);
+}
+
+/* The number of the opening, from 1; 0: the pipeline is closed. */
+uint64
+pp_pipe_opening(PpPipe *pipe)
+{
+	uint64 opening;
+
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	opening = pipe->opened ? pipe->opening : 0;
+	LWLockRelease(&pipe->lock);
+	return opening;
+}
+
+/* This worker holds nothing, and waits for the pipeline to be opened. */
+void
+pp_pipe_park(PpPipe *pipe)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_my_proc->parked = true;
+	LWLockRelease(&pipe->lock);
+	(void) any_worker(pipe, LW_SHARED, wake, NULL);
+}
+
+/* This worker begins to read, if the pipeline was not closed since that opening. */
+bool
+pp_pipe_enter(PpPipe *pipe, uint64 opening)
+{
+	bool entered;
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	entered = pipe->opened && pipe->opening == opening;
+	pp_my_proc->parked = !entered;
+	LWLockRelease(&pipe->lock);
+	return entered;
+}
+
+/* A worker that comes is parked from the start: it enters before it reads. */
+static bool
+is_restless(PpProc *proc, void *arg)
+{
+	return proc != pp_my_proc && !proc->parked;
+}
+
+/* Are all other workers parked? */
+bool
+pp_pipe_is_still(PpPipe *pipe)
+{
+	return !any_worker(pipe, LW_SHARED, is_restless, NULL);
+}

@@ -1,0 +1,436 @@
+/*
+ * open.c
+ *		Before a worker reads: whose group it is, whether the stream is still the one that the ledger
+ *		knows, and what the group has skipped.
+ *
+ * Worker 1 does it, after each connect and whenever a worker has seen something odd, while the
+ * others hold still (held.c).  In this order:
+ *
+ *	1. The ledger: the epoch, and what it has settled.
+ *	2. Is it the same stream?  If not, an epoch is opened.
+ *	3. The group is made, if it is missing.
+ *	4. An epoch that has just begun notes what it begins with.
+ *	5. Entries that the group has delivered to nobody we know are read by their range: the group was
+ *	   moved forward from outside, or the database has gone back in time and Redis has not.
+ *	6. Entries that were trimmed before anybody read them are counted.
+ *	7. What is pending for workers that are no more is taken over.
+ *
+ * 5 and 6 are done in a group that is ours alone: in a shared one, what we do not know of is
+ * somebody else's.
+ */
+#include "worker_internal.h"
+
+#include "executor/spi.h"
+#include "utils/memutils.h"
+
+#include "held.h"
+#include "process.h"
+#include "stats.h"
+
+#define PENDING_PAGE 1000
+#define MAX_HOLES    100000 /* more than that pending at the begin of an epoch are not noted */
+
+static void
+begin_epoch(PpApply *a, void *cause)
+{
+	pp_ledger_start_epoch(pp_apply_ledger(a), cause);
+}
+
+static void
+set_base(PpApply *a, void *base)
+{
+	pp_ledger_set_base(pp_apply_ledger(a), base);
+}
+
+static bool
+get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
+{
+	PpReply *replies[PP_STREAM_FACT_REPLIES];
+
+	pp_consume_begin_replies(w);
+	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
+	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
+		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
+			return false;
+	return pp_stream_parse_facts(replies, w->def->group, facts, error);
+}
+
+/* Looks entries up, in a transaction of its own. */
+static void
+look_up(PpApply *a, void *arg)
+{
+	PpBatch *batch = arg;
+	PpEntry **entries = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
+
+	for (int i = 0; i < batch->n; i++)
+		entries[i] = &batch->entries[i];
+	pp_ledger_lookup(pp_apply_ledger(a), entries, batch->n);
+}
+
+/*
+ * Is the highest entry that the ledger knows in the stream, as it was?  It may have been deleted:
+ * then Redis, from 7.0 on, knows that something up there was.
+ */
+static bool
+top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError *error)
+{
+	PpId top = pp_apply_ledger(w->apply)->top;
+	PpReply *reply;
+	PpBatch *batch = &w->batches[0];
+
+	pp_consume_begin_replies(w);
+	pp_stream_send_range(w->redis, w->def->stream, pp_id_previous(top), top, 1);
+	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error) ||
+		!pp_stream_parse_range(reply, batch, error))
+		return false;
+	if (batch->n == 0)
+	{
+		*there = pp_id_compare(facts->max_deleted, top) >= 0 ||
+				 (facts->added < 0 && facts->group_exists);
+		return true;
+	}
+	pp_consume_normalize(w, batch);
+	pp_worker_transact(w, look_up, batch);
+	*there = batch->entries[0].verdict == PP_VERDICT_DUPLICATE;
+	return true;
+}
+
+/*
+ * Why is the stream not the one that the ledger knows?  *cause becomes NULL when it is.  A stream
+ * that was deleted and filled again has fewer entries than were settled, or lower IDs, or other
+ * entries under the same ones.
+ */
+static bool
+find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisError *error)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	int64 known = ledger->base + ledger->settled;
+	bool counted = facts->added >= 0 && ledger->base_known && ledger->base >= 0;
+	bool trimmed;
+	bool there;
+
+	*cause = NULL;
+	if (pp_id_is_zero(ledger->top))
+		return true;
+	trimmed = facts->length == 0 || pp_id_compare(facts->first_entry, ledger->top) > 0;
+	if (!facts->key_exists)
+		*cause = "stream_gone";
+	else if (pp_id_compare(facts->last_generated, ledger->top) < 0)
+		*cause = "stream_went_back";
+	else if (pp_watch_is_other(w, facts))
+		*cause = "stream_made_anew";
+	else if (counted && facts->added - (trimmed ? facts->length : 0) < known)
+		*cause = "stream_made_anew";
+	else if (!counted && trimmed && !facts->group_exists)
+		*cause = "group_gone";
+	else if (!trimmed)
+	{
+		if (!top_is_there(w, facts, &there, error))
+			return false;
+		if (!there)
+			*cause = "stream_made_anew";
+	}
+	return true;
+}
+
+/* XPENDING from `after` on: the IDs of a page, in stream order, as entries without content. */
+static bool
+get_pending(PpWorker *w, PpId after, PpId last, PpBatch *page, PpRedisError *error)
+{
+	PpReply *reply;
+
+	pp_consume_begin_replies(w);
+	page->n = 0;
+	pp_stream_send_pending(w->redis, w->def->stream, w->def->group, after, last, PENDING_PAGE);
+	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
+		return false;
+	page->entries = MemoryContextAllocZero(w->batches[0].cxt, Max(reply->len, 1) * sizeof(PpEntry));
+	for (size_t i = 0; i < reply->len; i++)
+	{
+		PpEntry *entry = &page->entries[page->n++];
+
+		entry->nfields = -1;
+		if (!pp_stream_parse_pending(&reply->items[i], &entry->id, error))
+			return false;
+	}
+	return true;
+}
+
+/* Notes what an epoch begins with. */
+static bool
+begin_with(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
+{
+	PpBase base = {.added = -1, .settled = facts->last_delivered};
+	PpId after = {0, 0};
+	PpBatch page;
+	MemoryContext cxt = AllocSetContextCreate(w->cxt, "postpipe holes", ALLOCSET_DEFAULT_SIZES);
+
+	if (facts->added >= 0 && facts->undelivered >= 0 && facts->pending >= 0)
+		base.added = facts->added - facts->undelivered - facts->pending;
+	if (facts->pending > 0)
+		base.holes = MemoryContextAllocHuge(cxt, (Min(facts->pending, MAX_HOLES) + PENDING_PAGE) *
+													 sizeof(PpId));
+	do
+	{
+		if (facts->pending <= 0)
+			break;
+		if (!get_pending(w, after, facts->last_delivered, &page, error))
+		{
+			MemoryContextDelete(cxt);
+			return false;
+		}
+		for (int i = 0; i < page.n; i++)
+			base.holes[base.num_holes++] = after = page.entries[i].id;
+	} while (page.n == PENDING_PAGE && base.num_holes < Min(facts->pending, MAX_HOLES));
+	if (facts->pending < 0 || base.num_holes >= MAX_HOLES)
+	{
+		/* Too many to list: then what comes again from before the epoch is not known as settled. */
+		base.settled = (PpId){0, 0};
+		base.num_holes = 0;
+	}
+	pp_worker_transact(w, set_base, &base);
+	MemoryContextDelete(cxt);
+	return true;
+}
+
+/* Are all consumers of the group workers of this pipeline? */
+static bool
+find_exclusive(PpWorker *w, PpRedisError *error)
+{
+	size_t prefix = strrchr(w->consumer, ':') - w->consumer + 1;
+	PpReply *reply;
+
+	w->pipe->exclusive = true;
+	pp_consume_begin_replies(w);
+	pp_redis_send(w->redis, "XINFO CONSUMERS %s %s", w->def->stream, w->def->group);
+	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
+	{
+		/* A user who may not ask can still be served. */
+		w->pipe->exclusive = false;
+		if (error->class != PP_REDIS_CLASS_SETTING || !pp_redis_is_open(w->redis))
+			return false;
+		memset(error, 0, sizeof(*error));
+		return true;
+	}
+	for (size_t i = 0; i < reply->len; i++)
+	{
+		const PpReply *name = pp_reply_lookup(&reply->items[i], "name");
+
+		if (!pp_reply_is(name, PP_REPLY_STRING, 1) || strncmp(name->str, w->consumer, prefix) != 0)
+			w->pipe->exclusive = false;
+	}
+	return true;
+}
+
+/* Takes out of a batch what is pending: it will be delivered again by itself. */
+static void
+leave_out_pending(PpBatch *batch, const PpReply *pending)
+{
+	int kept = 0;
+	size_t next = 0;
+	PpRedisError ignored;
+
+	for (int i = 0; i < batch->n; i++)
+	{
+		PpId id = {0, 0};
+		int order = -1;
+
+		while (next < pending->len &&
+			   pp_stream_parse_pending(&pending->items[next], &id, &ignored) &&
+			   (order = pp_id_compare(id, batch->entries[i].id)) < 0)
+			next++;
+		if (next == pending->len || order != 0)
+			batch->entries[kept++] = batch->entries[i];
+	}
+	batch->n = kept;
+}
+
+/*
+ * Applies what lies in after..last, is not pending and not on record.  Redis is asked what is
+ * pending before it is asked for the entries, and the ledger last: so nothing falls between.
+ */
+static bool
+apply_range(PpWorker *w, PpId after, PpId last, PpRedisError *error)
+{
+	PpBatch *batch = &w->batches[0];
+
+	while (pp_id_compare(after, last) < 0)
+	{
+		PpReply *pending;
+		PpReply *range;
+
+		pp_consume_begin_replies(w);
+		pp_stream_send_pending(w->redis, w->def->stream, w->def->group, after, last, w->count);
+		pp_stream_send_range(w->redis, w->def->stream, after, last, w->count);
+		if (!pp_consume_receive(w, PP_REPLY_ARRAY, &pending, error) ||
+			!pp_consume_receive(w, PP_REPLY_ARRAY, &range, error) ||
+			!pp_stream_parse_range(range, batch, error))
+			return false;
+		if (batch->n == 0)
+			break;
+		after = batch->entries[batch->n - 1].id;
+		leave_out_pending(batch, pending);
+		batch->look_up = true;
+		if (batch->n > 0 && !pp_consume_apply(w, batch))
+			return false;
+		w->ack_new.n = 0; /* they are not pending */
+		pp_worker_look_around(w);
+		if (!pp_redis_is_open(w->redis))
+			return false;
+	}
+	return true;
+}
+
+/* Reads what the group has passed over, see the top of the file. */
+static bool
+repair(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	PpId after = w->went_back ? ledger->pruned : pp_held_seen(w->pipe);
+	uint64 before = pp_pipe_settled(w->pipe);
+	uint64 applied;
+
+	if (pp_id_compare(after, facts->last_delivered) >= 0)
+		return true;
+	if (!w->pipe->exclusive)
+	{
+		if (w->went_back)
+			ereport(WARNING,
+					(errmsg("postpipe pipeline \"%s\": the database has gone back in time, and the "
+							"group \"%s\" has not",
+							w->def->name, w->def->group),
+					 errdetail("The group has other consumers too, so it cannot be told which "
+							   "entries are missing here."),
+					 errhint("postpipe_rewind('%s', ...) applies entries again.", w->def->name)));
+		return true;
+	}
+	if (!apply_range(w, after, facts->last_delivered, error))
+		return false;
+	applied = pp_pipe_settled(w->pipe) - before;
+	if (applied > 0)
+		ereport(w->went_back ? WARNING : LOG,
+				(errmsg("postpipe pipeline \"%s\": " UINT64_FORMAT " entries that the group had "
+						"passed over were read from the stream",
+						w->def->name, applied),
+				 w->went_back ? errdetail("The database has gone back in time.") : 0));
+	pp_held_seed(w->pipe, facts->last_delivered);
+	return true;
+}
+
+/* How many entries are pending and not settled? */
+static bool
+count_unsettled(PpWorker *w, PpId last, int64 *unsettled, PpRedisError *error)
+{
+	PpId after = {0, 0};
+	PpBatch page;
+
+	*unsettled = 0;
+	do
+	{
+		if (!get_pending(w, after, last, &page, error))
+			return false;
+		if (page.n == 0)
+			break;
+		pp_worker_transact(w, look_up, &page);
+		for (int i = 0; i < page.n; i++)
+			*unsettled += page.entries[i].verdict != PP_VERDICT_DUPLICATE;
+		after = page.entries[page.n - 1].id;
+	} while (page.n == PENDING_PAGE);
+	return true;
+}
+
+/*
+ * Counts what was trimmed before it was read, while nobody looked: everything that is left lies
+ * above what was settled when we came, so what is missing in between is no more there to be read.
+ */
+static bool
+note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, PpRedisError *error)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	int64 unsettled;
+	int64 missing;
+
+	if (!w->pipe->exclusive || ledger->base < 0 || facts->added < 0 || facts->undelivered < 0 ||
+		(facts->length > 0 && pp_id_compare(facts->first_entry, top) <= 0))
+		return true;
+	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
+		return false;
+	missing = facts->added - facts->undelivered - ledger->base - ledger->settled - unsettled;
+	/* What lies between last-delivered and the first entry that is left was delivered to nobody. */
+	if (missing > 0)
+		pp_watch_lost(w, top, facts, missing);
+	return true;
+}
+
+/* Worker 1: everything that is said at the top of the file. */
+static bool
+look_at_stream(PpWorker *w, PpRedisError *error)
+{
+	PpStreamFacts facts;
+	const char *cause;
+	PpId top;
+
+	if (!get_facts(w, &facts, error) || !find_cause(w, &facts, &cause, error))
+		return false;
+	if (cause != NULL)
+	{
+		pp_worker_transact(w, begin_epoch, (void *) cause);
+		ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: %s", w->def->name,
+							 pp_apply_ledger(w->apply)->epoch, cause)));
+	}
+	if (!facts.group_exists &&
+		(!pp_consume_create_group(w, cause != NULL, error) || !get_facts(w, &facts, error)))
+		return false;
+	if (!pp_apply_ledger(w->apply)->base_known && !begin_with(w, &facts, error))
+		return false;
+	top = pp_apply_ledger(w->apply)->top;
+	if (pp_id_compare(pp_apply_ledger(w->apply)->pruned, top) > 0)
+		top = pp_apply_ledger(w->apply)->pruned;
+	if (!find_exclusive(w, error) || !repair(w, &facts, error))
+		return false;
+	pp_worker_open_apply(w);
+	if (!note_trimmed(w, &facts, top, error) || !pp_consume_take_over(w, error))
+		return false;
+	pp_watch_begin(w, &facts);
+	return true;
+}
+
+/*
+ * pp_consume_open
+ *		Lets this worker read: after worker 1 has looked at the stream as a whole.  False with *error
+ *		filled: something failed; with no error: the connection was closed meanwhile.
+ */
+bool
+pp_consume_open(PpWorker *w, PpRedisError *error)
+{
+	pp_held_release_all(w->pipe);
+	if (pp_my_proc->worker > 1)
+	{
+		uint64 opening;
+
+		pp_pipe_park(w->pipe);
+		do
+		{
+			while ((opening = pp_pipe_opening(w->pipe)) == 0)
+			{
+				pp_process_sleep(1000, PP_WAIT_WORKER_IDLE);
+				pp_worker_look_around(w);
+			}
+			pp_worker_open_apply(w);
+		} while (!pp_pipe_enter(w->pipe, opening));
+		pp_watch_join(w);
+		return pp_redis_is_open(w->redis);
+	}
+	pp_pipe_close(w->pipe);
+	while (!pp_pipe_is_still(w->pipe))
+	{
+		pp_process_sleep(50, PP_WAIT_WORKER_IDLE);
+		pp_worker_look_around(w);
+	}
+	pp_worker_open_apply(w);
+	if (!pp_redis_is_open(w->redis) || !look_at_stream(w, error))
+		return false;
+	w->went_back = false;
+	pp_pipe_open(w->pipe);
+	return pp_redis_is_open(w->redis);
+}
