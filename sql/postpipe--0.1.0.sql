@@ -80,8 +80,13 @@ CREATE TABLE @extschema@.postpipe_dead_letter (
     event           jsonb,
     fields          bytea[],                               -- name, value, name, value ... as Redis sent them
     size_bytes      bigint NOT NULL,
+    key_hash        bigint,                                -- internal: of its key, where the order of entries of one key matters
+    overtaken       boolean NOT NULL DEFAULT false,        -- internal: a later entry with that key was applied since
     PRIMARY KEY (pipeline, epoch, id)
 );
+CREATE INDEX postpipe_dead_letter_due ON @extschema@.postpipe_dead_letter (pipeline, next_retry_at) WHERE state OPERATOR(pg_catalog.=) 'retrying';
+CREATE INDEX postpipe_dead_letter_age ON @extschema@.postpipe_dead_letter (pipeline, last_failed_at) WHERE state OPERATOR(pg_catalog.=) 'dead';
+CREATE INDEX postpipe_dead_letter_key ON @extschema@.postpipe_dead_letter (pipeline, key_hash) WHERE NOT overtaken;
 
 -- Internal: which entries are settled (src/ledger.c has the encoding of ids), the epochs, and what was lost.
 CREATE TABLE @extschema@.postpipe_ledger (
@@ -184,6 +189,13 @@ CREATE FUNCTION @extschema@.postpipe_wait_state(pipeline text, state text, timeo
 CREATE FUNCTION @extschema@.postpipe_rewind(pipeline text, to_id text DEFAULT NULL, to_time timestamptz DEFAULT NULL)  -- applies AGAIN, on purpose: opens an epoch; needs a paused pipeline
     RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_rewind' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;    -- entries that will be read
 
+-- Dead letters: one filter, two verbs. since and until are about the first failure; the earliest entries come first.
+CREATE FUNCTION @extschema@.postpipe_replay(pipeline text, ids @extschema@.postpipe_id[] DEFAULT NULL, sqlstate text DEFAULT NULL, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_entries integer DEFAULT NULL,
+        OUT matched bigint, OUT applied bigint, OUT failed bigint)
+    RETURNS record AS 'MODULE_PATHNAME', 'postpipe_replay' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_discard(pipeline text, ids @extschema@.postpipe_id[] DEFAULT NULL, sqlstate text DEFAULT NULL, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_entries integer DEFAULT NULL, reason text DEFAULT NULL)
+    RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_discard' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;   -- counted in postpipe_audit.discarded
+
 CREATE FUNCTION @extschema@.postpipe_version(OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean) AS 'MODULE_PATHNAME', 'postpipe_version' LANGUAGE C STABLE PARALLEL SAFE;
 
 ---------------------------------------------------------------------------------------------------------------------------
@@ -253,6 +265,8 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_resume,
     @extschema@.postpipe_wait_state,
     @extschema@.postpipe_rewind,
+    @extschema@.postpipe_replay,
+    @extschema@.postpipe_discard,
     @extschema@.postpipe_version,
     @extschema@.postpipe_stats_0_1,
     @extschema@.postpipe_workers_0_1,
@@ -276,6 +290,8 @@ COMMENT ON FUNCTION @extschema@.postpipe_pause IS 'stops reading of a pipeline a
 COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over arms one that comes from another server';
 COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state; false when time is up';
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
+COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';
+COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters; they stay counted in postpipe_audit';
 COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, the SQL objects and hiredis';
 COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';
 COMMENT ON FUNCTION @extschema@.postpipe_pipeline_owner IS 'internal: owner of a pipeline';

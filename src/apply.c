@@ -27,6 +27,7 @@
 #include "event.h"
 #include "fault.h"
 #include "inflight.h"
+#include "shmem.h"
 #include "suspect.h"
 
 #define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
@@ -46,6 +47,8 @@ pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
 	a->ledger.ext = ext;
 	a->ledger.pipeline = pipeline->name;
 	a->ledger.worker = worker;
+	a->stop_cxt = AllocSetContextCreate(cxt, "postpipe stop", ALLOCSET_SMALL_SIZES);
+	pp_threshold_init(a);
 	a->batches_wanted = a->batches_without_conflict = MIN_BATCHES_WANTED;
 	return a;
 }
@@ -102,7 +105,9 @@ pp_apply_take_error(PpApply *a, MemoryContext cxt)
 
 	MemoryContextSwitchTo(cxt);
 	error = pp_entry_error_capture(cxt);
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	/* In a backend it is the session's. */
+	if (pp_my_proc != NULL)
+		disable_timeout(STATEMENT_TIMEOUT, false);
 	error->moment = error->sqlstate == ERRCODE_QUERY_CANCELED &&
 					(a->statement == NULL || !pp_statement_timed_out(a->statement));
 	return error;
@@ -171,6 +176,7 @@ open_all(PpApply *a, void *mark)
 		pp_posts_create_table(a->ext, a->pipeline);
 	CommandCounterIncrement();
 	pp_statement_prepare(a->statement);
+	pp_overtaken_load(a);
 }
 
 /*
@@ -192,6 +198,13 @@ pp_apply_ledger(PpApply *a)
 	return &a->ledger;
 }
 
+/* Does it come late, after a later entry with the same key? */
+static bool
+is_older(const PpEntry *entry)
+{
+	return entry->letter != NULL && entry->letter->overtaken;
+}
+
 int
 pp_apply_compare_waves(const void *x, const void *y)
 {
@@ -200,6 +213,8 @@ pp_apply_compare_waves(const void *x, const void *y)
 
 	if (a->wave != b->wave)
 		return a->wave - b->wave;
+	if (is_older(a) != is_older(b))
+		return is_older(a) ? 1 : -1;
 	return pp_id_compare(a->id, b->id);
 }
 
@@ -207,8 +222,8 @@ pp_apply_compare_waves(const void *x, const void *y)
  * Numbers the entries of each key from 0.  A statement that upserts cannot touch a row twice, and
  * entries with one key have to take effect one after the other: so each wave is a run of its own.
  */
-static int
-number_waves(List *key_fields, PpEntry **entries, int n)
+int
+pp_apply_number_waves(List *key_fields, PpEntry **entries, int n)
 {
 	int size = 16;
 	int max = 0;
@@ -235,12 +250,15 @@ number_waves(List *key_fields, PpEntry **entries, int n)
 		max = Max(max, entries[i]->wave);
 	}
 	pfree(table);
-	if (max > 0)
+	if (max > 0 || entries[0]->letter != NULL)
 		qsort(entries, n, sizeof(PpEntry *), pp_apply_compare_waves);
 	return max;
 }
 
-/* Runs the statement over entries in wave order, wave by wave. */
+/*
+ * Runs the statement over entries in wave order, wave by wave, and apart from the others those that
+ * come late.
+ */
 void
 pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResult *result)
 {
@@ -250,11 +268,14 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 	while (first < n)
 	{
 		int end = first + 1;
+		bool older = is_older(entries[first]) && pp_statement_has_older(a->statement);
+		PpForm form = older ? PP_FORM_OLDER : plain ? PP_FORM_PLAIN : PP_FORM_WHOLE;
 
-		while (end < n && entries[end]->wave == entries[first]->wave)
+		while (end < n && entries[end]->wave == entries[first]->wave &&
+			   is_older(entries[end]) == is_older(entries[first]))
 			end++;
 		result->runs++;
-		result->conflicted += pp_statement_run(a->statement, entries + first, end - first, plain);
+		result->conflicted += pp_statement_run(a->statement, entries + first, end - first, form);
 		first = end;
 	}
 	for (int i = 0; i < n; i++)
@@ -264,7 +285,7 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 
 /* Writes ledger and dead letters for the entries that have a verdict and are not settled yet. */
 static void
-record(PpApply *a, PpBatch *batch)
+record(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
 	PpEntry **decided = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
 	int n = 0;
@@ -272,16 +293,19 @@ record(PpApply *a, PpBatch *batch)
 	for (int i = 0; i < batch->n; i++)
 	{
 		PpEntry *entry = &batch->entries[i];
+		uint64 key_hash;
+		bool has_key;
 
 		if (entry->settled || entry->verdict == PP_VERDICT_OPEN ||
 			(entry->verdict == PP_VERDICT_DUPLICATE && entry->on_record == a->ledger.epoch))
 			continue;
 		decided[n++] = entry;
-		if (entry->verdict == PP_VERDICT_DEAD)
-		{
-			pp_dead_letter_store(&a->ledger, entry, a->pipeline->stream);
-			PP_FAULT("after_dead_letter");
-		}
+		if (entry->verdict != PP_VERDICT_DEAD)
+			continue;
+		has_key = pp_overtaken_key(a, entry, &key_hash);
+		pp_dead_letter_store(&a->ledger, a->pipeline, entry, has_key ? &key_hash : NULL,
+							 &result->retry_at);
+		PP_FAULT("after_dead_letter");
 	}
 	pp_ledger_record(&a->ledger, decided, n);
 	if (n > 0)
@@ -291,7 +315,7 @@ record(PpApply *a, PpBatch *batch)
 
 /* The transaction is committed: what has a verdict is settled, and counted. */
 static void
-settle(PpBatch *batch, PpApplyResult *result)
+settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
 	for (int i = 0; i < batch->n; i++)
 	{
@@ -299,11 +323,13 @@ settle(PpBatch *batch, PpApplyResult *result)
 
 		if (entry->settled || entry->verdict == PP_VERDICT_OPEN)
 			continue;
+		pp_threshold_note(a, entry);
 		entry->settled = true;
 		result->applied += entry->verdict == PP_VERDICT_APPLIED;
 		result->filtered += entry->verdict == PP_VERDICT_FILTERED;
 		result->duplicates += entry->verdict == PP_VERDICT_DUPLICATE;
-		result->dead += entry->verdict == PP_VERDICT_DEAD;
+		result->dead += entry->verdict == PP_VERDICT_DEAD && !entry->retrying;
+		result->retried += entry->verdict == PP_VERDICT_DEAD && entry->retrying;
 		result->lost += entry->verdict == PP_VERDICT_GONE;
 	}
 }
@@ -312,14 +338,19 @@ settle(PpBatch *batch, PpApplyResult *result)
 void
 pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
-	record(a, batch);
+	pp_threshold_check(a, batch);
+	if (a->retrying)
+		pp_retry_record(a, batch, false);
+	else
+		record(a, batch, result);
+	pp_overtaken_mark(a, batch);
 	pp_suspect_note_commit(batch);
 	PP_FAULT("before_commit");
 	result->lsn = commit(a->call_cxt);
 	PP_FAULT("after_commit");
 	pp_inflight_committed();
 	pp_ledger_committed(&a->ledger);
-	settle(batch, result);
+	settle(a, batch, result);
 }
 
 /* The transaction was rolled back: what only a run decided is open again. */
@@ -386,15 +417,20 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 
 		if (pp_apply_begin(a))
 		{
+			if (a->retrying)
+				pp_retry_lock(a, batch, true);
 			if (look_up)
 				look_up_all(a, batch);
 			n = pp_apply_collect_open(a, batch, &open);
 			if (n > 0)
 			{
 				pp_statement_prepare(a->statement);
-				*plain = number_waves(pp_statement_key_fields(a->statement), open, n) == 0 &&
-						 may_be_plain && pp_statement_has_plain(a->statement);
+				*plain =
+					pp_apply_number_waves(pp_statement_key_fields(a->statement), open, n) == 0 &&
+					may_be_plain && pp_statement_has_plain(a->statement);
 				pp_apply_run_waves(a, open, n, *plain, result);
+				if (a->stopped && !a->retrying)
+					pp_threshold_reset(a);
 			}
 			pp_apply_finish(a, batch, result);
 		}
@@ -428,7 +464,7 @@ fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		{
 			pp_statement_prepare(a->statement);
 			result->runs++;
-			(void) pp_statement_run(a->statement, NULL, 0, false);
+			(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
 		}
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(a->call_cxt);
@@ -467,6 +503,23 @@ try_cheaply(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 	return outcome;
 }
 
+/* The batch fails, and neither the moment nor the pipeline alone is to blame: may it be split? */
+static bool
+may_split(PpApply *a, PpBatch *batch, PpApplyResult *result)
+{
+	if (pp_fault_of(result->error) != PP_FAULT_ENTRY && fails_on_nothing(a, batch, result))
+		return false;
+	if (!a->stopped || a->retrying)
+		return true;
+	if (pp_apply_samples_pass(a, batch, result))
+	{
+		pp_threshold_reset(a);
+		return true;
+	}
+	result->error = a->stop_error;
+	return false;
+}
+
 /*
  * pp_apply_batch
  *		Settles the entries of a batch, those that an earlier call has not.  The entries must be
@@ -479,13 +532,19 @@ pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 {
 	MemoryContext old = MemoryContextSwitchTo(a->call_cxt);
 	PpOutcome outcome;
+	bool plain = false;
 
 	MemoryContextReset(a->call_cxt);
 	memset(result, 0, sizeof(*result));
-	outcome = try_cheaply(a, batch, look_up, result);
-	if (outcome == PP_OUTCOME_PIPELINE &&
-		(pp_fault_of(result->error) == PP_FAULT_ENTRY || !fails_on_nothing(a, batch, result)))
+	a->over = false;
+	if (a->retrying)
+		outcome = try_whole(a, batch, false, &plain, result);
+	else
+		outcome = try_cheaply(a, batch, look_up, result);
+	if (outcome == PP_OUTCOME_PIPELINE && !a->over && may_split(a, batch, result))
 		outcome = pp_apply_split(a, batch, result);
+	if (outcome == PP_OUTCOME_PIPELINE && a->over)
+		pp_threshold_stopped(a, result->error);
 	MemoryContextSwitchTo(old);
 	return outcome;
 }

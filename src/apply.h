@@ -27,10 +27,12 @@ typedef struct PpApplyResult
 	int conflicted; /* of applied: rows that were there before, where the statement tells */
 	int filtered;
 	int duplicates;
-	int dead;
+	int dead;    /* became "dead" */
+	int retried; /* became "retrying" */
 	int lost;
-	int runs;            /* of the statement */
-	PpEntryError *error; /* the last error; NULL: none. Valid until the next call */
+	int runs;             /* of the statement */
+	TimestampTz retry_at; /* when the first of those retried is due; 0: none */
+	PpEntryError *error;  /* the last error; NULL: none. Valid until the next call */
 } PpApplyResult;
 
 /* What is done in a transaction outside a batch. */

@@ -1,12 +1,25 @@
 /*
  * apply_internal.h
- *		Shared by apply.c and split.c alone.
+ *		Shared by what applies a batch: apply.c, split.c, retry.c, overtaken.c, threshold.c, and
+ *		replay in a backend.
  */
 #ifndef PP_APPLY_INTERNAL_H
 #define PP_APPLY_INTERNAL_H
 
 #include "apply.h"
+#include "dead_letter.h"
 #include "statement.h"
+
+#define PP_WINDOW_ENTRIES 1000
+
+/* The last entries that were decided, a ring; see threshold.c. */
+typedef struct PpWindow
+{
+	int n;
+	int next;
+	int failed;
+	bool entries[PP_WINDOW_ENTRIES]; /* it failed */
+} PpWindow;
 
 struct PpApply
 {
@@ -21,12 +34,23 @@ struct PpApply
 	int batches_without_conflict; /* in a row */
 	int batches_wanted;           /* of them, before a plain insert is tried */
 	int lone_attempts;            /* … and how often */
+	bool retrying;                /* the batch in hand is of letters (retry.c) */
+	MemoryContext retry_cxt;      /* for it */
+	uint64 *watched;              /* keys that have a letter (overtaken.c); NULL: none has */
+	double error_threshold;       /* this and below: threshold.c */
+	bool stopped;                 /* too many have failed */
+	bool over;                    /* this call found so */
+	MemoryContext stop_cxt;       /* of … */
+	PpEntryError *stop_error;     /* … why it is stopped */
+	PpWindow window;
 };
+
 
 extern bool pp_apply_begin(PpApply *a);
 extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
 extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);
 extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
+extern int pp_apply_number_waves(List *key_fields, PpEntry **entries, int n);
 extern int pp_apply_compare_waves(const void *x, const void *y);
 extern void pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain,
 							   PpApplyResult *result);
@@ -36,5 +60,27 @@ extern int pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open);
 
 /* split.c */
 extern PpOutcome pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result);
+extern bool pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result);
+extern PpEntryError *pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result);
+
+/* retry.c */
+extern int pp_retry_make_batch(PpApply *a, PpLetterKey *keys, int n, size_t max_bytes,
+							   PpBatch *batch);
+extern void pp_retry_lock(PpApply *a, PpBatch *batch, bool leave_out);
+extern void pp_retry_record(PpApply *a, PpBatch *batch, bool by_hand);
+
+/* overtaken.c */
+extern void pp_overtaken_load(PpApply *a);
+extern void pp_overtaken_watch_all(PpApply *a);
+extern bool pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash);
+extern void pp_overtaken_mark(PpApply *a, const PpBatch *batch);
+
+/* threshold.c */
+extern void pp_threshold_init(PpApply *a);
+extern void pp_threshold_reset(PpApply *a);
+extern void pp_threshold_note(PpApply *a, const PpEntry *entry);
+extern void pp_threshold_check(PpApply *a, const PpBatch *batch);
+extern void pp_threshold_foresee(PpApply *a, int failed, int n, const PpEntryError *last);
+extern void pp_threshold_stopped(PpApply *a, PpEntryError *error);
 
 #endif /* PP_APPLY_INTERNAL_H */

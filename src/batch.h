@@ -29,9 +29,10 @@ typedef enum PpVerdict
 /* Why an entry could not be applied; as GET STACKED DIAGNOSTICS has it. */
 typedef struct PpEntryError
 {
-	bool moment;  /* whatever its code, it says nothing of the entry: somebody cancelled */
-	bool final;   /* the entry must not be run again: it has crashed the process */
-	int sqlstate; /* packed, as in ErrorData.sqlerrcode */
+	bool moment; /* whatever its code, it says nothing of the entry: somebody cancelled */
+	bool final;  /* the entry must not be run again: it has crashed the process */
+	const char *reason_code; /* a constant; NULL: it follows from the SQLSTATE */
+	int sqlstate;            /* packed, as in ErrorData.sqlerrcode */
 	char *message;
 	char *detail; /* this and all below: NULL when absent */
 	char *hint;
@@ -41,6 +42,15 @@ typedef struct PpEntryError
 	char *column_name;
 	char *constraint_name;
 } PpEntryError;
+
+/* What the dead-letter table has of an entry that is tried again. */
+typedef struct PpLetter
+{
+	int epoch;
+	int sqlstate;   /* of its last failure */
+	int attempts;   /* so far */
+	bool overtaken; /* a later entry with the same key was applied since */
+} PpLetter;
 
 typedef struct PpEntry
 {
@@ -57,6 +67,8 @@ typedef struct PpEntry
 	int on_record;       /* of a duplicate: the latest epoch that has a record of it */
 	bool settled;        /* its verdict is committed */
 	PpEntryError *error; /* for PP_VERDICT_DEAD */
+	bool retrying;       /* it is dead for now only: it will be tried again */
+	PpLetter *letter;    /* NULL: it was read from Redis, not from the dead-letter table */
 } PpEntry;
 
 typedef struct PpBatch

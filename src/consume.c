@@ -300,6 +300,7 @@ count_result(PpWorker *w, const PpApplyResult *r)
 	pp_count(w->pipe, PP_COUNT_FILTERED, r->filtered);
 	pp_count(w->pipe, PP_COUNT_DEDUPLICATED, r->duplicates);
 	pp_count(w->pipe, PP_COUNT_DEAD, r->dead);
+	pp_count(w->pipe, PP_COUNT_RETRIED, r->retried);
 	pp_count(w->pipe, PP_COUNT_LOST, r->lost);
 }
 
@@ -318,6 +319,7 @@ apply_part(PpWorker *w, PpBatch *part, XLogRecPtr *lsn)
 		PpOutcome outcome = pp_apply_batch(w->apply, part, part->look_up, &result);
 
 		count_result(w, &result);
+		pp_pipe_retry_at(w->pipe, result.retry_at);
 		if (outcome == PP_OUTCOME_GONE)
 			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
 		if (outcome == PP_OUTCOME_DONE)
@@ -433,7 +435,7 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 		if (!pp_consume_apply(w, batch))
 			return false;
 		pp_consume_acknowledge(w);
-		if (!receive_acks(w, error))
+		if (!receive_acks(w, error) || !pp_mirror_letters(w, batch, error))
 			return false;
 		pp_worker_look_around(w);
 	}
@@ -459,26 +461,30 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, PpRedisError *error)
 	pp_worker_well(w, false);
 	if (!pp_consume_apply(w, batch) || !receive_acks(w, error) || !receive_position(w, error))
 		return false;
-	return receive_new(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error);
+	return receive_new(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error) &&
+		   pp_mirror_letters(w, batch, error);
 }
 
 /* One turn with nothing in hand: acknowledges, and blocks until there are entries. */
 static bool
 turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 {
+	long block_ms;
+
 	pp_consume_acknowledge(w);
 	set_reply_target(w, next);
 	pp_owner_send_check(w);
+	block_ms = pp_chores_due_ms(w, BLOCK_MS);
 	pp_stream_send_position(w->redis, w->def->stream);
 	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
-						BLOCK_MS);
+						(int) block_ms);
 	(void) pp_redis_flush(w->redis);
 	if (!receive_acks(w, error) || !receive_position(w, error))
 		return false;
 	pp_worker_well(w, true);
 	pgstat_report_stat(true);
 	pp_process_activity(false, "waiting for entries");
-	return receive_new(w, next, BLOCK_MS + ANSWER_MS, PP_WAIT_WORKER_IDLE, error);
+	return receive_new(w, next, block_ms + ANSWER_MS, PP_WAIT_WORKER_IDLE, error);
 }
 
 /* Reads and applies until something fails, then says what in *error. */
@@ -497,6 +503,7 @@ pp_consume(PpWorker *w, PpRedisError *error)
 		pp_worker_look_around(w);
 		if (!pp_redis_is_open(w->redis))
 			return; /* a setting has changed */
+		pp_chores_run(w);
 		if (batch->n == 0 && w->ack_old.n == 0 && w->ack_new.n == 0 &&
 			TimestampDifferenceExceeds(w->recovered_at, GetCurrentTimestamp(), RESCAN_MS))
 		{

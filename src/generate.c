@@ -13,6 +13,9 @@
  *		keep		the newer value, or what was there if it is absent (the default rule)
  *		greatest	the greater one
  *		first		what was there
+ *
+ * A definition whose on_conflict is "older" (PP_ON_CONFLICT_OLDER; no user can say so) is for entries
+ * that come after one of the same key that is newer: what they say never counts as newer.
  */
 #include "pipeline.h"
 
@@ -22,6 +25,8 @@
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
+#include "nodes/value.h"
+#include "parser/parse_func.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -38,6 +43,7 @@ typedef struct Column
 	bool empty_is_null;
 	bool is_key;
 	char *value;         /* expression for what the event has, NULL when absent */
+	char *valid;         /* condition: it can be converted; NULL: always */
 	char *default_value; /* expression, or NULL */
 } Column;
 
@@ -165,6 +171,30 @@ typed_expression(Form_pg_attribute att, const char *text)
 	return psprintf("%s::%s", text, type);
 }
 
+/*
+ * Can what the event has be converted?  NULL: no conversion can fail.  It may say no where the
+ * statement would do: then an entry is looked at in vain.
+ */
+static char *
+valid_expression(Form_pg_attribute att, const char *text)
+{
+	int32 typmod = att->atttypmod;
+	Oid base = getBaseTypeAndTypmod(att->atttypid, &typmod);
+	bool is_text = base == TEXTOID || base == VARCHAROID || base == BPCHAROID;
+	char *check;
+
+	if (is_text && typmod < 0)
+		return NULL;
+	if (base == TIMESTAMPOID)
+		base = TIMESTAMPTZOID;
+	check = psprintf("pg_input_is_valid(%s, %s)", text,
+					 quote_literal_cstr(format_type_extended(
+						 base, typmod, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY)));
+	if (OidIsValid(get_element_type(base)))
+		return psprintf("(left(%s, 1) = '[' OR %s)", text, check);
+	return check;
+}
+
 /* The column's default, its domain's, or the next value of its identity; NULL: none. */
 static char *
 default_expression(Relation rel, AttrNumber attnum)
@@ -211,6 +241,7 @@ make_column(const PpPipeline *p, Relation rel, Form_pg_attribute att, List *key)
 	/* '' is a value of text; it is kept in a column that could not hold NULL in its place. */
 	col->empty_is_null = !is_text || (empty_null && (col->is_key || !att->attnotnull));
 	col->value = typed_expression(att, text_expression(col));
+	col->valid = valid_expression(att, text_expression(col));
 	col->default_value = default_expression(rel, att->attnum);
 	return col;
 }
@@ -300,12 +331,14 @@ key_list(List *columns, const char *prefix)
 	return buf.data;
 }
 
-/* "The new row is at least as new as the old one", or NULL when every row counts as newer. */
+/* "The new row is at least as new as the old one"; NULL when every row counts as newer. */
 static char *
 newer_condition(const PpExtension *ext, const PpPipeline *p, List *columns)
 {
 	ListCell *lc;
 
+	if (strcmp(p->on_conflict, PP_ON_CONFLICT_OLDER) == 0)
+		return pstrdup("false");
 	if (strcmp(p->on_conflict, "newer") != 0)
 		return NULL;
 	foreach (lc, columns)
@@ -461,4 +494,34 @@ pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation targ
 				*key_fields = lappend(*key_fields, ((Column *) lfirst(lc))->fields);
 	}
 	return sql.data;
+}
+
+/*
+ * pp_generate_check
+ *		A query for the positions of the entries whose values cannot be converted to the columns'
+ *		types, where the server can tell without an error (pg_input_is_valid(), from 16 on); else, or
+ *		when there is nothing to convert, NULL.
+ */
+char *
+pp_generate_check(const PpPipeline *p, Relation target)
+{
+	Oid types[] = {TEXTOID, TEXTOID};
+	StringInfoData sql;
+	int n = 0;
+	ListCell *lc;
+
+	if (!OidIsValid(LookupFuncName(
+			list_make2(makeString("pg_catalog"), makeString("pg_input_is_valid")), 2, types, true)))
+		return NULL;
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT b.ord FROM postpipe_batch b\nWHERE NOT (");
+	foreach (lc, make_columns(p, target, NIL))
+	{
+		Column *col = lfirst(lc);
+
+		if (col->valid != NULL)
+			appendStringInfo(&sql, "%scoalesce(%s, true)", n++ > 0 ? "\n    AND " : "", col->valid);
+	}
+	appendStringInfoChar(&sql, ')');
+	return n > 0 ? sql.data : NULL;
 }

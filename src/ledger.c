@@ -277,6 +277,37 @@ pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n)
 	pp_store_execute_plan(&ledger->record_plan, sql, 11, types, values, NULL);
 }
 
+/*
+ * pp_ledger_adjust
+ *		Dead letters of an epoch, the first and the last of them with these IDs, were applied or
+ *		filtered after all.  In the transaction that does it; SPI must be connected.  Their IDs are on
+ *		record since they failed, so the row has none.
+ */
+void
+pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied, int filtered)
+{
+	Oid id_type = pp_id_type_oid(ledger->ext);
+	Oid types[] = {TEXTOID, INT4OID, INT4OID, id_type, id_type,
+				   INT4OID, INT4OID, INT4OID, BYTEAOID};
+	Datum values[] = {
+		CStringGetTextDatum(ledger->pipeline),
+		Int32GetDatum(epoch),
+		Int32GetDatum(ledger->worker),
+		PointerGetDatum(&first),
+		PointerGetDatum(&last),
+		Int32GetDatum(applied),
+		Int32GetDatum(filtered),
+		Int32GetDatum(-applied - filtered),
+		PointerGetDatum(pp_ids_encode(NULL, 0)),
+	};
+
+	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, "
+								   "first_id, last_id, applied, filtered, dead, lost, ids) "
+								   "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9)",
+								   ledger->ext->schema_name),
+						  lengthof(types), types, values, NULL, false, 0);
+}
+
 /* The transaction of pp_ledger_record() is committed. */
 void
 pp_ledger_committed(PpLedger *ledger)

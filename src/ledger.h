@@ -15,6 +15,8 @@ typedef struct PpRewind
 	PpId since;
 } PpRewind;
 
+#define PP_LETTER_PLANS 7 /* see dead_letter.c */
+
 typedef struct PpLedger
 {
 	MemoryContext cxt;
@@ -36,7 +38,7 @@ typedef struct PpLedger
 	SPIPlanPtr pruned_plan;
 	SPIPlanPtr record_plan;
 	SPIPlanPtr lost_plan;
-	SPIPlanPtr dead_plan;
+	SPIPlanPtr letter_plans[PP_LETTER_PLANS];
 } PpLedger;
 
 /* What an epoch begins with. */
@@ -51,6 +53,8 @@ typedef struct PpBase
 extern PpId pp_ledger_open(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
+extern void pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied,
+							 int filtered);
 extern void pp_ledger_set_base(PpLedger *ledger, const PpBase *base);
 extern void pp_ledger_start_epoch(PpLedger *ledger, const char *cause);
 extern void pp_ledger_record_lost(PpLedger *ledger, PpId first, PpId last, int64 entries,
@@ -59,9 +63,5 @@ extern void pp_ledger_committed(PpLedger *ledger);
 extern int pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since,
 							   const char *cause, bool again);
 extern void pp_ledger_forget(const PpExtension *ext, const char *pipeline);
-
-/* dead_letter.c */
-extern void pp_dead_letter_store(PpLedger *ledger, const PpEntry *entry, const char *stream);
-extern int64 pp_dead_letter_count(const PpExtension *ext, const char *pipeline);
 
 #endif /* PP_LEDGER_H */

@@ -283,6 +283,16 @@ pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset)
 	return value ? pg_strtoint32(value) : unset;
 }
 
+/* An option that is a number; `unset` when it is not set, or is none. */
+double
+pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset)
+{
+	char *value = pp_pipeline_option(p, name);
+	double number;
+
+	return value && parse_real(value, &number, 0, NULL) ? number : unset;
+}
+
 /*
  * pp_pipeline_lock
  *		Locks a pipeline until the end of the transaction: each batch in AccessShareLock, whoever

@@ -62,6 +62,7 @@ extern bool pp_pipeline_is_armed(const PpPipeline *p);
 extern char *pp_pipeline_option(const PpPipeline *p, const char *name);
 extern bool pp_pipeline_option_is_on(const PpPipeline *p, const char *name);
 extern int pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset);
+extern double pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset);
 extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
 extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
 extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);
@@ -76,7 +77,9 @@ extern void pp_posts_create_table(const PpExtension *ext, const PpPipeline *p);
 extern void pp_posts_adapt(PpPipeline *p, Relation target);
 
 /* generate.c */
+#define PP_ON_CONFLICT_OLDER "older"
 extern char *pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation target,
 								   List **key_fields, char **plain_insert);
+extern char *pp_generate_check(const PpPipeline *p, Relation target);
 
 #endif /* PP_PIPELINE_H */

@@ -33,6 +33,8 @@ pp_process_start(Datum main_arg, Oid dboid, bool connect)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	/* A background worker ignores SIGHUP up to here: one that came since the fork is lost. */
+	ConfigReloadPending = true;
 	BackgroundWorkerUnblockSignals();
 	if (slot > 0)
 		memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));

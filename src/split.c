@@ -7,12 +7,19 @@
  * MAX_SUBTRANSACTIONS successful parts what is decided so far is committed, and the rest goes on in
  * a new transaction.
  *
+ * The same is done with a batch of dead letters that are tried again (retry.c), and in a backend for
+ * a replay, which has a transaction of its own (pp_apply_isolate()).
+ *
+ * Where the server can tell values that do not fit their types without an error (from 16 on), one
+ * query finds the entries that have them: these run alone, and the others together.
+ *
  * An entry is dead only if it fails while others pass, or the statement at least runs over nothing:
  * pipeline_is_at_fault().  When the pipeline is at fault, nothing is dead-lettered.
  */
 #include "apply_internal.h"
 
 #include "access/xact.h"
+#include "common/pg_prng.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timeout.h"
@@ -20,6 +27,7 @@
 #include "errors.h"
 #include "event.h"
 #include "guc.h"
+#include "suspect.h"
 #include "inflight.h"
 
 #define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
@@ -44,6 +52,7 @@ typedef struct Split
 	int successes;    /* runs that passed */
 	int hopeless;     /* failures of the pipeline's kind of single entries */
 	bool sampled;     /* sample_passes() was asked */
+	bool checked;     /* find_bad_values() was asked, or need not be */
 	int other_errors; /* failures of single entries of other kinds */
 } Split;
 
@@ -66,7 +75,7 @@ run_part(PpApply *a, PpBatch *batch, PpEntry **entries, int n, bool keep, PpAppl
 		if (n > 0)
 			pp_apply_run_waves(a, entries, n, false, result);
 		else
-			(void) pp_statement_run(a->statement, NULL, 0, false);
+			(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
 		if (keep)
 			ReleaseCurrentSubTransaction();
 		else
@@ -140,6 +149,9 @@ split_step(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 		split->other_errors++;
 	entries[0]->verdict = PP_VERDICT_DEAD;
 	entries[0]->error = error;
+	/* Of the pipeline's kind: it will be judged when all is known. */
+	if (entries[0]->letter == NULL && split->hopeless <= split->other_errors)
+		pp_threshold_foresee(a, split->hopeless + split->other_errors, split->n, error);
 	return NULL;
 }
 
@@ -161,6 +173,25 @@ sample_passes(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 }
 
 /*
+ * Letters are known to fail, so that all of them do says little.  The pipeline is at fault when all
+ * errors are of its kind, and new to the entry that has it.
+ */
+static bool
+letters_say_pipeline(const Split *split)
+{
+	for (int i = 0; i < split->n; i++)
+	{
+		const PpEntry *entry = split->open[i];
+
+		if (entry->verdict == PP_VERDICT_DEAD &&
+			(pp_fault_of(entry->error) != PP_FAULT_PIPELINE ||
+			 entry->error->sqlstate == entry->letter->sqlstate))
+			return false;
+	}
+	return true;
+}
+
+/*
  * Nothing has passed so far.  Is the pipeline at fault, and not the entries?  It is when the
  * statement fails on nothing, or when most failures are of the pipeline's kind.  An entry that was
  * alone in its batch cannot be compared with others: it gets some attempts first.
@@ -172,6 +203,8 @@ pipeline_is_at_fault(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *re
 
 	if (error != NULL)
 		result->error = error;
+	if (error == NULL && a->retrying)
+		return letters_say_pipeline(split);
 	if (error != NULL || (split->n > 1 && split->hopeless > split->other_errors))
 		return true;
 	if (split->n > 1 || split->hopeless == 0)
@@ -179,7 +212,60 @@ pipeline_is_at_fault(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *re
 	if (pp_id_compare(a->lone_id, split->open[0]->id) != 0)
 		a->lone_attempts = 0;
 	a->lone_id = split->open[0]->id;
-	return a->lone_attempts++ < pp_guc_max_retries;
+	return a->lone_attempts++ <
+		   pp_pipeline_option_int(a->pipeline, "max_retries", pp_guc_max_retries);
+}
+
+/*
+ * After an error of class 22 (data): finds those whose values cannot be converted in one pass, and
+ * puts them before the others, on top of the stack.  An error here only means that they have to be
+ * found in another way.  In the first transaction of the split.
+ */
+static void
+find_bad_values(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	bool *bad = palloc0(Max(split->n, 1) * sizeof(bool));
+	PpEntry **sorted = palloc(Max(split->n, 1) * sizeof(PpEntry *));
+	int num_bad = 0;
+	int n = 0;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		result->runs++;
+		pp_suspect_note(split->open, split->n);
+		pp_statement_find_bad(a->statement, split->open, split->n, bad);
+	}
+	PG_CATCH();
+	{
+		(void) pp_apply_take_error(a, a->call_cxt);
+		memset(bad, 0, split->n);
+	}
+	PG_END_TRY();
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+
+	for (int i = 0; i < split->n; i++)
+		if (bad[i])
+			sorted[num_bad++] = split->open[i];
+	if (num_bad > 0)
+	{
+		n = num_bad;
+		for (int i = 0; i < split->n; i++)
+			if (!bad[i])
+				sorted[n++] = split->open[i];
+		memcpy(split->open, sorted, n * sizeof(PpEntry *));
+		split->depth = 0;
+		split->stack[split->depth++] = (Part){num_bad, n, false, false};
+		for (int i = num_bad; i > 0; i--)
+			split->stack[split->depth++] = (Part){i - 1, i, false, false};
+	}
+	pfree(sorted);
+	pfree(bad);
 }
 
 /* One transaction of the split. Sets *done when nothing is left. */
@@ -198,6 +284,12 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 		else
 		{
 			pp_statement_prepare(a->statement);
+			if (a->retrying)
+				pp_retry_lock(a, batch, false);
+			if (!split->checked && split->n > 1 && pp_statement_can_check(a->statement) &&
+				ERRCODE_TO_CATEGORY(result->error->sqlstate) == ERRCODE_DATA_EXCEPTION)
+				find_bad_values(a, batch, split, result);
+			split->checked = true;
 			while (split->depth > 0 && error == NULL &&
 				   split->successes - start < MAX_SUBTRANSACTIONS)
 			{
@@ -237,6 +329,15 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 	return outcome;
 }
 
+static void
+start_split(PpApply *a, PpBatch *batch, Split *split, bool known_bad)
+{
+	split->n = pp_apply_collect_open(a, batch, &split->open);
+	qsort(split->open, split->n, sizeof(PpEntry *), pp_apply_compare_waves);
+	split->stack = MemoryContextAlloc(a->call_cxt, 2 * (split->n + 1) * sizeof(Part));
+	split->stack[split->depth++] = (Part){0, split->n, known_bad, false};
+}
+
 /* The batch is known to fail: finds the entries that do, and applies the others. */
 PpOutcome
 pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result)
@@ -244,11 +345,67 @@ pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	Split split = {0};
 	PpOutcome outcome = PP_OUTCOME_DONE;
 
-	split.n = pp_apply_collect_open(a, batch, &split.open);
-	qsort(split.open, split.n, sizeof(PpEntry *), pp_apply_compare_waves);
-	split.stack = MemoryContextAlloc(a->call_cxt, 2 * (split.n + 1) * sizeof(Part));
-	split.stack[split.depth++] = (Part){0, split.n, true, false};
+	start_split(a, batch, &split, true);
 	while (split.depth > 0 && outcome == PP_OUTCOME_DONE)
 		outcome = split_transaction(a, batch, &split, result);
 	return outcome;
+}
+
+/*
+ * pp_apply_samples_pass
+ *		While the pipeline is stopped because too many have failed: do most of a few entries pass?  No
+ *		more than half as many may fail as of all: chance must not let it go on.  In a transaction
+ *		of its own, which is rolled back.
+ */
+bool
+pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result)
+{
+	PpEntry **open;
+	int n = pp_apply_collect_open(a, batch, &open);
+	int volatile failed = 0;
+
+	PG_TRY();
+	{
+		if (pp_apply_begin(a))
+		{
+			pp_statement_prepare(a->statement);
+			for (int i = 0; i < SAMPLES && n > 0; i++)
+			{
+				PpEntry **entry = &open[pg_prng_uint64_range(&pg_global_prng_state, 0, n - 1)];
+
+				failed += run_part(a, batch, entry, 1, false, result) != NULL;
+			}
+		}
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(a->call_cxt);
+	}
+	PG_CATCH();
+	{
+		result->error = pp_apply_roll_back(a, a->call_cxt);
+		failed = SAMPLES;
+	}
+	PG_END_TRY();
+	return failed < SAMPLES && failed <= a->error_threshold * SAMPLES / 2;
+}
+
+/*
+ * pp_apply_isolate
+ *		In a backend: runs the open entries of a batch in the caller's transaction, with SPI connected
+ *		and the statement prepared, and finds those that fail.  Returns NULL, or the error that says
+ *		nothing of an entry: then it must be thrown.
+ */
+PpEntryError *
+pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result)
+{
+	Split split = {0};
+	PpEntryError *error;
+
+	MemoryContextReset(a->call_cxt);
+	split.n = pp_apply_collect_open(a, batch, &split.open);
+	(void) pp_apply_number_waves(pp_statement_key_fields(a->statement), split.open, split.n);
+	error = run_part(a, batch, NULL, 0, false, result);
+	start_split(a, batch, &split, false);
+	while (split.depth > 0 && error == NULL)
+		error = split_step(a, batch, &split, result);
+	return error;
 }

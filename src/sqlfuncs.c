@@ -24,8 +24,10 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "dead_letter.h"
 #include "guc.h"
 #include "ledger.h"
+#include "stats.h"
 #include "utility_hook.h"
 #include "wait_event.h"
 
@@ -48,8 +50,8 @@ pp_require_extension(PpExtension *ext)
 }
 
 /* The pipeline, which the caller must be allowed to manage. */
-static PpPipeline *
-require_pipeline(const PpExtension *ext, const char *name)
+PpPipeline *
+pp_require_pipeline(const PpExtension *ext, const char *name)
 {
 	PpPipeline *p = pp_pipeline_get(ext, name);
 
@@ -125,7 +127,7 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(false);
 	}
 	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
-	p = require_pipeline(&ext, name);
+	p = pp_require_pipeline(&ext, name);
 	dead = pp_dead_letter_count(&ext, name);
 	if (dead > 0 && !PG_GETARG_BOOL(3))
 		ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
@@ -183,7 +185,7 @@ postpipe_pause(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	p = require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
 	if (reason == NULL)
 		reason = psprintf("paused by %s", GetUserNameFromId(GetUserId(), true));
 	set_enabled(&ext, p, false, reason, false);
@@ -215,7 +217,7 @@ postpipe_resume(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	p = require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	if (!pp_pipeline_is_armed(p) && !take_over)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("pipeline \"%s\" comes from another server or database", p->name),
@@ -243,7 +245,7 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	(void) require_pipeline(&ext, name);
+	(void) pp_require_pipeline(&ext, name);
 	for (int i = 0; i <= PP_STATE_WAITING; i++)
 		known |= strcmp(pp_state_name(i), state) == 0;
 	if (!known)
@@ -322,7 +324,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	p = require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
 	pp_pipeline_lock(&ext, p->name, AccessExclusiveLock);
 	if (!PG_ARGISNULL(1))
 	{
@@ -347,6 +349,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	 * again is on record and not applied twice.
 	 */
 	(void) pp_ledger_new_epoch(&ext, p->name, id, "rewind", true);
+	pp_count(pipe, PP_COUNT_DEAD, (uint64) pp_dead_letter_hold(&ext, p->name, id));
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	memset(&pipe->mark, 0, sizeof(pipe->mark));
 	LWLockRelease(&pipe->lock);

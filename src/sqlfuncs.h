@@ -15,6 +15,7 @@
 
 /* sqlfuncs.c */
 extern void pp_require_extension(PpExtension *ext);
+extern PpPipeline *pp_require_pipeline(const PpExtension *ext, const char *name);
 extern char *pp_text_arg(FunctionCallInfo fcinfo, int n);
 extern char *pp_required_text_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern void pp_pipeline_delete(const PpExtension *ext, const char *name);

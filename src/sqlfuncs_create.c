@@ -29,8 +29,11 @@
 PG_FUNCTION_INFO_V1(postpipe_create_pipeline);
 
 /* Options that a pipeline may have; what is behind some of them comes with later versions. */
-static const char *const known_options[] = {"batch_size", "statement_timeout", "lock_timeout",
-											"synchronous_commit", "allow_unlogged"};
+static const char *const known_options[] = {
+	"batch_size",         "statement_timeout", "lock_timeout",
+	"synchronous_commit", "allow_unlogged",    "max_retries",
+	"retry_delay",        "error_threshold",   "dead_letter_retention",
+	"dead_letter_stream"};
 
 static List *
 text_array_arg(FunctionCallInfo fcinfo, int n)
@@ -80,7 +83,9 @@ check_options(const Jsonb *options)
 			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							errmsg("unrecognized option \"%s\"", name),
 							errhint("Options are batch_size, statement_timeout, lock_timeout, "
-									"synchronous_commit and allow_unlogged.")));
+									"synchronous_commit, allow_unlogged, max_retries, "
+									"retry_delay, error_threshold, dead_letter_retention and "
+									"dead_letter_stream.")));
 	}
 }
 
@@ -115,6 +120,60 @@ check_option_range(const PpPipeline *p, const char *name, int min, int max)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("option %s is %d, outside the valid range %d to %d", name, value,
 							   min, max)));
+}
+
+static void
+check_length(const char *value, const char *what)
+{
+	if (value[0] == '\0' || strlen(value) >= PP_STREAM_LEN)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("%s must have 1 to %d bytes", what, PP_STREAM_LEN - 1)));
+}
+
+/* Those that say what happens to an entry that cannot be applied. */
+static void
+check_error_options(const PpPipeline *p)
+{
+	const char *delay = pp_pipeline_option(p, "retry_delay");
+	const char *threshold = pp_pipeline_option(p, "error_threshold");
+	const char *retention = pp_pipeline_option(p, "dead_letter_retention");
+	const char *stream = pp_pipeline_option(p, "dead_letter_stream");
+	double share;
+	int ms;
+
+	check_option_range(p, "max_retries", 0, 1000);
+	if (delay != NULL && (!parse_int(delay, &ms, GUC_UNIT_MS, NULL) || ms < 10 || ms > 3600 * 1000))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option retry_delay is \"%s\", no time from 10 ms to 1 h", delay),
+						errhint("It is in milliseconds, or has a unit, as \"5s\".")));
+	if (threshold != NULL &&
+		(!parse_real(threshold, &share, 0, NULL) || !(share >= 0 && share <= 1)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option error_threshold is \"%s\", no number from 0 to 1", threshold),
+				 errhint("It is the share of entries that may fail; 1 never stops the pipeline.")));
+	if (retention != NULL)
+	{
+		Interval *interval =
+			DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(retention),
+												  ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+		Interval zero = {0};
+
+		if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(interval),
+											  IntervalPGetDatum(&zero))) <= 0)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option dead_letter_retention is \"%s\", no positive interval", retention),
+				 errhint("It is an interval, as \"30 days\"; without it dead letters are kept "
+						 "for ever.")));
+	}
+	if (stream != NULL)
+		check_length(stream, "option dead_letter_stream");
+	if (stream != NULL && strcmp(stream, p->stream) == 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option dead_letter_stream is the stream that the pipeline reads"),
+						errhint("Give the dead letters a stream of their own.")));
 }
 
 /* Adds the start of the group to the options, where the worker that makes the group finds it. */
@@ -176,7 +235,7 @@ check_statement(const PpExtension *ext, PpPipeline *p)
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "could not connect to SPI");
 		pp_statement_prepare(s);
-		(void) pp_statement_run(s, NULL, 0, false);
+		(void) pp_statement_run(s, NULL, 0, PP_FORM_WHOLE);
 		if (!used_temporary && (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0)
 			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 							errmsg("the statement of a pipeline cannot use temporary tables"),
@@ -222,14 +281,6 @@ check_name(const char *name)
 				(errcode(ERRCODE_INVALID_NAME), errmsg("invalid pipeline name \"%s\"", name),
 				 errhint("A name has 1 to 48 lower-case letters, digits and underscores, and does "
 						 "not begin with a digit.")));
-}
-
-static void
-check_length(const char *value, const char *what)
-{
-	if (value[0] == '\0' || strlen(value) >= PP_STREAM_LEN)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("%s must have 1 to %d bytes", what, PP_STREAM_LEN - 1)));
 }
 
 /* postpipe_create_pipeline(…): see the script for the arguments. Returns the statement. */
@@ -298,6 +349,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	check_options(p->options);
 	check_option_range(p, "batch_size", 1, 100000);
 	check_boolean(p, "allow_unlogged");
+	check_error_options(p);
 	check_setting(p, "statement_timeout");
 	check_setting(p, "lock_timeout");
 	check_setting(p, "synchronous_commit");

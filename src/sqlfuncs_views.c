@@ -134,11 +134,11 @@ postpipe_pipelines_0_1(PG_FUNCTION_ARGS)
 static const char audit_query[] =
 	"SELECT e.pipeline, e.epoch, e.since_id, l.last_id, (e.applied + coalesce(l.applied, 0))::bigint, "
 	"(e.filtered + coalesce(l.filtered, 0))::bigint, coalesce(d.retrying, 0), coalesce(d.dead, 0), "
-	"coalesce(r.lost, 0)::bigint, e.base_added, "
+	"(e.discarded + coalesce(l.discarded, 0))::bigint, coalesce(r.lost, 0)::bigint, e.base_added, "
 	"e.epoch = max(e.epoch) OVER (PARTITION BY e.pipeline) "
 	"FROM %1$s.postpipe_epoch e "
 	"LEFT JOIN (SELECT pipeline, epoch, %1$s.max(last_id) AS last_id, sum(applied) AS applied, "
-	"sum(filtered) AS filtered FROM %1$s.postpipe_ledger "
+	"sum(filtered) AS filtered, sum(discarded) AS discarded FROM %1$s.postpipe_ledger "
 	"GROUP BY pipeline, epoch) l USING (pipeline, epoch) "
 	"LEFT JOIN (SELECT pipeline, epoch, sum(entries) AS lost, bool_or(entries IS NULL) AS unknown "
 	"FROM %1$s.postpipe_lost_range GROUP BY pipeline, epoch) r USING (pipeline, epoch) "
@@ -153,17 +153,17 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc)
 {
 	bool isnull;
 	bool no_base;
-	int64 n[10];
+	int64 n[11];
 	char *name = TextDatumGetCString(SPI_getbinval(tuple, desc, 1, &isnull));
-	int64 base = DatumGetInt64(SPI_getbinval(tuple, desc, 10, &no_base));
-	bool current = DatumGetBool(SPI_getbinval(tuple, desc, 11, &isnull));
+	int64 base = DatumGetInt64(SPI_getbinval(tuple, desc, 11, &no_base));
+	bool current = DatumGetBool(SPI_getbinval(tuple, desc, 12, &isnull));
 	PpPipe *pipe = pp_pipe_find(MyDatabaseId, name);
 	PpMeasured m = {0};
 	bool measured;
 	const char *reason = NULL;
 	int64 sum = 0;
 
-	for (int i = 5; i <= 9; i++)
+	for (int i = 5; i <= 10; i++)
 		sum += n[i] = DatumGetInt64(SPI_getbinval(tuple, desc, i, &isnull));
 	if (pipe != NULL && current)
 	{
@@ -182,10 +182,8 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc)
 		reason = "measured while entries were moving";
 
 	pp_row_int8(row, m.added - base, !measured || m.added < 0 || no_base);
-	for (int i = 5; i <= 8; i++)
+	for (int i = 5; i <= 10; i++)
 		pp_row_int8(row, n[i], false);
-	pp_row_int8(row, 0, false); /* discarded */
-	pp_row_int8(row, n[9], false);
 	pp_row_int8(row, m.pending, !measured);
 	pp_row_int8(row, m.lag, !measured);
 	pp_row_int8(row, m.added - base - sum - m.pending - m.lag, reason != NULL);

@@ -45,7 +45,7 @@
 
 #define BATCH_NAME    "postpipe_batch"
 #define BATCH_COLUMNS 6
-#define PLANS         4  /* for a few and for many entries, each as a whole and as a plain insert */
+#define PLANS         8  /* for a few and for many entries, of each form */
 #define SMALL_BATCH   16 /* entries, up to which the plan for a few is used */
 
 struct PpStatement
@@ -56,6 +56,8 @@ struct PpStatement
 	PpPipeline *pipeline;
 	char *sql;
 	char *plain_insert; /* NULL: there is none */
+	char *older;        /* PP_FORM_OLDER; NULL: nothing depends on the order, or we do not know */
+	char *check;        /* PP_FORM_CHECK; NULL: the server cannot, or there is nothing to check */
 	bool bulk;          /* it may be run by bulk_insert.c */
 	List *key_fields;
 	Oid role;
@@ -72,6 +74,7 @@ typedef struct CountReceiver
 	DestReceiver pub;
 	int column; /* of a boolean "inserted"; -1: there is none */
 	int not_inserted;
+	bool *bad; /* PP_FORM_CHECK: by position, from 0 */
 } CountReceiver;
 
 /* Set by invalidation: some relation has changed, look at the definition again. */
@@ -187,8 +190,8 @@ forget_plans(PpStatement *s)
 
 /* Takes over the statement and the role, and forgets the plans when either has changed. */
 static void
-set_statement(PpStatement *s, const char *sql, const char *plain_insert, List *key_fields, Oid role,
-			  Oid target)
+set_statement(PpStatement *s, const char *sql, const char *plain_insert, const char *older,
+			  const char *check, List *key_fields, Oid role, Oid target)
 {
 	MemoryContext old;
 
@@ -200,8 +203,14 @@ set_statement(PpStatement *s, const char *sql, const char *plain_insert, List *k
 			pfree(s->sql);
 		if (s->plain_insert != NULL)
 			pfree(s->plain_insert);
+		if (s->older != NULL)
+			pfree(s->older);
+		if (s->check != NULL)
+			pfree(s->check);
 		s->sql = pstrdup(sql);
 		s->plain_insert = plain_insert ? pstrdup(plain_insert) : NULL;
+		s->older = older ? pstrdup(older) : NULL;
+		s->check = check ? pstrdup(check) : NULL;
 		s->key_fields = key_fields ? copyObject(key_fields) : NIL;
 		MemoryContextSwitchTo(old);
 	}
@@ -242,6 +251,8 @@ pp_statement_prepare(PpStatement *s)
 	PpPipeline adapted = *s->pipeline;
 	char *sql;
 	char *plain_insert;
+	char *older = NULL;
+	char *check;
 
 	if (!relations_changed)
 		return;
@@ -249,7 +260,8 @@ pp_statement_prepare(PpStatement *s)
 	{
 		/* Plans anew, because which tables it may write depends on who owns them now. */
 		forget_plans(s);
-		set_statement(s, s->pipeline->statement, NULL, NIL, s->pipeline->owner, InvalidOid);
+		set_statement(s, s->pipeline->statement, NULL, NULL, NULL, NIL, s->pipeline->owner,
+					  InvalidOid);
 		relations_changed = false;
 		return;
 	}
@@ -271,8 +283,14 @@ pp_statement_prepare(PpStatement *s)
 	if (pp_posts_owns(s->pipeline))
 		pp_posts_adapt(&adapted, rel);
 	sql = pp_generate_statement(s->ext, &adapted, rel, &key_fields, &plain_insert);
-	set_statement(s, sql, plain_insert, as_string_nodes(key_fields), rel->rd_rel->relowner,
-				  RelationGetRelid(rel));
+	check = pp_generate_check(&adapted, rel);
+	if (key_fields != NIL && strcmp(adapted.on_conflict, "update") == 0)
+	{
+		adapted.on_conflict = PP_ON_CONFLICT_OLDER;
+		older = pp_generate_statement(s->ext, &adapted, rel, NULL, NULL);
+	}
+	set_statement(s, sql, plain_insert, older, check, as_string_nodes(key_fields),
+				  rel->rd_rel->relowner, RelationGetRelid(rel));
 	s->bulk = plain_insert != NULL && pp_bulk_insert_allowed(rel);
 	table_close(rel, NoLock);
 	relations_changed = false;
@@ -304,6 +322,13 @@ bool
 pp_statement_has_plain(const PpStatement *s)
 {
 	return s->plain_insert != NULL;
+}
+
+/* Does it matter in which order entries of one key are applied, and is there a form for a late one? */
+bool
+pp_statement_has_older(const PpStatement *s)
+{
+	return s->older != NULL;
 }
 
 const char *
@@ -377,6 +402,8 @@ count_tuple(TupleTableSlot *slot, DestReceiver *self)
 	CountReceiver *count = (CountReceiver *) self;
 	bool isnull;
 
+	if (count->bad != NULL)
+		count->bad[DatumGetInt32(slot_getattr(slot, 1, &isnull)) - 1] = true;
 	if (count->column > 0)
 	{
 		Datum inserted = slot_getattr(slot, count->column, &isnull);
@@ -455,14 +482,18 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 }
 
 static SPIPlanPtr
-get_plan(PpStatement *s, int n, bool plain)
+get_plan(PpStatement *s, int n, PpForm form)
 {
-	int which = (n <= SMALL_BATCH ? 0 : 1) + (plain ? 2 : 0);
+	int which = (n <= SMALL_BATCH ? 0 : 1) + 2 * (int) form;
+	const char *sql = form == PP_FORM_PLAIN   ? s->plain_insert
+					  : form == PP_FORM_OLDER ? s->older
+					  : form == PP_FORM_CHECK ? s->check
+											  : s->sql;
 	SPIPlanPtr plan;
 
 	if (s->plans[which] != NULL)
 		return s->plans[which];
-	plan = SPI_prepare(plain ? s->plain_insert : s->sql, 0, NULL);
+	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the statement: %s", SPI_result_code_string(SPI_result));
 	if (list_length(SPI_plan_get_plan_sources(plan)) != 1)
@@ -505,9 +536,9 @@ pp_statement_timed_out(const PpStatement *s)
 		   TimestampDifferenceExceeds(s->started_at, GetCurrentTimestamp(), s->timeout_ms);
 }
 
-/* Runs a plan; returns how many rows it said it did not insert. */
+/* Runs a plan; returns how many rows it said it did not insert. With `bad`, it is the check. */
 static int
-execute(SPIPlanPtr plan)
+execute(SPIPlanPtr plan, bool *bad)
 {
 	CountReceiver count = {{0}};
 	SPIExecuteOptions options = {0};
@@ -518,6 +549,7 @@ execute(SPIPlanPtr plan)
 	count.pub.rShutdown = count_nothing;
 	count.pub.rDestroy = count_nothing;
 	count.pub.mydest = DestNone;
+	count.bad = bad;
 	options.dest = (DestReceiver *) &count;
 	rc = SPI_execute_plan_extended(plan, &options);
 	if (rc == SPI_ERROR_COPY || rc == SPI_ERROR_TRANSACTION)
@@ -528,14 +560,41 @@ execute(SPIPlanPtr plan)
 	return count.not_inserted;
 }
 
+static int run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad);
+
 /*
  * pp_statement_run
  *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
- *		connected; with `plain` as a plain insert, for rows that are all new.  Returns how many rows the
- *		statement said it did not insert.  Throws what the statement throws; the caller's (sub)transaction abort puts role and settings back.
+ *		connected, in this form, which there must be.  Returns how many rows the statement said it
+ *		did not insert.  Throws what the statement throws; the caller's (sub)transaction abort puts
+ *		role and settings back.
  */
 int
-pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
+pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form)
+{
+	return run(s, entries, n, form, NULL);
+}
+
+/* Can entries be checked without running the statement? */
+bool
+pp_statement_can_check(const PpStatement *s)
+{
+	return s->check != NULL;
+}
+
+/*
+ * pp_statement_find_bad
+ *		Sets bad[i] of those entries whose values cannot be converted to the types of their columns.
+ *		As pp_statement_run() otherwise; throws when a type's input function cannot do without.
+ */
+void
+pp_statement_find_bad(PpStatement *s, PpEntry **entries, int n, bool *bad)
+{
+	(void) run(s, entries, n, PP_FORM_CHECK, bad);
+}
+
+static int
+run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 {
 	EphemeralNamedRelation batch;
 	SPIPlanPtr plan;
@@ -563,9 +622,9 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n, bool plain)
 	if (s->timeout_ms > 0)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
 
-	plan = get_plan(s, n, plain);
-	if (!plain || !s->bulk || !pp_bulk_insert(plan, batch))
-		not_inserted = execute(plan);
+	plan = get_plan(s, n, form);
+	if (form != PP_FORM_PLAIN || !s->bulk || !pp_bulk_insert(plan, batch))
+		not_inserted = execute(plan, bad);
 
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);

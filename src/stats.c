@@ -205,13 +205,17 @@ pp_count(PpPipe *pipe, PpCounter counter, uint64 n)
 		pg_atomic_fetch_add_u64(&pipe->counters[counter], n);
 }
 
-/* Entries that have come to an end since the counters began. */
+/*
+ * Entries that have left the stream since the counters began.  One that is tried again counts once
+ * more when it comes to its end.
+ */
 uint64
 pp_pipe_settled(PpPipe *pipe)
 {
 	return pg_atomic_read_u64(&pipe->counters[PP_COUNT_APPLIED]) +
 		   pg_atomic_read_u64(&pipe->counters[PP_COUNT_FILTERED]) +
 		   pg_atomic_read_u64(&pipe->counters[PP_COUNT_DEAD]) +
+		   pg_atomic_read_u64(&pipe->counters[PP_COUNT_RETRIED]) +
 		   pg_atomic_read_u64(&pipe->counters[PP_COUNT_LOST]);
 }
 
@@ -248,4 +252,30 @@ pp_pipe_acknowledged(PpPipe *pipe)
 	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
 	pp_my_proc->info.last_ack_at = now;
 	LWLockRelease(&pp_my_proc->lock);
+}
+
+/* A dead letter is due then, perhaps sooner than all others; 0: there is none. */
+void
+pp_pipe_retry_at(PpPipe *pipe, TimestampTz at)
+{
+	if (at == 0)
+		return;
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	if (pipe->next_retry_at == 0 || at < pipe->next_retry_at)
+		pipe->next_retry_at = at;
+	LWLockRelease(&pipe->lock);
+}
+
+/* When the next dead letter is due (0: none is known); with `take` it is forgotten. */
+TimestampTz
+pp_pipe_next_retry(PpPipe *pipe, bool take)
+{
+	TimestampTz at;
+
+	LWLockAcquire(&pipe->lock, take ? LW_EXCLUSIVE : LW_SHARED);
+	at = pipe->next_retry_at;
+	if (take)
+		pipe->next_retry_at = 0;
+	LWLockRelease(&pipe->lock);
+	return at;
 }

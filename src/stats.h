@@ -24,5 +24,7 @@ extern uint64 pp_pipe_settled(PpPipe *pipe);
 extern void pp_pipe_read(PpPipe *pipe, const PpBatch *batch);
 extern void pp_pipe_applied(PpPipe *pipe, PpId last);
 extern void pp_pipe_acknowledged(PpPipe *pipe);
+extern void pp_pipe_retry_at(PpPipe *pipe, TimestampTz at);
+extern TimestampTz pp_pipe_next_retry(PpPipe *pipe, bool take);
 
 #endif /* PP_STATS_H */

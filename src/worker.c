@@ -227,7 +227,10 @@ pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error
 	PpState state = outcome == PP_OUTCOME_PIPELINE ? PP_STATE_FAILED : PP_STATE_RETRYING;
 	char code[PP_REASON_CODE_LEN];
 
-	snprintf(code, sizeof(code), "sqlstate_%s", unpack_sql_state(error->sqlstate));
+	if (error->reason_code != NULL)
+		strlcpy(code, error->reason_code, sizeof(code));
+	else
+		snprintf(code, sizeof(code), "sqlstate_%s", unpack_sql_state(error->sqlstate));
 	pp_report_error(w->pipe, error->sqlstate, error->message);
 	pp_report_state(state, code, error->message, error->hint);
 	pp_process_activity(false, "waiting to apply a batch again");

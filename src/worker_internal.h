@@ -1,6 +1,6 @@
 /*
  * worker_internal.h
- *		A worker's state, shared by worker.c and consume.c alone.
+ *		A worker's state, shared by worker.c, consume.c, takeover.c, chores.c and mirror.c alone.
  */
 #ifndef PP_WORKER_INTERNAL_H
 #define PP_WORKER_INTERNAL_H
@@ -21,6 +21,15 @@ typedef struct PpAckList
 	XLogRecPtr lsn;
 	int64 sequence; /* of the ledger's row */
 } PpAckList;
+
+/* What is done between two batches; see chores.c. */
+typedef struct PpChores
+{
+	bool begun;
+	char *retention;       /* dead_letter_retention; NULL: dead letters are kept */
+	TimestampTz expire_at; /* when some may be too old */
+	PpBackoff backoff;     /* after a retry that says nothing of the letters */
+} PpChores;
 
 typedef struct PpWorker
 {
@@ -58,6 +67,8 @@ typedef struct PpWorker
 	char nonce[PP_NONCE_LEN];
 	TimestampTz owner_seen_at; /* the connection of another owner */
 	int64 owner_turns;
+	PpChores chores; /* of worker 1 */
+	bool mirror_complained;
 } PpWorker;
 
 /* worker.c */
@@ -91,6 +102,12 @@ extern bool pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts);
 extern bool pp_watch_position(PpWorker *w, const PpStreamFacts *facts);
 extern void pp_watch_delivered(PpWorker *w, int n, PpId last);
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
+/* chores.c */
+extern void pp_chores_run(PpWorker *w);
+extern long pp_chores_due_ms(PpWorker *w, long max_ms);
+
+/* mirror.c */
+extern bool pp_mirror_letters(PpWorker *w, const PpBatch *batch, PpRedisError *error);
 
 /* takeover.c */
 extern bool pp_consume_take_over(PpWorker *w, PpRedisError *error);

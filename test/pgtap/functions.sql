@@ -21,6 +21,12 @@ SELECT pg_temp.has_signature('postpipe_resume', 'pipeline text, take_over boolea
 SELECT pg_temp.has_signature('postpipe_wait_state', 'pipeline text, state text, timeout interval DEFAULT ''00:00:30''::interval', 'boolean');
 SELECT pg_temp.has_signature('postpipe_rewind',
 'pipeline text, to_id text DEFAULT NULL::text, to_time timestamp with time zone DEFAULT NULL::timestamp with time zone', 'bigint');
+SELECT pg_temp.has_signature('postpipe_replay',
+'pipeline text, ids postpipe_id[] DEFAULT NULL::postpipe_id[], sqlstate text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone,
+until timestamp with time zone DEFAULT NULL::timestamp with time zone, max_entries integer DEFAULT NULL::integer, OUT matched bigint, OUT applied bigint, OUT failed bigint', 'record');
+SELECT pg_temp.has_signature('postpipe_discard',
+'pipeline text, ids postpipe_id[] DEFAULT NULL::postpipe_id[], sqlstate text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone,
+until timestamp with time zone DEFAULT NULL::timestamp with time zone, max_entries integer DEFAULT NULL::integer, reason text DEFAULT NULL::text', 'bigint');
 SELECT pg_temp.has_signature('postpipe_version', 'OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean', 'record');
 SELECT pg_temp.has_signature('postpipe_id_time', 'id postpipe_id', 'timestamp with time zone');
 SELECT pg_temp.has_signature('postpipe_id_cmp', 'postpipe_id, postpipe_id', 'integer');

@@ -61,6 +61,7 @@ SELECT set_eq($$
     SELECT proname::text, provolatile::text, proparallel::text, proisstrict FROM member_function WHERE proname !~ '^postpipe_id_' AND prokind = 'f' $$, $$ VALUES
     ('postpipe_create_pipeline', 'v', 'u', false), ('postpipe_drop_pipeline', 'v', 'u', true), ('postpipe_pause', 'v', 'u', false),
     ('postpipe_resume', 'v', 'u', true), ('postpipe_wait_state', 'v', 'u', true), ('postpipe_rewind', 'v', 'u', false),
+    ('postpipe_replay', 'v', 'u', false), ('postpipe_discard', 'v', 'u', false),
     ('postpipe_version', 's', 's', false), ('postpipe_stats_0_1', 'v', 's', false), ('postpipe_workers_0_1', 'v', 's', false),
     ('postpipe_pipelines_0_1', 'v', 'u', false), ('postpipe_pipeline_owner', 's', 'u', true), ('postpipe_audit_0_1', 'v', 'u', false), ('postpipe_definition_changed', 'v', 'u', false) $$,
     'volatility, parallel safety and strictness of the other functions');

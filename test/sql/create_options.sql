@@ -13,7 +13,7 @@ BEGIN
     PERFORM postpipe_drop_pipeline('p');
     RETURN 'accepted';
 EXCEPTION WHEN invalid_parameter_value OR invalid_text_representation OR numeric_value_out_of_range OR object_not_in_prerequisite_state
-        OR wrong_object_type OR feature_not_supported THEN
+        OR wrong_object_type OR feature_not_supported OR invalid_datetime_format THEN
     RETURN 'refused';
 END $$;
 
@@ -23,7 +23,10 @@ SELECT options, try(options::jsonb) FROM (VALUES
     ('{"statement_timeout": 0}'), ('{"statement_timeout": 60000}'),
     ('{"lock_timeout": 0}'), ('{"lock_timeout": 1000}'), ('{"lock_timeout": "2s"}'),
     ('{"synchronous_commit": "off"}'), ('{"synchronous_commit": "remote_apply"}'), ('{"synchronous_commit": true}'),
-    ('{"allow_unlogged": true}'), ('{"allow_unlogged": false}')) v (options);
+    ('{"allow_unlogged": true}'), ('{"allow_unlogged": false}'),
+    ('{"max_retries": 0}'), ('{"max_retries": 1000}'), ('{"retry_delay": 10}'), ('{"retry_delay": "1h"}'),
+    ('{"error_threshold": 0}'), ('{"error_threshold": 0.25}'), ('{"error_threshold": "1"}'),
+    ('{"dead_letter_retention": "30 days"}'), ('{"dead_letter_stream": "stream:dead"}')) v (options);
 
 -- what is wrong
 SELECT options, try(options::jsonb) FROM (VALUES
@@ -32,6 +35,11 @@ SELECT options, try(options::jsonb) FROM (VALUES
     ('{"statement_timeout": -1}'), ('{"statement_timeout": "soon"}'), ('{"statement_timeout": []}'),
     ('{"lock_timeout": -1}'), ('{"lock_timeout": "soon"}'), ('{"lock_timeout": []}'),
     ('{"synchronous_commit": "perhaps"}'), ('{"synchronous_commit": 7}'),
+    ('{"max_retries": -1}'), ('{"max_retries": 1001}'), ('{"max_retries": "some"}'),
+    ('{"retry_delay": 9}'), ('{"retry_delay": "61min"}'), ('{"retry_delay": "soon"}'), ('{"retry_delay": {}}'),
+    ('{"error_threshold": -0.1}'), ('{"error_threshold": 1.1}'), ('{"error_threshold": "half"}'), ('{"error_threshold": "NaN"}'), ('{"error_threshold": true}'),
+    ('{"dead_letter_retention": "0"}'), ('{"dead_letter_retention": "-1 day"}'), ('{"dead_letter_retention": "some time"}'),
+    ('{"dead_letter_stream": ""}'), ('{"dead_letter_stream": "stream:p"}'),
     ('{"allow_unlogged": "perhaps"}'), ('{"start_id": "yesterday"}'),
     ('[]'), ('1'), ('null'), ('{"unknown": 1}')) v (options);
 

@@ -15,6 +15,7 @@ my $stream = 'stream:posts:parsed';
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('posts', redis => $redis, databases => 'postgres, cyrillic', conf => <<'CONF');
+postpipe.max_retries = 0
 timezone = 'Europe/Moscow'
 datestyle = 'SQL, DMY'
 CONF

@@ -13,7 +13,7 @@ my $channel_2 = '6f1a0c7e-1111-4c1c-9d53-00000000000a';
 my $missing = '6f1a0c7e-1111-4c1c-9d53-0000000000ff';
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('production', redis => $redis);
+my $node = pp_node('production', redis => $redis, conf => 'postpipe.max_retries = 0');
 $node->safe_psql('postgres', <<"SQL");
 -- Expressions of the table are written out and read again: neither must depend on how a database shows its dates.
 ALTER DATABASE postgres SET DateStyle = 'SQL, DMY';

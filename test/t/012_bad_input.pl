@@ -10,7 +10,7 @@ my $stream = 'stream:posts:parsed';
 my $marker = 'SECRET';    # in every bad entry; must not be in the server's log
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('bad_input', redis => $redis);
+my $node = pp_node('bad_input', redis => $redis, conf => 'postpipe.max_retries = 0');
 sql('CREATE EXTENSION postpipe');
 wait_sql($node, 'postgres', 'SELECT state FROM postpipe_stats', 'idle', 'the pipeline is there');
 
@@ -215,7 +215,7 @@ my $fake = Postpipe::Test::FakeRedis->new(
 			return defined $block ? { after => $_[ $block + 1 ] / 1000, send => $nil } : $nil;
 		}
 	});
-$node = pp_node('fake', redis => $fake);
+$node = pp_node('fake', redis => $fake, conf => 'postpipe.max_retries = 0');
 sql('CREATE EXTENSION postpipe');
 wait_sql($node, 'postgres', q(SELECT id, sqlstate, message, array_length(fields, 1) FROM postpipe_dlq WHERE id < '2-0' ORDER BY id),
 	"1-2|22023|entry has a field without a value|3\n1-3|22023|entry has no fields|", 'an odd number of fields, and none at all');

@@ -308,7 +308,7 @@ $hits->settled('maxclients');
 # --- UNBLOCKED, and connections that are killed under load
 begin();
 my $reconnects = $hits->worker('reconnects');
-$redis->cli('CLIENT', 'UNBLOCK', $hits->worker('redis_client_id'), 'ERROR');
+wait_for { $redis->cli('CLIENT', 'UNBLOCK', $hits->worker('redis_client_id'), 'ERROR') eq '1' } 'UNBLOCK of a client that blocks';
 $hits->shows(qr/\|UNBLOCKED/, 'UNBLOCKED: shown in last_error');
 $hits->publish(5);
 $hits->settled('UNBLOCKED');

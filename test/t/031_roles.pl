@@ -7,7 +7,7 @@ use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('roles', redis => $redis, conf => "log_min_messages = debug1\nlog_error_verbosity = verbose\n");
+my $node = pp_node('roles', redis => $redis, conf => "postpipe.max_retries = 0\nlog_min_messages = debug1\nlog_error_verbosity = verbose\n");
 sql(q(CREATE EXTENSION postpipe));
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql(<<'SQL');

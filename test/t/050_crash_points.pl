@@ -12,7 +12,7 @@ my @points = qw(after_read after_apply after_dead_letter after_ledger before_com
 
 # Three statements: an INSERT without any key, a count, and the built-in one with its key. Each sees the same entries.
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('main', redis => $redis);
+my $node = pp_node('main', redis => $redis, conf => 'postpipe.max_retries = 0');
 my $fault = Postpipe::Test::Fault->new($node);
 my $hits = Postpipe::Test::Hits->new(node => $node, redis => $redis);
 my %streams = (hits => [ $hits->stream, $hits->group ], counted => [ 'stream:counted', 'postpipe_counted' ],

@@ -52,6 +52,18 @@ crashes(3, sub { resume(); $hits->settled('in a split') }, 'it comes after an en
 is(sql("SELECT string_agg(sqlstate, ' ' ORDER BY id) FROM postpipe_dlq"), 'P0001 XX000', 'two dead letters');
 forget();
 
+# A dead letter that crashes the process when it is tried again.
+($id) = poisoned(20, bad => 10);
+resume();
+$hits->settled('a letter');
+is(sql("SELECT state, sqlstate FROM postpipe_dlq"), 'retrying|P0001', 'it is to be tried again');
+sql("SELECT postpipe_pause('hits')");
+sql("SELECT postpipe_wait_state('hits', 'paused')");
+sql("UPDATE poison SET action = 'segv'; UPDATE postpipe_dead_letter SET next_retry_at = now()");
+crashes(2, sub { resume(); wait_sql($node, 'postgres', $dead, "$id|dead|$message|It crashed 2 times, and 2 of them with this entry alone.", 'it is dead') }, 'a retry');
+crashes(0, sub { $hits->publish(10); $hits->settled('after a retry') }, 'the pipeline flows');
+forget();
+
 # All of them: the server is spared, until somebody mends it.
 @ids = poisoned(5, map { (segv => $_) } 0 .. 4);
 crashes(6, sub { resume(); $hits->shows(qr/^failed\|crash_loop\|the server process crashed each time/, 'it waits') }, 'all of 5');

@@ -74,9 +74,18 @@ sub start
 	{
 		exec('redis-server', $config) or POSIX::_exit(127);
 	}
-	my $is_up = wait_for { waitpid($self->{pid}, POSIX::WNOHANG()) == 0 or die 'redis-server ended'; Postpipe::Test::Client->new($self->{port}) } 'Redis starts', 20;
+	my $is_up = wait_for { waitpid($self->{pid}, POSIX::WNOHANG()) == 0 or die 'redis-server ended'; $self->_is_up } 'Redis starts', 20;
 	return $self if $is_up;
 	die "redis-server did not start:\n" . (-e $self->logfile ? slurp_file($self->logfile) : '');
+}
+
+# It listens, and has loaded its data.
+sub _is_up
+{
+	my ($self) = @_;
+	my $client = Postpipe::Test::Client->new($self->{port}) or return;
+	$client->send_only(['PING']);
+	return $client->receive !~ /^LOADING/;
 }
 
 sub _end

@@ -1,0 +1,116 @@
+/*
+ * chores.c
+ *		What worker 1 does between two batches, whether or not the stream is busy: dead letters are
+ *		tried again, and removed when they are too old.
+ *
+ * Nothing here is done by a clock of its own: the time of what is due next is kept in memory (that
+ * of the next retry in shared memory, where every worker lowers it when it stores a letter), and an
+ * idle read blocks no longer than until then.  So there is no SQL while nothing is due.
+ *
+ * A letter that another worker stores while worker 1 blocks in Redis is noticed when that read
+ * ends, after a few seconds.
+ */
+#include "worker_internal.h"
+
+#include "pgstat.h"
+
+#include "process.h"
+#include "retry.h"
+#include "stats.h"
+
+#define BACKOFF_FIRST_MS 1000
+#define BACKOFF_CAP_MS   60000
+
+/* What the table has from before this worker is found by looking at once. */
+static void
+begin(PpWorker *w)
+{
+	MemoryContext old = MemoryContextSwitchTo(w->cxt);
+
+	w->chores.retention = pp_pipeline_option(w->def, "dead_letter_retention");
+	w->chores.begun = true;
+	MemoryContextSwitchTo(old);
+	pp_backoff_init(&w->chores.backoff, BACKOFF_FIRST_MS, BACKOFF_CAP_MS);
+	pp_pipe_retry_at(w->pipe, GetCurrentTimestamp());
+}
+
+/*
+ * Tries again what is due.  What goes wrong with the pipeline as a whole is shown by its batches; so
+ * here it is only remembered as the last error, and tried again later: nobody has to wait for it.
+ */
+static void
+retry(PpWorker *w)
+{
+	PpApplyResult result;
+	TimestampTz next;
+	PpOutcome outcome;
+
+	(void) pp_pipe_next_retry(w->pipe, true);
+	pp_process_activity(true, "trying dead letters again");
+	outcome = pp_retry_run(w->apply, w->batch_bytes, &result, &next);
+	if (outcome == PP_OUTCOME_GONE)
+		pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+	pp_count(w->pipe, PP_COUNT_APPLIED, result.applied);
+	pp_count(w->pipe, PP_COUNT_CONFLICTED, result.conflicted);
+	pp_count(w->pipe, PP_COUNT_FILTERED, result.filtered);
+	pp_count(w->pipe, PP_COUNT_DEAD, result.dead);
+	if (outcome == PP_OUTCOME_DONE)
+		pp_backoff_reset(&w->chores.backoff);
+	else
+	{
+		pp_report_error(w->pipe, result.error->sqlstate, result.error->message);
+		next =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&w->chores.backoff));
+	}
+	pp_pipe_retry_at(w->pipe, next);
+	pgstat_report_stat(false);
+}
+
+static void
+expire(PpWorker *w)
+{
+	PpEntryError *error;
+	PpOutcome outcome;
+
+	pp_process_activity(true, "removing old dead letters");
+	outcome = pp_retry_expire(w->apply, w->chores.retention, &w->chores.expire_at, &error);
+	if (outcome == PP_OUTCOME_GONE)
+		pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+	if (outcome != PP_OUTCOME_DONE)
+		pp_report_error(w->pipe, error->sqlstate, error->message);
+	pgstat_report_stat(false);
+}
+
+/* Does what is due, a bounded piece of it. Outside a transaction; a batch may be in hand. */
+void
+pp_chores_run(PpWorker *w)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz due;
+
+	if (pp_my_proc->worker > 1)
+		return;
+	if (!w->chores.begun)
+		begin(w);
+	due = pp_pipe_next_retry(w->pipe, false);
+	if (due != 0 && due <= now)
+		retry(w);
+	if (w->chores.retention != NULL && w->chores.expire_at <= now)
+		expire(w);
+}
+
+/* How many milliseconds the worker may wait: until something is due, at least 1, at most max_ms. */
+long
+pp_chores_due_ms(PpWorker *w, long max_ms)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz due = pp_pipe_next_retry(w->pipe, false);
+
+	if (pp_my_proc->worker > 1)
+		return max_ms;
+	if (due != 0)
+		max_ms = Min(max_ms, TimestampDifferenceMilliseconds(now, due));
+	if (w->chores.retention != NULL)
+		max_ms = Min(max_ms, TimestampDifferenceMilliseconds(now, w->chores.expire_at));
+	return Max(max_ms, 1);
+}

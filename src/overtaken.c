@@ -1,0 +1,154 @@
+/*
+ * overtaken.c
+ *		Letters whose key was written since they failed.
+ *
+ * A generated statement without newer_by lets the later entry win.  An entry that is tried again
+ * comes late: when an entry with the same key that is later in the stream was applied meanwhile,
+ * its letter is marked in the transaction that applied that one, and what it says then only fills
+ * what is NULL (PP_FORM_OLDER).
+ *
+ * Which keys have a letter is known from a set of bits by their hashes, so that a batch costs
+ * nothing while there are no letters, and a query only when a key of it may have one.  The bits
+ * are of this process: with several workers, a letter of one is not seen by the others, as order is
+ * not kept among them anyway.
+ */
+#include "apply_internal.h"
+
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "event.h"
+
+#define FILTER_BITS  (1024 * 1024)
+#define FILTER_WORDS (FILTER_BITS / 64)
+#define MAX_LOADED   200000 /* letters; with more, every batch asks */
+
+static void
+watch(PpApply *a, uint64 hash)
+{
+	int bit = (int) (hash % FILTER_BITS);
+
+	if (a->watched == NULL)
+		a->watched = MemoryContextAllocZero(a->cxt, FILTER_WORDS * sizeof(uint64));
+	a->watched[bit / 64] |= UINT64CONST(1) << (bit % 64);
+}
+
+static bool
+is_watched(const PpApply *a, uint64 hash)
+{
+	int bit = (int) (hash % FILTER_BITS);
+
+	return (a->watched[bit / 64] >> (bit % 64)) & 1;
+}
+
+/* Whatever key is written is asked for. */
+void
+pp_overtaken_watch_all(PpApply *a)
+{
+	watch(a, 0);
+	memset(a->watched, 0xff, FILTER_WORDS * sizeof(uint64));
+}
+
+/* Finds the letters that are there. SPI must be connected. */
+void
+pp_overtaken_load(PpApply *a)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name)};
+
+	SPI_execute_with_args(psprintf("SELECT key_hash FROM %s.postpipe_dead_letter "
+								   "WHERE pipeline = $1 AND key_hash IS NOT NULL AND NOT overtaken",
+								   a->ext->schema_name),
+						  1, types, values, NULL, false, MAX_LOADED);
+	if (SPI_processed == MAX_LOADED)
+		pp_overtaken_watch_all(a);
+	else
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			bool isnull;
+
+			watch(a, (uint64) DatumGetInt64(
+						 SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)));
+		}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * pp_overtaken_key
+ *		The hash of the key of an entry that fails, from now on watched; false when its order does
+ *		not matter or it has no event.
+ */
+bool
+pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash)
+{
+	if (entry->event == NULL || a->statement == NULL || !pp_statement_has_older(a->statement))
+		return false;
+	*hash = pp_event_key_hash(entry, pp_statement_key_fields(a->statement));
+	watch(a, *hash);
+	return true;
+}
+
+static void
+mark(PpApply *a, Datum *hashes, Datum *ids, int n)
+{
+	PpLedger *ledger = &a->ledger;
+	SPIPlanPtr *plan = &ledger->letter_plans[PP_LETTER_PLANS - 1];
+	Oid id_type = pp_id_type_oid(a->ext);
+	Oid types[] = {TEXTOID, INT8ARRAYOID, get_array_type(id_type)};
+	Datum values[3];
+	const char *s = a->ext->schema_name;
+	char *sql = NULL;
+
+	values[0] = CStringGetTextDatum(ledger->pipeline);
+	values[1] = PointerGetDatum(
+		construct_array(hashes, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] =
+		PointerGetDatum(construct_array(ids, n, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
+	if (*plan == NULL)
+		sql = psprintf("UPDATE %s.postpipe_dead_letter d SET overtaken = true "
+					   "FROM unnest($2, $3) AS w (key_hash, id) "
+					   "WHERE d.pipeline = $1 AND d.key_hash = w.key_hash AND NOT d.overtaken "
+					   "AND d.id OPERATOR(%s.<) w.id",
+					   s, s);
+	pp_store_execute_plan(plan, sql, 3, types, values, NULL);
+}
+
+/*
+ * pp_overtaken_mark
+ *		Of a batch that is about to be committed: marks the letters whose keys it wrote.  After the
+ *		batch's own letters are stored.  SPI must be connected.
+ */
+void
+pp_overtaken_mark(PpApply *a, const PpBatch *batch)
+{
+	Datum *hashes;
+	Datum *ids;
+	List *key;
+	int n = 0;
+
+	if (a->watched == NULL || a->statement == NULL || !pp_statement_has_older(a->statement))
+		return;
+	key = pp_statement_key_fields(a->statement);
+	hashes = palloc(Max(batch->n, 1) * sizeof(Datum));
+	ids = palloc(Max(batch->n, 1) * sizeof(Datum));
+	for (int i = 0; i < batch->n; i++)
+	{
+		PpEntry *entry = &batch->entries[i];
+		uint64 hash;
+
+		if (entry->settled || entry->verdict != PP_VERDICT_APPLIED)
+			continue;
+		hash = pp_event_key_hash(entry, key);
+		if (!is_watched(a, hash))
+			continue;
+		hashes[n] = Int64GetDatum((int64) hash);
+		ids[n++] = PointerGetDatum(&entry->id);
+	}
+	if (n > 0)
+		mark(a, hashes, ids, n);
+	pfree(hashes);
+	pfree(ids);
+}

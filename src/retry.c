@@ -1,0 +1,326 @@
+/*
+ * retry.c
+ *		Dead letters that are tried again.
+ *
+ * Worker 1 does it between two batches.  The letters that are due become the entries of a batch,
+ * which goes the way of any batch (apply.c, split.c), but for three things: each transaction locks
+ * the letters first, skipping those that somebody else has; at its end, what passed leaves the
+ * table, with a row in the ledger for the sums, and what failed waits for its next attempt or is
+ * dead; and a failure that is the moment's or the pipeline's counts nothing against the letters.
+ *
+ * All state is in the table, so it outlives the worker and both servers.
+ */
+#include "retry.h"
+#include "apply_internal.h"
+
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "dead_letter.h"
+#include "event.h"
+#include "inflight.h"
+#include "suspect.h"
+
+#define MAX_LETTERS   100  /* of one transaction */
+#define MAX_EXPIRED   1000 /* of one transaction */
+#define LOCKED_MS     1000 /* until letters that somebody else has are looked at again */
+#define MIN_EXPIRE_MS 60000
+
+/* What in_transaction() is given. */
+typedef struct Due
+{
+	PpBatch *batch;
+	size_t max_bytes;
+	TimestampTz next; /* when another one is due, if none is now; 0: never */
+} Due;
+
+static int
+compare_keys(const void *x, const void *y)
+{
+	const PpLetterKey *a = x;
+	const PpLetterKey *b = y;
+
+	return pp_id_compare(a->id, b->id);
+}
+
+/*
+ * pp_retry_make_batch
+ *		The letters with these keys, as a batch in its context, normalized, in stream order.  No more
+ *		than max_bytes of them, but at least one; returns how many keys that were.  SPI must be
+ *		connected.
+ */
+int
+pp_retry_make_batch(PpApply *a, PpLetterKey *keys, int n, size_t max_bytes, PpBatch *batch)
+{
+	MemoryContext old;
+	int taken = 0;
+	size_t bytes = 0;
+
+	while (taken < n && (taken == 0 || bytes + keys[taken].bytes <= max_bytes))
+		bytes += keys[taken++].bytes;
+	qsort(keys, taken, sizeof(PpLetterKey), compare_keys);
+	batch->n = 0;
+	batch->bytes = 0;
+	batch->entries = MemoryContextAllocZero(batch->cxt, Max(taken, 1) * sizeof(PpEntry));
+	for (int i = 0; i < taken; i++)
+	{
+		PpEntry *entry = &batch->entries[batch->n];
+
+		if (!pp_dead_letter_load(&a->ledger, batch->cxt, &keys[i], entry))
+			continue;
+		old = MemoryContextSwitchTo(batch->cxt);
+		entry->hash = pp_event_hash(entry);
+		pp_event_normalize(entry, a->pipeline->event_types);
+		MemoryContextSwitchTo(old);
+		batch->bytes += entry->bytes;
+		batch->n++;
+	}
+	return taken;
+}
+
+/* Loads what is due, or finds out when something is. */
+static void
+load_due(PpApply *a, void *arg)
+{
+	Due *due = arg;
+	Oid types[] = {TEXTOID, TIMESTAMPTZOID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name),
+					  TimestampTzGetDatum(GetCurrentTimestamp())};
+	PpLetterKey *keys;
+	bool isnull;
+	Datum next;
+	int n;
+
+	SPI_execute_with_args(psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
+								   "WHERE pipeline = $1 AND state = 'retrying' "
+								   "AND next_retry_at <= $2 ORDER BY next_retry_at",
+								   a->ext->schema_name),
+						  2, types, values, NULL, false, MAX_LETTERS);
+	keys = pp_dead_letter_keys(CurrentMemoryContext, &n);
+	if (n > 0)
+	{
+		(void) pp_retry_make_batch(a, keys, n, due->max_bytes, due->batch);
+		return;
+	}
+	SPI_execute_with_args(psprintf("SELECT min(next_retry_at) FROM %s.postpipe_dead_letter "
+								   "WHERE pipeline = $1 AND state = 'retrying'",
+								   a->ext->schema_name),
+						  1, types, values, NULL, false, 1);
+	next = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	due->next = isnull ? 0 : DatumGetTimestampTz(next);
+}
+
+/* Applies the batch: one by one those letters that may have crashed the process (suspect.c). */
+static PpOutcome
+run_parts(PpApply *a, PpBatch *batch, PpApplyResult *total)
+{
+	PpOutcome outcome = PP_OUTCOME_DONE;
+
+	for (int first = 0, end; first < batch->n && outcome == PP_OUTCOME_DONE; first = end)
+	{
+		PpBatch part = *batch;
+		PpApplyResult result;
+
+		end = pp_suspect_part_end(batch, first);
+		part.entries += first;
+		part.n = end - first;
+		if (part.n == 1)
+			(void) pp_suspect_condemn(part.cxt, part.entries);
+		outcome = pp_apply_batch(a, &part, false, &result);
+		total->applied += result.applied;
+		total->conflicted += result.conflicted;
+		total->filtered += result.filtered;
+		total->dead += result.dead;
+		total->duplicates += result.duplicates;
+		total->error = result.error;
+		if (outcome == PP_OUTCOME_DONE && pp_inflight_suspects_exist())
+			XLogFlush(result.lsn); /* before the next suspect can crash */
+	}
+	return outcome;
+}
+
+/*
+ * pp_retry_run
+ *		Tries again what is due, a bounded number of letters of about max_bytes.  *next becomes when
+ *		to call again (0: when a letter says so); on anything but DONE it is the caller's business.
+ *		*result is as of pp_apply_batch(); what its error points to is valid until the next call.
+ */
+PpOutcome
+pp_retry_run(PpApply *a, size_t max_bytes, PpApplyResult *result, TimestampTz *next)
+{
+	MemoryContext old;
+	PpBatch batch = {0};
+	Due due = {&batch, max_bytes, 0};
+	PpOutcome outcome;
+
+	memset(result, 0, sizeof(*result));
+	*next = 0;
+	if (a->retry_cxt == NULL)
+		a->retry_cxt = AllocSetContextCreate(a->cxt, "postpipe retry", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(a->retry_cxt);
+	batch.cxt = a->retry_cxt;
+	old = MemoryContextSwitchTo(a->retry_cxt);
+	outcome = pp_apply_transaction(a, load_due, &due, &result->error);
+	MemoryContextSwitchTo(old);
+	pp_inflight_source(PP_INFLIGHT_RETRY);
+	if (outcome != PP_OUTCOME_DONE || batch.n == 0)
+	{
+		if (outcome == PP_OUTCOME_DONE)
+			pp_inflight_suspects_settled();
+		pp_inflight_source(PP_INFLIGHT_STREAM);
+		*next = due.next;
+		return outcome;
+	}
+	a->retrying = true;
+	outcome = run_parts(a, &batch, result);
+	a->retrying = false;
+	pp_inflight_source(PP_INFLIGHT_STREAM);
+	*next = GetCurrentTimestamp();
+	if (outcome == PP_OUTCOME_DONE && result->duplicates == batch.n)
+		*next = TimestampTzPlusMilliseconds(*next, LOCKED_MS);
+	MemoryContextReset(a->retry_cxt); /* one letter may have been large */
+	return outcome;
+}
+
+/*
+ * pp_retry_lock
+ *		At the start of a transaction: locks the letters that are not settled yet.  Those that cannot
+ *		be had are left out of the batch with `leave_out`, else they make it throw.
+ */
+void
+pp_retry_lock(PpApply *a, PpBatch *batch, bool leave_out)
+{
+	for (int i = 0; i < batch->n; i++)
+	{
+		PpEntry *entry = &batch->entries[i];
+
+		if (entry->settled || entry->verdict == PP_VERDICT_DUPLICATE ||
+			pp_dead_letter_lock(&a->ledger, entry))
+			continue;
+		if (!leave_out)
+			ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+							errmsg("somebody has changed the dead letters meanwhile")));
+		entry->verdict = PP_VERDICT_DUPLICATE;
+	}
+}
+
+/* A row in the ledger for what passed, for each epoch. */
+static void
+adjust_sums(PpApply *a, PpEntry **passed, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		int epoch = passed[i]->letter->epoch;
+		int applied = 0;
+		int filtered = 0;
+		PpId last = passed[i]->id;
+		bool done = false;
+
+		for (int j = 0; j < i && !done; j++)
+			done = passed[j]->letter->epoch == epoch;
+		if (done)
+			continue;
+		for (int j = i; j < n; j++)
+		{
+			if (passed[j]->letter->epoch != epoch)
+				continue;
+			applied += passed[j]->verdict == PP_VERDICT_APPLIED;
+			filtered += passed[j]->verdict == PP_VERDICT_FILTERED;
+			last = passed[j]->id;
+		}
+		pp_ledger_adjust(&a->ledger, epoch, passed[i]->id, last, applied, filtered);
+	}
+}
+
+/*
+ * pp_retry_record
+ *		At the end of a transaction: what was decided of the letters goes into the table and the
+ *		ledger's sums.  by_hand: they were replayed, which changes nothing about further retries.
+ *		SPI must be connected.
+ */
+void
+pp_retry_record(PpApply *a, PpBatch *batch, bool by_hand)
+{
+	PpEntry **passed = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
+	int n = 0;
+
+	for (int i = 0; i < batch->n; i++)
+	{
+		PpEntry *entry = &batch->entries[i];
+
+		if (entry->settled)
+			continue;
+		if (entry->verdict == PP_VERDICT_DEAD)
+			pp_dead_letter_failed(&a->ledger, a->pipeline, entry, by_hand);
+		if (entry->verdict != PP_VERDICT_APPLIED && entry->verdict != PP_VERDICT_FILTERED)
+			continue;
+		pp_dead_letter_remove(&a->ledger, entry);
+		passed[n++] = entry;
+	}
+	adjust_sums(a, passed, n);
+	pfree(passed);
+}
+
+/* What expire() is given. */
+typedef struct Expire
+{
+	const char *retention;
+	TimestampTz next;
+	uint64 removed;
+} Expire;
+
+static void
+expire(PpApply *a, void *arg)
+{
+	Expire *e = arg;
+	Oid types[] = {TEXTOID, TEXTOID, INT4OID, BYTEAOID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name), CStringGetTextDatum(e->retention),
+					  Int32GetDatum(a->ledger.worker), (Datum) 0};
+	const char *s = a->ext->schema_name;
+	bool isnull;
+
+	SPI_execute_with_args(
+		psprintf("WITH gone AS (DELETE FROM %s.postpipe_dead_letter WHERE ctid = ANY (ARRAY("
+				 "SELECT ctid FROM %s.postpipe_dead_letter WHERE pipeline = $1 AND state = 'dead' "
+				 "AND last_failed_at < now() - $2::interval ORDER BY last_failed_at "
+				 "LIMIT %d FOR UPDATE SKIP LOCKED)) RETURNING epoch, id), "
+				 "sums AS (INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
+				 "last_id, applied, filtered, dead, discarded, lost, ids) "
+				 "SELECT $1, epoch, $3, %s.min(id), %s.max(id), 0, 0, -count(*), count(*), 0, "
+				 "'\\x01' FROM gone GROUP BY epoch) SELECT count(*) FROM gone",
+				 s, s, MAX_EXPIRED, s, s, s),
+		3, types, values, NULL, false, 0);
+	e->removed = (uint64) DatumGetInt64(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_execute_with_args(psprintf("SELECT least(min(last_failed_at), now()) + $2::interval "
+								   "FROM %s.postpipe_dead_letter "
+								   "WHERE pipeline = $1 AND state = 'dead'",
+								   s),
+						  2, types, values, NULL, false, 0);
+	e->next = DatumGetTimestampTz(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+}
+
+/*
+ * pp_retry_expire
+ *		Removes dead letters that are older than `retention`, an interval in words; they count as
+ *		discarded.  *next becomes when the next ones can be: no sooner than in a minute, but for what
+ *		one step has left over.
+ */
+PpOutcome
+pp_retry_expire(PpApply *a, const char *retention, TimestampTz *next, PpEntryError **error)
+{
+	Expire e = {retention, 0, 0};
+	TimestampTz now = GetCurrentTimestamp();
+	PpOutcome outcome = pp_apply_transaction(a, expire, &e, error);
+
+	*next = TimestampTzPlusMilliseconds(now, MIN_EXPIRE_MS);
+	if (outcome == PP_OUTCOME_DONE && e.removed >= MAX_EXPIRED)
+		*next = now;
+	else if (outcome == PP_OUTCOME_DONE && e.next > *next)
+		*next = e.next;
+	return outcome;
+}

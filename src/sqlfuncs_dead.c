@@ -1,0 +1,293 @@
+/*
+ * sqlfuncs_dead.c
+ *		postpipe_replay() and postpipe_discard(): dead letters by hand.
+ *
+ * Both work in the caller's transaction.  A replay takes the locks that a batch takes (extension,
+ * pipeline in AccessShareLock) and locks the letters, which the worker's own retries then leave
+ * alone.  It runs the statement as the pipeline does: same role, same settings, the same search for
+ * the entries that fail, in subtransactions.  What the moment or the pipeline is to blame for is
+ * thrown; then nothing has happened.
+ */
+#include "sqlfuncs.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "apply_internal.h"
+#include "stats.h"
+
+PG_FUNCTION_INFO_V1(postpipe_replay);
+PG_FUNCTION_INFO_V1(postpipe_discard);
+
+#define FILTER_ARGS 6
+#define CHUNK       1000 /* letters that are run together, at most … */
+#define CHUNK_BYTES ((size_t) 16 * 1024 * 1024)
+
+/* What a replay adds to the counters when its transaction is committed. */
+typedef struct Counts
+{
+	Oid dboid;
+	char pipeline[PP_PIPELINE_LEN];
+	uint64 applied;
+	uint64 filtered;
+} Counts;
+
+static List *counts_at_commit;
+
+/* The arguments after the pipeline, as parameters $1 to $6 of a query. */
+typedef struct Filter
+{
+	Oid types[FILTER_ARGS];
+	Datum values[FILTER_ARGS];
+	char nulls[FILTER_ARGS + 1];
+} Filter;
+
+static void
+read_filter(FunctionCallInfo fcinfo, const PpExtension *ext, Filter *filter)
+{
+	const Oid types[] = {TEXTOID,        get_array_type(pp_id_type_oid(ext)),
+						 TEXTOID,        TIMESTAMPTZOID,
+						 TIMESTAMPTZOID, INT4OID};
+
+	memset(filter, 0, sizeof(*filter));
+	for (int i = 0; i < FILTER_ARGS; i++)
+	{
+		filter->types[i] = types[i];
+		filter->nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+		filter->values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
+	}
+	if (!PG_ARGISNULL(5) && PG_GETARG_INT32(5) < 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("max_entries must not be negative")));
+}
+
+/* "… FROM postpipe_dead_letter WHERE …", locked, with the filter's parameters. */
+static char *
+selection(const PpExtension *ext, const char *columns)
+{
+	return psprintf("SELECT %s FROM %s.postpipe_dead_letter d WHERE pipeline = $1 "
+					"AND ($2 IS NULL OR id OPERATOR(%s.=) ANY ($2)) "
+					"AND ($3 IS NULL OR sqlstate = $3) "
+					"AND ($4 IS NULL OR first_failed_at >= $4) "
+					"AND ($5 IS NULL OR first_failed_at < $5) "
+					"ORDER BY id USING OPERATOR(%s.<), epoch LIMIT $6 FOR UPDATE",
+					columns, ext->schema_name, ext->schema_name, ext->schema_name);
+}
+
+static void
+count_at_commit(XactEvent event, void *arg)
+{
+	ListCell *lc;
+
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	foreach (lc, counts_at_commit)
+	{
+		Counts *c = lfirst(lc);
+		PpPipe *pipe = event == XACT_EVENT_COMMIT ? pp_pipe_find(c->dboid, c->pipeline) : NULL;
+
+		if (pipe == NULL)
+			continue;
+		pp_count(pipe, PP_COUNT_APPLIED, c->applied);
+		pp_count(pipe, PP_COUNT_FILTERED, c->filtered);
+	}
+	counts_at_commit = NIL; /* it lives in the transaction's memory */
+}
+
+static void
+remember_counts(const char *pipeline, const PpApplyResult *total)
+{
+	static bool registered = false;
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	Counts *c = palloc0(sizeof(Counts));
+
+	if (!registered)
+		RegisterXactCallback(count_at_commit, NULL);
+	registered = true;
+	c->dboid = MyDatabaseId;
+	strlcpy(c->pipeline, pipeline, sizeof(c->pipeline));
+	c->applied = total->applied;
+	c->filtered = total->filtered;
+	counts_at_commit = lappend(counts_at_commit, c);
+	MemoryContextSwitchTo(old);
+}
+
+/* The letters that match, locked. */
+static PpLetterKey *
+lock_letters(const PpExtension *ext, Filter *filter, int *n)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	PpLetterKey *keys;
+
+	pp_store_begin(ext);
+	SPI_execute_with_args(selection(ext, "epoch, id, size_bytes"), FILTER_ARGS, filter->types,
+						  filter->values, filter->nulls, false, 0);
+	keys = pp_dead_letter_keys(cxt, n);
+	pp_store_end();
+	return keys;
+}
+
+/* An error that is not an entry's goes to the caller, as it came. */
+static void
+throw_error(const PpEntryError *error)
+{
+	ereport(ERROR,
+			(errcode(error->sqlstate), errmsg_internal("%s", error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
+			 error->hint ? errhint("%s", error->hint) : 0,
+			 error->context ? errcontext("%s", error->context) : 0,
+			 error->schema_name ? err_generic_string(PG_DIAG_SCHEMA_NAME, error->schema_name) : 0,
+			 error->table_name ? err_generic_string(PG_DIAG_TABLE_NAME, error->table_name) : 0,
+			 error->column_name ? err_generic_string(PG_DIAG_COLUMN_NAME, error->column_name) : 0,
+			 error->constraint_name
+				 ? err_generic_string(PG_DIAG_CONSTRAINT_NAME, error->constraint_name)
+				 : 0));
+}
+
+/* Runs the statement over a chunk of letters and records what came of it; returns its size. */
+static int
+replay_chunk(PpApply *a, PpLetterKey *keys, int n, PpBatch *batch, PpApplyResult *total)
+{
+	PpEntryError *error;
+	PpApplyResult result = {0};
+	int taken;
+
+	MemoryContextReset(batch->cxt);
+	pp_store_begin(a->ext);
+	taken = pp_retry_make_batch(a, keys, Min(n, CHUNK), CHUNK_BYTES, batch);
+	pp_store_end();
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "could not connect to SPI");
+	pp_statement_prepare(a->statement);
+	error = pp_apply_isolate(a, batch, &result);
+	SPI_finish();
+	if (error != NULL)
+		throw_error(error);
+	pp_store_begin(a->ext);
+	pp_retry_record(a, batch, true);
+	pp_overtaken_mark(a, batch);
+	pp_store_end();
+	for (int i = 0; i < batch->n; i++)
+	{
+		total->applied += batch->entries[i].verdict == PP_VERDICT_APPLIED;
+		total->filtered += batch->entries[i].verdict == PP_VERDICT_FILTERED;
+		total->dead += batch->entries[i].verdict == PP_VERDICT_DEAD;
+	}
+	return taken;
+}
+
+static void
+replay(const PpExtension *ext, PpPipeline *p, PpLetterKey *keys, int n, PpApplyResult *total)
+{
+	MemoryContext cxt =
+		AllocSetContextCreate(CurrentMemoryContext, "postpipe replay", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	PpApply *a = pp_apply_create(cxt, ext, p, 0);
+	PpBatch batch = {0};
+
+	batch.cxt = AllocSetContextCreate(cxt, "postpipe replay batch", ALLOCSET_DEFAULT_SIZES);
+	a->statement = pp_statement_create(cxt, ext, p);
+	pp_overtaken_watch_all(a);
+	PG_TRY();
+	{
+		for (int done = 0; done < n;)
+		{
+			CHECK_FOR_INTERRUPTS();
+			done += replay_chunk(a, keys + done, n - done, &batch, total);
+		}
+	}
+	PG_FINALLY();
+	{
+		pp_statement_destroy(a->statement);
+		pp_dead_letter_forget_plans(&a->ledger);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cxt);
+}
+
+/* The pipeline, which the caller may manage, locked as for a batch of it. */
+static PpPipeline *
+lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext)
+{
+	char *name = pp_required_text_arg(fcinfo, 0, "pipeline");
+
+	pp_require_preload();
+	pp_require_extension(ext);
+	LockDatabaseObject(ExtensionRelationId, ext->oid, 0, AccessShareLock);
+	pp_pipeline_lock(ext, name, AccessShareLock);
+	return pp_require_pipeline(ext, name);
+}
+
+/* postpipe_replay(pipeline, ids, sqlstate, since, until, max_entries) */
+Datum
+postpipe_replay(PG_FUNCTION_ARGS)
+{
+	PpExtension ext;
+	PpPipeline *p = lock_pipeline(fcinfo, &ext);
+	PpApplyResult total = {0};
+	TupleDesc desc;
+	Filter filter;
+	PpLetterKey *keys;
+	Datum values[3];
+	bool nulls[3] = {0};
+	int n;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	read_filter(fcinfo, &ext, &filter);
+	keys = lock_letters(&ext, &filter, &n);
+	if (n > 0)
+	{
+		replay(&ext, p, keys, n, &total);
+		remember_counts(p->name, &total);
+	}
+	values[0] = Int64GetDatum(n);
+	values[1] = Int64GetDatum(total.applied);
+	values[2] = Int64GetDatum(total.dead);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/* postpipe_discard(pipeline, ids, sqlstate, since, until, max_entries, reason) */
+Datum
+postpipe_discard(PG_FUNCTION_ARGS)
+{
+	PpExtension ext;
+	PpPipeline *p = lock_pipeline(fcinfo, &ext);
+	char *reason = pp_text_arg(fcinfo, 6);
+	const char *s = ext.schema_name;
+	Filter filter;
+	bool isnull;
+	int64 n;
+
+	read_filter(fcinfo, &ext, &filter);
+	pp_store_begin(&ext);
+	SPI_execute_with_args(
+		psprintf(
+			"WITH gone AS (DELETE FROM %s.postpipe_dead_letter WHERE ctid = ANY (ARRAY(%s)) "
+			"RETURNING epoch, id), "
+			"sums AS (INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
+			"last_id, applied, filtered, dead, discarded, lost, ids) "
+			"SELECT $1, epoch, 0, %s.min(id), %s.max(id), 0, 0, -count(*), count(*), 0, '\\x01' "
+			"FROM gone GROUP BY epoch) SELECT count(*) FROM gone",
+			s, selection(&ext, "ctid"), s, s, s),
+		FILTER_ARGS, filter.types, filter.values, filter.nulls, false, 0);
+	n = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	pp_store_end();
+	if (n > 0)
+		ereport(LOG, (errmsg("postpipe pipeline \"%s\": " INT64_FORMAT
+							 " dead letters were discarded by %s%s%s",
+							 p->name, n, GetUserNameFromId(GetUserId(), true), reason ? ": " : "",
+							 reason ? reason : "")));
+	PG_RETURN_INT64(n);
+}

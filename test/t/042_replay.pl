@@ -1,0 +1,224 @@
+# Dead letters by hand: postpipe_replay and postpipe_discard, for whom and with which filter; letters that hold anything;
+# retention; and the copies in a Redis stream.
+# TAP, because it needs a Redis, background workers, two sessions and roles.
+
+use strict;
+use warnings;
+use Digest::MD5 qw(md5_hex);
+use IPC::Run ();
+use Postpipe::Test;
+
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('main', redis => $redis, conf => "postpipe.max_retries = 0\nlog_error_verbosity = terse");
+sql('CREATE EXTENSION postpipe');
+sql(q(SELECT postpipe_drop_pipeline('posts')));
+sql(<<'SQL');
+CREATE ROLE app LOGIN;
+CREATE ROLE member LOGIN IN ROLE app;
+CREATE ROLE other LOGIN;
+GRANT EXECUTE ON FUNCTION postpipe_replay, postpipe_discard TO app, other;
+CREATE TABLE item (id int PRIMARY KEY, v text, who text DEFAULT current_user || ' ' || current_setting('TimeZone'), CONSTRAINT v CHECK (v <> 'bad'));
+ALTER TABLE item OWNER TO app;
+SELECT postpipe_create_pipeline('item', 'stream:item', target => 'item', owner => 'app');
+SQL
+wait_state('item');
+
+# --- Letters of several kinds.
+my %id;
+$id{$_} = $redis->xadd('stream:item', id => $_, v => 'bad') for 1 .. 6;
+$id{text} = $redis->xadd('stream:item', id => 'x', v => 'y');
+$id{json} = $redis->xadd('stream:item', data => '[1]');
+$redis->xadd('stream:item', id => 100, v => 'good');
+letters('item', 8);
+
+# --- Nothing passes: nothing is lost, the errors are the new ones.
+is(sql(q(SELECT * FROM postpipe_replay('item'))), '8|0|8', 'a replay of all that fails');
+letters('item', 8);
+is(sql(q(SELECT DISTINCT state, attempts, last_failed_at > first_failed_at FROM postpipe_dlq)), 'dead|2|t', '... is noted');
+sql(q(ALTER TABLE item ADD CONSTRAINT later CHECK (id <> 2), DROP CONSTRAINT v));
+is(sql(qq(SELECT * FROM postpipe_replay('item', ids => '{$id{2}}'))), '1|0|1', 'by ID');
+is(sql(qq(SELECT constraint_name, attempts FROM postpipe_dlq WHERE id = '$id{2}')), 'later|3', '... with the error of today');
+
+# --- Filters; each replay applies what it should, as the pipeline would.
+is(sql(qq(SELECT * FROM postpipe_replay('item', ids => '{$id{1},0-1}'))), '1|1|0', 'an ID list');
+is(sql('SELECT v, who FROM item WHERE id = 1'), 'bad|app UTC', '... as the owner of the table, with the settings of a batch');
+is(sql(q(SELECT * FROM postpipe_replay('item', sqlstate => '23505'))), '0|0|0', 'a SQLSTATE that none has');
+is(sql(q(SELECT * FROM postpipe_replay('item', sqlstate => '23514', max_entries => 2))), '2|1|1', 'SQLSTATE and number: the first ones');
+is(sql('SELECT string_agg(id::text, $$ $$ ORDER BY id) FROM item'), '1 3 100', '... in stream order, the one that fails left out');
+is(sql(q(SELECT * FROM postpipe_replay('item', since => now()))), '0|0|0', 'since');
+is(sql(q(SELECT * FROM postpipe_replay('item', until => now() - interval '1 hour'))), '0|0|0', 'until');
+like(error(q(SELECT postpipe_replay('item', max_entries => -1))), qr/max_entries must not be negative/, 'a negative number');
+like(error(q(SELECT postpipe_replay(NULL))), qr/pipeline must not be NULL/, 'no pipeline');
+like(error(q(SELECT postpipe_replay('nope'))), qr/pipeline "nope" does not exist/, 'an unknown pipeline');
+
+# --- Rolled back, nothing has happened; counters follow the commit.
+my $applied = sql('SELECT entries_applied FROM postpipe_stats');
+sql(qq(BEGIN; SELECT postpipe_replay('item', ids => '{$id{4}}'); ROLLBACK));
+is(sql('SELECT count(*) FROM item WHERE id = 4'), 0, 'a replay that is rolled back');
+letters('item', 6);
+is(sql('SELECT entries_applied FROM postpipe_stats'), $applied, '... counts nothing');
+sql(qq(SELECT postpipe_replay('item', ids => '{$id{4}}')));
+is(sql('SELECT entries_applied FROM postpipe_stats'), $applied + 1, '... and one that is not counts one');
+
+# --- What the pipeline is to blame for is thrown, and nothing is noted.
+sql('ALTER TABLE item RENAME TO away');
+like(error(q(SELECT postpipe_replay('item'))), qr/target table .*item of pipeline "item" does not exist/, 'no table');
+sql('ALTER TABLE away RENAME TO item');
+is(sql(qq(SELECT attempts FROM postpipe_dlq WHERE id = '$id{5}')), 2, '... is no attempt');
+like(error(q(SET statement_timeout = '200ms'; SELECT postpipe_replay('item'), pg_sleep(5))), qr/statement timeout/,
+	'the statement_timeout of the session still counts after entries that fail');
+
+# --- A transaction that has a letter keeps others off it, and the pipeline's definition from being changed.
+{
+	my $session = session();
+	$session->(qq(BEGIN; SELECT applied FROM postpipe_replay('item', ids => '{$id{5}}');));
+	like(error(qq(SET lock_timeout = '100ms'; SELECT postpipe_discard('item', ids => '{$id{5}}'))), qr/lock timeout/, 'a letter in a replay is locked');
+	like(error(q(SET lock_timeout = '100ms'; SELECT postpipe_drop_pipeline('item', discard_dead => true))), qr/lock timeout/, '... and its pipeline');
+	$redis->xadd('stream:item', id => 200, v => 'good');
+	wait_sql($node, 'postgres', 'SELECT count(*) FROM item WHERE id = 200', 1, '... which goes on meanwhile');
+	$session->('COMMIT;');
+}
+is(sql('SELECT count(*) FROM item WHERE id = 5'), 1, '... and is applied at commit');
+
+# --- Whose letters they are.
+for my $call (qw(postpipe_replay postpipe_discard))
+{
+	like(error(qq(SET ROLE other; SELECT $call('item'))), qr/must be a member of role "app"/, "$call by somebody else");
+}
+is(sql(qq(SET ROLE member; SELECT * FROM postpipe_replay('item', ids => '{$id{6}}'))), '1|1|0', 'a member of the owner replays');
+is(sql('SELECT who FROM item WHERE id = 6'), 'app UTC', '... as the owner of the table');
+like(error(q(SET ROLE member; DELETE FROM postpipe_dead_letter)), qr/permission denied/, '... and has no other right');
+
+# --- Discard.
+is(sql(qq(SELECT postpipe_discard('item', ids => '{$id{2}}', reason => 'of no use'))), 1, 'discard by ID');
+is(scalar log_lines($node, qr/1 dead letters were discarded by .*: of no use/), 1, '... with a reason in the log');
+is(sql(q(SELECT postpipe_discard('item', sqlstate => '22P02'))), 1, 'discard by SQLSTATE');
+is(sql(q(SELECT postpipe_discard('item', sqlstate => '22P02'))), 0, '... only once');
+letters('item', 1);
+
+# --- Retrying ones are replayed as well; order counts as for retries.
+sql(<<'SQL');
+CREATE TABLE late (id int PRIMARY KEY, v text, w text);
+SELECT postpipe_create_pipeline('late', 'stream:late', target => 'late', options => '{"max_retries": 5, "retry_delay": "1h"}');
+SQL
+wait_state('late');
+sql(q(ALTER TABLE late ADD CONSTRAINT v CHECK (v NOT LIKE 'bad%')));
+$redis->xadd('stream:late', id => 1, v => 'bad 1', w => 'filled');
+$redis->xadd('stream:late', id => 2, v => 'bad 2', w => 'older');
+letters('late', 2);
+$redis->xadd('stream:late', id => 1, v => 'newer');
+my $last = $redis->xadd('stream:late', id => 2, v => 'bad newer');
+letters('late', 3);
+wait_sql($node, 'postgres', 'SELECT v FROM late', 'newer', 'a later entry');
+is(sql(q(SELECT DISTINCT state FROM postpipe_dlq WHERE pipeline = 'late')), 'retrying', 'letters that wait an hour');
+sql('ALTER TABLE late DROP CONSTRAINT v');
+is(sql(qq(SELECT * FROM postpipe_replay('late', ids => '{$last}'))), '1|1|0', 'the last one first');
+is(sql(q(SELECT * FROM postpipe_replay('late'))), '2|2|0', '... then the others');
+is(sql('SELECT * FROM late ORDER BY id'), "1|newer|filled\n2|bad newer|older", 'a replay sets nothing back');
+
+# --- Many, more than fit in one piece, and one that fails among them.
+sql(q(CREATE TABLE many (id int PRIMARY KEY, v text, CONSTRAINT v CHECK (v <> 'bad')); SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', options => '{"error_threshold": 1}')));
+wait_state('many');
+$redis->pipeline(map { [ 'XADD', 'stream:many', '*', id => $_, v => $_ == 1777 ? 'worse' : 'bad' ] } 1 .. 2500);
+sql(q(ALTER TABLE many ADD CONSTRAINT w CHECK (v <> 'worse')));
+$redis->xadd('stream:many', id => 3000, v => 'worse');
+wait_sql($node, 'postgres', q(SELECT count(*) + (SELECT count(*) FROM many) FROM postpipe_dlq WHERE pipeline = 'many'), 2501, '2501 are settled');
+sql('ALTER TABLE many DROP CONSTRAINT v');
+my $failed = sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'many' AND constraint_name = 'w'));
+is(sql(q(SELECT matched - applied, failed FROM postpipe_replay('many'))), "$failed|$failed", 'a replay of 2500');
+is(sql('SELECT count(*) FROM many'), 2501 - $failed, '... all rows are there');
+
+# --- Anything: bytes that are no text, and a large one; kept, mirrored, and replayed.
+sql(q(CREATE TABLE anything (id text PRIMARY KEY, n int, v text); SELECT postpipe_create_pipeline('anything', 'stream:anything', target => 'anything',
+	options => '{"dead_letter_stream": "stream:anything:dead", "batch_size": 10}')));
+wait_state('anything');
+my $big = '0123456789abcdef' x (4 * 1024 * 1024);
+my @entries = ([ id => "nul\0", v => 'x' ], [ id => 'utf', v => "\xff\xfe" ], [ "na\0me" => 'x', id => 'name' ], [ data => '{"id": 1' ], [ id => 'big', n => 'no number', v => $big ]);
+my @ids = map { $redis->xadd('stream:anything', @$_) } @entries;
+letters('anything', scalar @entries);
+for my $i (0 .. $#entries)
+{
+	is(sql("SELECT string_agg(md5(f), ' ' ORDER BY n) FROM postpipe_dlq, unnest(fields) WITH ORDINALITY AS u (f, n) WHERE id = '$ids[$i]'"),
+		join(' ', map { md5_hex($_) } @{ $entries[$i] }), "letter $i: its bytes");
+}
+wait_for { $redis->command('XLEN', 'stream:anything:dead') == @entries } 'every letter is copied to the stream';
+my $copies = $redis->command('XRANGE', 'stream:anything:dead', '-', '+');
+my %copy = map { my %f = @{ $_->[1] }[ 0 .. 7 ]; ($f{id} => [ \%f, @{ $_->[1] }[ 8 .. $#{ $_->[1] } ] ]) } @$copies;
+is(join(' ', map { $copy{$_}[0]{sqlstate} } @ids), '22021 22021 22021 22P02 22P02', '... with SQLSTATE');
+like($copy{ $ids[0] }[0]{message}, qr/NUL/, '... and message');
+is($copy{ $ids[0] }[0]{pipeline}, 'anything', '... and pipeline');
+is(md5_hex(join '|', @{ $copy{ $ids[1] } }[ 1 .. 4 ]), md5_hex(join '|', @{ $entries[1] }), '... and the fields, where there is no event');
+is($copy{ $ids[4] }[1], 'data', '... else the event');
+is(length $copy{ $ids[4] }[2], length(qq({"n": "no number", "v": "$big", "id": "big"})), '... all of it');
+sql(q(ALTER TABLE anything ALTER n TYPE text));
+is(sql(q(SELECT * FROM postpipe_replay('anything'))), '5|1|4', 'replayed');
+is(sql(q(SELECT md5(v) FROM anything)), md5_hex($big), '... all 64 MB of it');
+is(sql(q(SELECT postpipe_discard('anything', ids => (SELECT array_agg(id) FROM postpipe_dlq WHERE pipeline = 'anything')))), 4, 'and discarded');
+
+# --- A copy that cannot be made is said once and holds nobody up.
+$redis->command('DEL', 'stream:anything:dead');
+$redis->command('SET', 'stream:anything:dead', 'no stream');
+$redis->xadd('stream:anything', data => '[]') for 1 .. 3;
+$redis->xadd('stream:anything', id => 'after');
+wait_sql($node, 'postgres', q(SELECT count(*) FROM anything WHERE id = 'after'), 1, 'the pipeline goes on without copies');
+letters('anything', 3);
+wait_sql($node, 'postgres', q(SELECT state, pending FROM postpipe_stats WHERE pipeline = 'anything'), 'idle|0', '... and is well');
+is(scalar log_lines($node, qr/could not copy a dead letter to stream "stream:anything:dead"/), 1, '... which is said once');
+
+# --- Retention: old ones go, in steps, and stay counted; a worker that starts looks at once.
+sql(q(SELECT postpipe_create_pipeline('old', 'stream:old', target => 'item', owner => 'app', options => '{"dead_letter_retention": "1 day", "error_threshold": 1}')));
+wait_state('old');
+$redis->pipeline(map { [ 'XADD', 'stream:old', '*', 'data', '[]' ] } 1 .. 2200);
+letters('old', 2200);
+sql(q(UPDATE postpipe_dead_letter SET last_failed_at = now() - interval '2 days' WHERE pipeline = 'old' AND id > (SELECT min(id) FROM postpipe_dead_letter WHERE pipeline = 'old')));
+sql(q(SELECT postpipe_pause('old')));
+wait_state('old', 'paused');
+sql(q(SELECT postpipe_resume('old')));
+letters('old', 1);
+
+# --- Every entry is somewhere.
+my %sums = (item => '7|0|1|2', late => '4|0|0|0', many => 2501 - $failed . "|0|$failed|0", anything => '2|0|3|4', old => '0|0|1|2199');
+wait_sql($node, 'postgres', "SELECT applied, retrying, dead, discarded, balance FROM postpipe_audit WHERE pipeline = '$_'", "$sums{$_}|0", "$_: the audit balances", 30) for sort keys %sums;
+is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
+$node->stop;
+done_testing();
+
+sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+
+sub error
+{
+	my ($query) = @_;
+	my (undef, undef, $stderr) = $node->psql('postgres', $query);
+	return $stderr;
+}
+
+sub letters
+{
+	my ($name, $n) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'", $n, "$name: $n letters");
+}
+
+sub wait_state
+{
+	my ($name, $state) = @_;
+	$state //= 'idle';
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is(sql("SELECT postpipe_wait_state('$name', '$state')"), 't', "$name: $state");
+}
+
+# A session that stays open; the statements it is given have been run when the call returns.
+sub session
+{
+	my ($in, $out, $err) = ('', '', '');
+	my $timer = IPC::Run::timer(30);
+	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>', \$err, $timer);
+	my $n = 0;
+
+	return sub {
+		$n++;
+		$in .= "$_[0]\n\\echo done $n\n";
+		$psql->pump until $out =~ /done $n\b/;
+		return;
+	};
+}

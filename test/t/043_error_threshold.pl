@@ -1,0 +1,161 @@
+# When too many entries fail, the pipeline stops and says why, instead of dead-lettering the world; it goes on by itself when
+# the cause is gone. And how often a statement runs meanwhile.
+# TAP, because it needs a Redis and background workers.
+
+use strict;
+use warnings;
+use Postpipe::Test;
+
+my $id = 0;
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('main', redis => $redis, conf => 'postpipe.max_retries = 0');
+sql('CREATE EXTENSION postpipe');
+sql(q(SELECT postpipe_drop_pipeline('posts')));
+sql(<<'SQL');
+CREATE SEQUENCE runs;
+CREATE FUNCTION count_run() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM nextval(''public.runs''); RETURN NULL; END';
+SQL
+
+# --- All of 1000 are bad: it stops with a reason, and nothing is dead.
+table('all');
+paused('all', sub { add('all', 1000, 'bad') });
+stopped('all', qr/^\d+ of the last \d+ entries failed, the last one with: new row for relation "all_rows" violates check constraint/);
+is(letters('all'), 0, '... and nothing is dead-lettered');
+is(pending($redis, 'stream:all', 'postpipe_all'), 1000, '... and nothing acknowledged');
+is(scalar log_lines($node, qr/HINT:.*error_threshold/), 1, 'the log has a hint');
+
+# While it is stopped, an attempt is a few runs of the statement.
+my $count = q(SELECT last_value FROM runs);
+sql(q(SELECT setval('runs', 1)));
+my $attempts = q(SELECT next_attempt_at FROM postpipe_workers WHERE pipeline = 'all');
+my $next = sql($attempts);
+wait_sql($node, 'postgres', "SELECT next_attempt_at > '$next' FROM postpipe_workers WHERE pipeline = 'all'", 't', 'it tries again');
+cmp_ok(sql($count), '<=', 40, 'an attempt takes few runs of the statement');
+cmp_ok(sql($count), '>', 1, '... which were counted');
+is(letters('all'), 0, '... and dead-letters nothing');
+sql('ALTER TABLE all_rows DROP CONSTRAINT bad');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM all_rows', 1000, 'the table is mended: it goes on by itself');
+done_with('all', '1000|0');
+
+# --- 60 of 100 is too few to say, 900 of 1000 is too much; when some are mended it goes on with the others.
+table('most');
+paused('most', sub { add('most', 60, 'bad'); add('most', 40, 'good') });
+done_with('most', '40|60');
+paused('most', sub { for (1 .. 100) { add('most', 9, 'bad'); add('most', 1, 'good') } });
+stopped('most', qr/ entries failed/);
+is(letters('most'), 60, '... and nothing more is dead-lettered');
+sql(q(ALTER TABLE most_rows DROP CONSTRAINT bad, ADD CONSTRAINT bad CHECK (v <> 'bad' OR id % 4 > 0)));
+wait_sql($node, 'postgres', q(SELECT applied + dead FROM postpipe_audit WHERE pipeline = 'most'), 1100, 'most are mended: it goes on');
+done_with('most');
+
+# --- A fifth of all may fail for ever, in one batch or in many.
+table('some', '"batch_size": 100');
+paused('some', sub { for (1 .. 500) { add('some', 4, 'good'); add('some', 1, 'bad') } });
+done_with('some', '2000|500');
+
+# --- The same for what is no event at all; pause and resume do not change that, the option does.
+table('shape');
+paused('shape', sub { $redis->pipeline(map { [ 'XADD', 'stream:shape', '*', 'data', '[]' ] } 1 .. 200) });
+stopped('shape', qr/200 of the last 200 entries failed, the last one with: field "data" is not a JSON object/);
+is(letters('shape'), 0, 'nothing of it is dead-lettered');
+sql(q(SELECT postpipe_pause('shape')));
+sql(q(SELECT postpipe_wait_state('shape', 'paused')));
+sql(q(SELECT postpipe_resume('shape')));
+stopped('shape', qr/200 of the last 200/);
+sql(q(UPDATE postpipe_pipeline SET options = '{"error_threshold": 1}' WHERE pipeline = 'shape'));
+done_with('shape', '0|200');
+
+# --- One in 1000, at any place: at most 2 log2(1000) + 2 runs.
+table('one');
+for my $place (0, 1, 499, 500, 998, 999)
+{
+	sql(q(SELECT setval('runs', 1)));
+	paused('one', sub { add('one', $place, 'good'); add('one', 1, 'bad'); add('one', 999 - $place, 'good') });
+	wait_sql($node, 'postgres', q(SELECT (applied + dead) % 1000, pending FROM postpipe_audit WHERE pipeline = 'one'), '0|0', "one at $place: settled");
+	cmp_ok(sql($count) - 1, '<=', 21, '... in at most 21 runs of the statement');
+}
+done_with('one', '5994|6');
+
+# --- Where the server can check values without an error, all that have the wrong type are found in one pass. Version 15 is given
+# the function that it lacks.
+my $old = sql('SHOW server_version_num') < 160000;
+sql($old ? <<'SQL' : 'SELECT');
+SET allow_system_table_mods = on;
+CREATE FUNCTION pg_catalog.pg_input_is_valid(text, text) RETURNS boolean LANGUAGE plpgsql STRICT AS $$
+BEGIN    -- a cast would cut a text that is too long
+    EXECUTE format(CASE WHEN $2 LIKE '%char%' THEN 'SELECT x FROM pg_catalog.json_to_record(pg_catalog.json_build_object(''x'', %L::text)) AS t (x %s)' ELSE 'SELECT %L::%s' END, $1, $2);
+    RETURN true;
+EXCEPTION WHEN data_exception THEN RETURN false;
+END $$;
+SQL
+table('types', '"max_retries": 0');
+sql(q(ALTER TABLE types_rows ADD i int, ADD b boolean DEFAULT true, ADD t timestamptz, ADD p timestamp, ADD s varchar(3), ADD x numeric(3, 1), ADD a int[], ADD j jsonb, ADD e text));
+my @bad = ([ i => 'one' ], [ i => '99999999999' ], [ b => 'perhaps' ], [ t => 'soon' ], [ p => '2025-02-30' ], [ s => 'four' ], [ x => '100' ], [ a => '{x}' ], [ j => '{' ]);
+my @fine = ([ i => 1 ], [ i => '' ], [ b => 'yes' ], [ t => '2025-02-28' ], [ p => '2025-02-28T00:00:00Z' ], [ s => 'abc  ' ], [ x => '99.94' ], [ a => '[1,2]' ], [ a => '{1,2}' ], [ j => '[]' ], [ e => '' ]);
+sql(q(SELECT setval('runs', 1)));
+paused('types', sub {
+	for my $round (1 .. 5)
+	{
+		$redis->pipeline(map { [ 'XADD', 'stream:types', '*', id => ++$id, @$_ ] } (@fine) x 9, @bad, @fine);
+	}
+});
+done_with('types', '550|45');
+cmp_ok(sql($count) - 1, '<=', 45 + 2, 'a run for each bad one, and two for all others');
+cmp_ok(sql($count) - 1, '>=', 45, '... which were counted');
+# What cannot be checked so is found as before, and so is what fails for another reason.
+paused('types', sub { add('types', 30, 'good'); $redis->xadd('stream:types', id => ++$id, a => '["x"]'); add('types', 1, 'bad'); $redis->xadd('stream:types', id => ++$id, i => 'x'); add('types', 30, 'good') });
+done_with('types', '610|48');
+is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
+$node->stop;
+done_testing();
+
+sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+sub letters { my ($name) = @_; return sql("SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'") }
+
+sub add
+{
+	my ($name, $n, $v) = @_;
+	$redis->pipeline(map { [ 'XADD', "stream:$name", '*', id => ++$id, v => $v ] } 1 .. $n) if $n > 0;
+	return;
+}
+
+# A table that takes no "bad", and a pipeline into it.
+sub table
+{
+	my ($name, $options) = @_;
+	$options //= '';
+	sql("CREATE TABLE ${name}_rows (id int PRIMARY KEY, v text, CONSTRAINT bad CHECK (v <> 'bad'));
+		CREATE TRIGGER count_run BEFORE INSERT ON ${name}_rows FOR EACH STATEMENT EXECUTE FUNCTION count_run();
+		SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '${name}_rows', options => '{$options}')");
+	is(sql("SELECT postpipe_wait_state('$name', 'idle')"), 't', "$name: idle");
+	return;
+}
+
+# Publishes while the pipeline is paused.
+sub paused
+{
+	my ($name, $publish) = @_;
+	sql("SELECT postpipe_pause('$name')");
+	sql("SELECT postpipe_wait_state('$name', 'paused')");
+	$publish->();
+	sql("SELECT postpipe_resume('$name')");
+	return;
+}
+
+sub stopped
+{
+	my ($name, $reason) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_sql($node, 'postgres', "SELECT state, reason_code FROM postpipe_stats WHERE pipeline = '$name'", 'failed|error_threshold', "$name: stopped");
+	return like(sql("SELECT reason FROM postpipe_stats WHERE pipeline = '$name'"), $reason, '... with a reason');
+}
+
+# Everything is settled; applied and dead, if given.
+sub done_with
+{
+	my ($name, $counts) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_sql($node, 'postgres', "SELECT pending, lag, balance FROM postpipe_audit WHERE pipeline = '$name'", '0|0|0', "$name: all is accounted for", 30);
+	is(sql("SELECT applied, dead FROM postpipe_audit WHERE pipeline = '$name'"), $counts, "$name: $counts") if $counts;
+	return;
+}
