@@ -42,6 +42,20 @@ read_epochs(PpLedger *ledger)
 	}
 }
 
+/* Finds the current epoch, and those that were opened by a rewind. SPI must be connected. */
+void
+pp_ledger_load_epochs(PpLedger *ledger)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
+
+	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id "
+								   "FROM %s.postpipe_epoch WHERE pipeline = $1 ORDER BY epoch",
+								   ledger->ext->schema_name),
+						  1, types, values, NULL, false, 0);
+	read_epochs(ledger);
+}
+
 static PpId
 get_id(int column)
 {
@@ -115,11 +129,7 @@ pp_ledger_open(PpLedger *ledger)
 								   "VALUES ($1, 1, 'first') ON CONFLICT DO NOTHING",
 								   s, s),
 						  1, types, values, NULL, false, 0);
-	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id "
-								   "FROM %s.postpipe_epoch WHERE pipeline = $1 ORDER BY epoch",
-								   s),
-						  1, types, values, NULL, false, 0);
-	read_epochs(ledger);
+	pp_ledger_load_epochs(ledger);
 	last = ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
 	values[1] = Int32GetDatum(last ? last->epoch : 0);
 	SPI_execute_with_args(psprintf("SELECT last_id FROM %s.postpipe_ledger WHERE pipeline = $1 "

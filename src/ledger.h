@@ -49,6 +49,7 @@ typedef struct PpBase
 } PpBase;
 
 extern PpId pp_ledger_open(PpLedger *ledger);
+extern void pp_ledger_load_epochs(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_set_base(PpLedger *ledger, const PpBase *base);
@@ -58,6 +59,9 @@ extern void pp_ledger_record_lost(PpLedger *ledger, PpId first, PpId last, int64
 extern void pp_ledger_committed(PpLedger *ledger);
 extern int pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since,
 							   const char *cause, bool again);
+extern void pp_ledger_settled(const PpExtension *ext, const char *pipeline, const PpId *ids, int n,
+							  bool *settled);
+extern int pp_ledger_lose(const PpExtension *ext, const char *pipeline, const PpId *ids, int n);
 extern void pp_ledger_forget(const PpExtension *ext, const char *pipeline);
 
 /* dead_letter.c */

@@ -13,7 +13,6 @@
  *	5. Entries that the group has delivered to nobody we know are read by their range: the group was
  *	   moved forward from outside, or the database has gone back in time and Redis has not.
  *	6. Entries that were trimmed before anybody read them are counted.
- *	7. What is pending for workers that are no more is taken over.
  *
  * 5 and 6 are done in a group that is ours alone: in a shared one, what we do not know of is
  * somebody else's.
@@ -389,7 +388,7 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	if (!find_exclusive(w, error) || !repair(w, &facts, error))
 		return false;
 	pp_worker_open_apply(w);
-	if (!note_trimmed(w, &facts, top, error) || !pp_consume_take_over(w, error))
+	if (!note_trimmed(w, &facts, top, error))
 		return false;
 	pp_watch_begin(w, &facts);
 	return true;

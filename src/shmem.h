@@ -154,6 +154,7 @@ typedef struct PpPipe
 	bool opened;     /* worker 1 has seen to owner, epoch, group; see held.c */
 	uint64 opening;  /* how often it was opened */
 	uint64 last_ticket;
+	bool rescan; /* worker 1 has pending entries that it has not received: it is to read them */
 	bool exclusive;        /* the group has no consumers but this pipeline's; set by worker 1 */
 	bool correction_known; /* of what Redis says that the group has read; see watch.c */
 	int64 correction;
@@ -202,7 +203,9 @@ extern void pp_proc_ask_stop(PpProc *proc);
 extern void pp_proc_stop_kind(PpProcKind kind, Oid dboid);
 extern void pp_proc_enforce_stop(Oid dboid, int deadline_ms);
 extern int pp_proc_count(Oid dboid);
-extern bool pp_proc_is_running(Oid dboid, const char *pipeline, int worker);
+extern int pp_proc_worker_pid(Oid dboid, const char *pipeline, int worker);
+extern int64 pp_proc_redis_client(int pid);
+extern bool pp_supervisor_has_looked(Oid dboid);
 extern void pp_wake_supervisor(Oid dboid);
 extern void pp_wake_launcher(void);
 

@@ -48,8 +48,8 @@ pp_require_extension(PpExtension *ext)
 }
 
 /* The pipeline, which the caller must be allowed to manage. */
-static PpPipeline *
-require_pipeline(const PpExtension *ext, const char *name)
+PpPipeline *
+pp_require_pipeline(const PpExtension *ext, const char *name)
 {
 	PpPipeline *p = pp_pipeline_get(ext, name);
 
@@ -125,7 +125,7 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(false);
 	}
 	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
-	p = require_pipeline(&ext, name);
+	p = pp_require_pipeline(&ext, name);
 	dead = pp_dead_letter_count(&ext, name);
 	if (dead > 0 && !PG_GETARG_BOOL(3))
 		ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
@@ -183,7 +183,7 @@ postpipe_pause(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	p = require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
 	if (reason == NULL)
 		reason = psprintf("paused by %s", GetUserNameFromId(GetUserId(), true));
 	set_enabled(&ext, p, false, reason, false);
@@ -200,7 +200,7 @@ postpipe_resume(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	p = require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	if (!pp_pipeline_is_armed(p) && !take_over)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("pipeline \"%s\" comes from another server or database", p->name),
@@ -226,7 +226,7 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	(void) require_pipeline(&ext, name);
+	(void) pp_require_pipeline(&ext, name);
 	for (int i = 0; i <= PP_STATE_WAITING; i++)
 		known |= strcmp(pp_state_name(i), state) == 0;
 	if (!known)
@@ -305,7 +305,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	p = require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
 	pp_pipeline_lock(&ext, p->name, AccessExclusiveLock);
 	if (!PG_ARGISNULL(1))
 	{

@@ -9,12 +9,14 @@
 #include "pipeline.h"
 #include "redis.h"
 #include "shmem.h"
+#include "stream_group.h"
 
 #include "fmgr.h"
 #include "funcapi.h"
 
 /* sqlfuncs.c */
 extern void pp_require_extension(PpExtension *ext);
+extern PpPipeline *pp_require_pipeline(const PpExtension *ext, const char *name);
 extern char *pp_text_arg(FunctionCallInfo fcinfo, int n);
 extern char *pp_required_text_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern void pp_pipeline_delete(const PpExtension *ext, const char *name);
@@ -26,6 +28,11 @@ extern PpState pp_pipeline_status(const char *name, PpPipe **pipe);
 extern PpRedis *pp_function_connect(void);
 extern PpReply *pp_function_reply(PpRedis *conn);
 PP_NORETURN extern void pp_function_fail(const PpReply *reply);
+
+/* sqlfuncs_consumers.c */
+extern PpConsumer *pp_function_consumers(PpRedis *conn, const PpPipeline *p, int *n);
+extern bool pp_function_names(PpString consumer, const char *name);
+extern int64 pp_interval_arg(FunctionCallInfo fcinfo, int n, const char *name, int64 unset);
 
 /* A row that is filled from left to right, for the functions under the views. */
 #define PP_MAX_COLUMNS 40

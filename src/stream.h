@@ -41,8 +41,6 @@ extern void pp_stream_send_pending(PpRedis *conn, const char *stream, const char
 								   PpId last, int count);
 extern void pp_stream_send_ack(PpRedis *conn, const char *stream, const char *group,
 							   const PpId *ids, int n);
-extern void pp_stream_send_claim(PpRedis *conn, const char *stream, const char *group,
-								 const char *consumer, const PpId *ids, int n);
 extern bool pp_stream_parse_pending(const PpReply *reply, PpId *id, PpRedisError *error);
 extern void pp_stream_send_create_group(PpRedis *conn, const char *stream, const char *group,
 										const char *start_id);

@@ -21,6 +21,23 @@ typedef struct PpAckList
 	XLogRecPtr lsn;
 } PpAckList;
 
+/* Taking over what is pending for others (takeover.c); worker 1 alone does it. */
+typedef struct PpTakeover
+{
+	MemoryContext cxt;  /* holds the names */
+	bool claim_foreign; /* this and the two below: as the options and settings say */
+	int claim_idle;     /* in ms */
+	int64 reap_idle;    /* in ms; -1: none is deleted */
+	PpString *foreign;  /* consumers that are being gone through, page by page … */
+	int num_foreign;
+	int current;          /* … this one … */
+	PpId after;           /* … from the first after this ID on */
+	int64 claimed;        /* since the first page of the first one */
+	TimestampTz claim_at; /* when foreign consumers are to be looked at, or looked at further */
+	TimestampTz reap_at;  /* when consumers that nobody uses are to be deleted */
+	bool refused;         /* Redis does not let us: said already */
+} PpTakeover;
+
 typedef struct PpWorker
 {
 	MemoryContext cxt;
@@ -53,6 +70,7 @@ typedef struct PpWorker
 	PpId first;
 	int64 position; /* entries ever added up to the one that was delivered last; -1: not known */
 	TimestampTz ahead_since;
+	PpTakeover takeover;
 } PpWorker;
 
 /* worker.c */
@@ -69,6 +87,7 @@ extern bool pp_consume_create_group(PpWorker *w, bool anew, PpRedisError *error)
 extern void pp_consume_normalize(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_apply(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
+extern bool pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error);
 extern void pp_consume_acknowledge(PpWorker *w);
 extern void pp_consume_begin_replies(PpWorker *w);
 extern PpReply *pp_consume_receive_any(PpWorker *w, PpRedisError *error);
@@ -87,6 +106,9 @@ extern void pp_watch_delivered(PpWorker *w, int n, PpId last);
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
 
 /* takeover.c */
-extern bool pp_consume_take_over(PpWorker *w, PpRedisError *error);
+extern void pp_take_over_configure(PpWorker *w);
+extern bool pp_take_over(PpWorker *w, PpRedisError *error);
+extern bool pp_take_over_is_due(const PpWorker *w);
+extern int pp_take_over_due_ms(const PpWorker *w, int limit_ms);
 
 #endif /* PP_WORKER_INTERNAL_H */

@@ -13,7 +13,7 @@ BEGIN
     PERFORM postpipe_drop_pipeline('p');
     RETURN 'accepted';
 EXCEPTION WHEN invalid_parameter_value OR invalid_text_representation OR numeric_value_out_of_range OR object_not_in_prerequisite_state
-        OR wrong_object_type OR feature_not_supported THEN
+        OR wrong_object_type OR feature_not_supported OR invalid_datetime_format THEN
     RETURN 'refused';
 END $$;
 
@@ -23,6 +23,8 @@ SELECT options, try(options::jsonb) FROM (VALUES
     ('{"statement_timeout": 0}'), ('{"statement_timeout": 60000}'),
     ('{"lock_timeout": 0}'), ('{"lock_timeout": 1000}'), ('{"lock_timeout": "2s"}'),
     ('{"synchronous_commit": "off"}'), ('{"synchronous_commit": "remote_apply"}'), ('{"synchronous_commit": true}'),
+    ('{"claim_foreign": true}'), ('{"claim_foreign": "no"}'), ('{"claim_idle": 1000}'), ('{"claim_idle": "5min"}'),
+    ('{"reap_consumers": "1 hour"}'), ('{"reap_consumers": "0"}'),
     ('{"allow_unlogged": true}'), ('{"allow_unlogged": false}')) v (options);
 
 -- what is wrong
@@ -32,6 +34,8 @@ SELECT options, try(options::jsonb) FROM (VALUES
     ('{"statement_timeout": -1}'), ('{"statement_timeout": "soon"}'), ('{"statement_timeout": []}'),
     ('{"lock_timeout": -1}'), ('{"lock_timeout": "soon"}'), ('{"lock_timeout": []}'),
     ('{"synchronous_commit": "perhaps"}'), ('{"synchronous_commit": 7}'),
+    ('{"claim_foreign": "perhaps"}'), ('{"claim_foreign": 7}'), ('{"claim_idle": 999}'), ('{"claim_idle": "soon"}'), ('{"claim_idle": "1 fortnight"}'),
+    ('{"reap_consumers": "-1s"}'), ('{"reap_consumers": "soon"}'), ('{"reap_consumers": true}'),
     ('{"allow_unlogged": "perhaps"}'), ('{"start_id": "yesterday"}'),
     ('[]'), ('1'), ('null'), ('{"unknown": 1}')) v (options);
 
