@@ -59,13 +59,10 @@ is(sql(q(SELECT count(*) FROM postpipe_pending('main'))), 100, '... 100 by defau
 is(sql(q(SELECT count(*), max(id) FROM postpipe_pending('main', 1001))), '1001|4-998', '... or as many as are asked for');
 refused(q(SELECT * FROM postpipe_pending('main', 0)), qr/max_entries must be greater than zero/, 'but not none');
 is(sql(q(BEGIN READ ONLY; SELECT count(*) FROM postpipe_pending('main', 10); COMMIT)), 10, 'it only reads');
-# What was pruned from the ledger is settled, but for the holes; not what was rewound since.
+# What was pruned from the ledger is settled, but for the holes.
 sql(q(INSERT INTO postpipe_progress (pipeline, pruned_id, pruned_epoch, holes) VALUES ('main', '4-2', 1, '{3-2,4-1}')
 	ON CONFLICT (pipeline) DO UPDATE SET pruned_id = excluded.pruned_id, pruned_epoch = excluded.pruned_epoch, holes = excluded.holes));
 is(sql(q(SELECT string_agg(format('%s %s', id, in_ledger), ', ') FROM postpipe_pending('main', 6))), '3-1 t, 3-2 f, 3-3 t, 4-1 f, 4-2 t, 4-3 f', 'what was pruned is on record');
-is(sql(q(BEGIN; INSERT INTO postpipe_epoch (pipeline, epoch, since_id, cause, again) VALUES ('main', 2, '3-1', 'rewind', true);
-	SELECT string_agg(format('%s %s', id, in_ledger), ', ') FROM postpipe_pending('main', 6); ROLLBACK)), '3-1 t, 3-2 f, 3-3 f, 4-1 f, 4-2 f, 4-3 f',
-	'... unless it is to be applied again');
 sql(q(UPDATE postpipe_progress SET pruned_id = NULL, pruned_epoch = NULL, holes = '{}'));
 resume_both();
 
