@@ -129,7 +129,8 @@ CREATE TABLE @extschema@.postpipe_progress (
     sealed_id       @extschema@.postpipe_id,               -- up to here every entry is settled, but for the holes
     pruned_id       @extschema@.postpipe_id,               -- up to here the ledger has no rows any more: an ID is a duplicate
     pruned_epoch    integer,                               -- ... in this epoch
-    holes           @extschema@.postpipe_id[] NOT NULL DEFAULT '{}'
+    holes           @extschema@.postpipe_id[] NOT NULL DEFAULT '{}',
+    shared          boolean NOT NULL DEFAULT false         -- the group had consumers that are not ours: what we do not know of may be theirs
 );
 
 CREATE TABLE @extschema@.postpipe_lost_range (

@@ -235,7 +235,7 @@ postpipe_create_group(PG_FUNCTION_ARGS)
 /* Those that may be deleted, or the one that was asked for; how many. The others are not shown. */
 static int
 choose(const PpExtension *ext, const PpPipeline *p, const char *only, PpConsumer *consumers,
-	   bool *may_go, int n)
+	   bool *may_go, int n, bool *foreign)
 {
 	List *pipelines = pp_pipeline_list(ext);
 	int chosen = 0;
@@ -249,6 +249,7 @@ choose(const PpExtension *ext, const PpPipeline *p, const char *only, PpConsumer
 		if (only != NULL ? !pp_function_names(consumers[i].name, only) : !may)
 			continue;
 		/* One of a database that does not tell: only if it is asked for by its name. */
+		*foreign |= kind == PP_CONSUMER_FOREIGN;
 		may_go[chosen] = may || (kind == PP_CONSUMER_UNKNOWN && idle);
 		consumers[chosen++] = consumers[i];
 	}
@@ -326,6 +327,7 @@ postpipe_reap_consumers(PG_FUNCTION_ARGS)
 	PpRedis *conn;
 	PpConsumer *consumers;
 	bool *may_go;
+	bool foreign = false;
 	int n;
 
 	pp_require_preload();
@@ -337,7 +339,10 @@ postpipe_reap_consumers(PG_FUNCTION_ARGS)
 	conn = pp_function_connect();
 	consumers = pp_function_consumers(conn, p, &n);
 	may_go = palloc0(Max(n, 1) * sizeof(bool));
-	n = choose(&ext, p, only, consumers, may_go, n);
+	n = choose(&ext, p, only, consumers, may_go, n, &foreign);
+	/* What they settled is not on record, and must not be taken for missing when they are gone. */
+	if (foreign && (PG_ARGISNULL(3) || !PG_GETARG_BOOL(3)))
+		pp_ledger_note_shared(&ext, p->name);
 	reap_and_show(fcinfo, conn, p, min_idle, consumers, may_go, n);
 	pp_redis_close(conn);
 	return (Datum) 0;

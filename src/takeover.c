@@ -267,30 +267,57 @@ judge(PpApply *a, void *arg)
 		c->list[i].kind = pp_consumer_kind(pipelines, c->w->def, c->list[i].consumer.name);
 }
 
-/* Is it one of this pipeline's own workers?  Then nothing has to be asked. */
-static bool
-is_sibling(const PpWorker *w, const PpString *name)
+/* The number of a worker of this pipeline whose consumer it is; 0: it is another one's. */
+static int
+worker_number(const PpWorker *w, const PpString *name)
 {
 	size_t prefix = strrchr(w->consumer, ':') - w->consumer + 1;
-	int number;
 
 	if (name->len <= prefix || strncmp(name->data, w->consumer, prefix) != 0)
-		return false;
-	number = atoi(name->data + prefix);
-	return number >= 1 && number <= w->def->workers;
+		return 0;
+	return Max(atoi(name->data + prefix), 1);
+}
+
+/*
+ * Keeps those that there may be something to do about, and notes whether the group has others than
+ * this pipeline's.  Returns whether the catalogs have to be asked about some.
+ */
+static bool
+keep_candidates(PpWorker *w, const PpConsumer *all, int n, bool to_reap, Candidates *c, bool *alone)
+{
+	bool ask = false;
+
+	c->list = palloc0(Max(n, 1) * sizeof(Candidate));
+	for (int i = 0; i < n; i++)
+	{
+		int number = worker_number(w, &all[i].name);
+		Candidate *one = &c->list[c->n];
+
+		*alone &= number > 0;
+		if ((number > 0 && number <= w->def->workers) ||
+			!(all[i].pending > 0 || (to_reap && all[i].idle_ms >= w->takeover.reap_idle)))
+			continue;
+		c->n++;
+		one->consumer = all[i];
+		one->consumer.name.data =
+			memcpy(palloc0(all[i].name.len + 1), all[i].name.data, all[i].name.len);
+		one->kind = PP_CONSUMER_FOREIGN;
+		ask |= pp_consumer_is_ours(one->consumer.name);
+	}
+	return ask;
 }
 
 /* The consumers of the group that there may be something to do about, in the takeover's context. */
 static bool
 find_candidates(PpWorker *w, bool to_reap, Candidates *c, PpRedisError *error)
 {
-	PpTakeover *t = &w->takeover;
 	MemoryContext old;
 	PpReply *reply;
 	PpConsumer *all;
 	PpEntryError *sql_error;
 	PpOutcome outcome;
-	bool ours = false;
+	bool alone = true;
+	bool ask;
 	bool ok;
 	int n;
 
@@ -298,32 +325,20 @@ find_candidates(PpWorker *w, bool to_reap, Candidates *c, PpRedisError *error)
 	pp_stream_send_consumers(w->redis, w->def->stream, w->def->group);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 		return false;
-	old = MemoryContextSwitchTo(t->cxt);
+	old = MemoryContextSwitchTo(w->takeover.cxt);
 	ok = pp_stream_parse_consumers(reply, &all, &n, error);
-	c->list = palloc0(Max(ok ? n : 0, 1) * sizeof(Candidate));
-	for (int i = 0; ok && i < n; i++)
-	{
-		Candidate *one = &c->list[c->n];
-
-		if (is_sibling(w, &all[i].name) ||
-			!(all[i].pending > 0 || (to_reap && all[i].idle_ms >= t->reap_idle)))
-			continue;
-		c->n++;
-		one->consumer = all[i];
-		one->consumer.name.data =
-			memcpy(palloc0(all[i].name.len + 1), all[i].name.data, all[i].name.len);
-		one->kind = PP_CONSUMER_FOREIGN;
-		ours |= pp_consumer_is_ours(one->consumer.name);
-	}
+	ask = ok && keep_candidates(w, all, n, to_reap, c, &alone);
 	MemoryContextSwitchTo(old);
-	if (!ok || !ours)
+	if (!alone)
+		pp_consume_not_alone(w);
+	if (!ask)
 		return ok;
 	MemoryContextSwitchTo(w->batches[0].cxt);
 	outcome = pp_apply_transaction(w->apply, judge, c, &sql_error);
 	MemoryContextSwitchTo(old);
 	if (outcome == PP_OUTCOME_GONE)
 		pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
-	/* The catalogs cannot be read now: foreign ones are not known either. There is a next time. */
+	/* The catalogs cannot be read now, and there is a next time. */
 	if (outcome != PP_OUTCOME_DONE)
 		c->n = 0;
 	return true;

@@ -96,6 +96,7 @@ extern void pp_consume(PpWorker *w, PpRedisError *error);
 
 /* open.c */
 extern bool pp_consume_open(PpWorker *w, PpRedisError *error);
+extern void pp_consume_not_alone(PpWorker *w);
 
 /* watch.c */
 extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts);

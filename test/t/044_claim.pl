@@ -137,6 +137,46 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	drop('postgres', 'one');
 }
 
+# --- Side by side with a Python worker, which then goes: what it has applied is not applied again, and not lost.
+{
+	make('postgres', 'beside', 'stream:beside', consumer_group => 'beside');
+	wait_state('postgres', 'beside', 'idle');
+	add('stream:beside', 10);
+	wait_sql($node, 'postgres', 'SELECT count(*) FROM beside', '10', 'alone in the group');
+	sql(q(SELECT postpipe_pause('beside'))) if wait_for { pending($redis, 'stream:beside', 'beside') == 0 } 'all is acknowledged';
+	wait_state('postgres', 'beside', 'paused');
+	# In one step, so that it gets them before a worker that waits for them.
+	my $python = sub {
+		$redis->pipeline(['MULTI'], (map { [ 'XADD', 'stream:beside', '*', 'n', $_ ] } 1 .. 20),
+			[ 'XREADGROUP', 'GROUP', 'beside', 'python-1', 'STREAMS', 'stream:beside', '>' ], ['EXEC']);
+		return acknowledge_all('stream:beside', 'beside', 'python-1');
+	};
+	is(scalar $python->(), 20, 'another worker takes its place for a while');
+	is(sql(q(SELECT consumer, reaped FROM postpipe_reap_consumers('beside', '0'))), 'python-1|t', 'and is deleted');
+	sql(q(SELECT postpipe_resume('beside')));
+	wait_state('postgres', 'beside', 'idle');
+	add('stream:beside', 1);
+	wait_sql($node, 'postgres', 'SELECT count(*), count(DISTINCT entry) FROM beside', '11|11', 'what it has applied is not applied again');
+	# The same while we read, too; then everything that it has read is trimmed.
+	is(scalar $python->(), 20, 'it comes back') if wait_for { pending($redis, 'stream:beside', 'beside') == 0 } 'all is acknowledged';
+	add('stream:beside', 1);
+	wait_sql($node, 'postgres', 'SELECT count(*) FROM beside', '12', 'both read');
+	# Seen when the stream is looked at, at the latest after half a minute without entries.
+	$node->restart;
+	wait_state('postgres', 'beside', 'idle');
+	is(scalar $python->(), 20, 'and once more') if sql(q(SELECT postpipe_pause('beside'))) eq '' && wait_state('postgres', 'beside', 'paused');
+	$redis->command('XTRIM', 'stream:beside', 'MAXLEN', 0);
+	is($redis->command('XGROUP', 'DELCONSUMER', 'stream:beside', 'beside', 'python-1'), 0, 'somebody deletes it');
+	sql(q(SELECT postpipe_resume('beside')));
+	wait_state('postgres', 'beside', 'idle');
+	add('stream:beside', 1);
+	wait_sql($node, 'postgres', 'SELECT count(*), count(DISTINCT entry) FROM beside', '13|13', 'again nothing is applied that it had');
+	is(sql(q(SELECT * FROM postpipe_lost WHERE pipeline = 'beside')), '', '... and nothing is lost');
+	wait_for { pending($redis, 'stream:beside', 'beside') == 0 } 'all is acknowledged';
+	wait_sql($node, 'postgres', q(SELECT exact, balance FROM postpipe_audit WHERE pipeline = 'beside' ORDER BY epoch DESC LIMIT 1), 't|0', 'the audit balances');
+	drop('postgres', 'beside');
+}
+
 # --- By hand: what is gone is recorded in the transaction, and acknowledged when it commits.
 {
 	make('postgres', 'hand', 'stream:hand', consumer_group => 'hand');
