@@ -75,6 +75,18 @@ pp_function_names(PpString consumer, const char *name)
 	return strcmp(name_as_text(consumer), name) == 0;
 }
 
+/* Throws when the pipeline is not at home here: its group is another server's. */
+void
+pp_require_armed(const PpPipeline *p)
+{
+	if (!pp_pipeline_is_armed(p))
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("pipeline \"%s\" comes from another server or database", p->name),
+						errhint("If it is to read from here, and nowhere else any more, run "
+								"postpipe_resume('%s', take_over => true).",
+								p->name)));
+}
+
 /* The consumers of the pipeline's group, or throws. */
 PpConsumer *
 pp_function_consumers(PpRedis *conn, const PpPipeline *p, int *n)
@@ -335,6 +347,7 @@ postpipe_reap_consumers(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	pp_require_armed(p);
 	min_idle = pp_interval_arg(fcinfo, 1, "min_idle", SECS_PER_HOUR * INT64CONST(1000));
 	conn = pp_function_connect();
 	consumers = pp_function_consumers(conn, p, &n);

@@ -121,6 +121,11 @@ refused(q(SELECT * FROM postpipe_reap_consumers('main', '-1s')), qr/min_idle mus
 	sql(q(SELECT postpipe_create_group('main', '$')));
 }
 
+# --- A definition that comes from another server leaves the group there alone.
+sql(q(UPDATE postpipe_pipeline SET system_identifier = 1 WHERE pipeline = 'main'));
+refused("SELECT * FROM $_", qr/comes from another server.*take_over => true/s, "$_ of a disarmed pipeline") for q(postpipe_claim('main')), q(postpipe_reap_consumers('main'));
+sql(q(UPDATE postpipe_pipeline SET system_identifier = (SELECT system_identifier FROM pg_control_system()) WHERE pipeline = 'main'));
+
 # --- By itself, when asked for: the worker looks when it starts, and then once a minute.
 {
 	$redis->command('XGROUP', 'CREATE', 'stream:auto', 'auto', '0', 'MKSTREAM');
