@@ -232,7 +232,7 @@ other_consumers_came(PpApply *a, void *arg)
 void
 pp_consume_not_alone(PpWorker *w)
 {
-	w->exclusive = false;
+	w->pipe->exclusive = false;
 	if (!pp_apply_ledger(w->apply)->shared)
 		pp_worker_transact(w, other_consumers_came, NULL);
 }
@@ -246,27 +246,28 @@ other_consumers_left(PpApply *a, void *arg)
 	pp_ledger_start_epoch(pp_apply_ledger(a), "other_consumers_left");
 }
 
-/* Notes that the group has other consumers, or that it has none any more. */
-static void
+/* Notes that the group has other consumers. Returns true when it has none any more. */
+static bool
 note_sharing(PpWorker *w, const PpStreamFacts *facts)
 {
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
 
-	if (!w->exclusive)
+	if (!w->pipe->exclusive)
 		pp_consume_not_alone(w);
-	if (!w->exclusive || !ledger->shared)
-		return;
+	if (!w->pipe->exclusive || !ledger->shared)
+		return false;
 	/* What went back in time cannot be told from what was theirs. */
 	if (w->went_back)
-		w->exclusive = false;
-	else
 	{
-		pp_worker_transact(w, other_consumers_left, NULL);
-		pp_held_seed(w->pipe, facts->last_delivered);
-		ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: the group has no other "
-							 "consumers any more",
-							 w->def->name, ledger->epoch)));
+		w->pipe->exclusive = false;
+		return false;
 	}
+	pp_worker_transact(w, other_consumers_left, NULL);
+	pp_held_seed(w->pipe, facts->last_delivered);
+	ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: the group has no other "
+						 "consumers any more",
+						 w->def->name, ledger->epoch)));
+	return true;
 }
 
 /* Takes out of a batch what is pending: it will be delivered again by itself. */
@@ -415,6 +416,7 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 {
 	PpStreamFacts facts;
 	const char *cause;
+	bool alone_now;
 	bool begins;
 	PpId top;
 
@@ -431,14 +433,14 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 		return false;
 	if (!find_exclusive(w, error))
 		return false;
-	note_sharing(w, &facts);
+	alone_now = note_sharing(w, &facts);
 	begins = !pp_apply_ledger(w->apply)->base_known;
 	if (begins && !begin_with(w, &facts, error))
 		return false;
 	top = pp_apply_ledger(w->apply)->top;
 	if (pp_id_compare(pp_apply_ledger(w->apply)->pruned, top) > 0)
 		top = pp_apply_ledger(w->apply)->pruned;
-	if (!repair(w, &facts, error))
+	if (!alone_now && !repair(w, &facts, error))
 		return false;
 	pp_worker_open_apply(w);
 	/* Before an epoch that begins now, nothing can be missing. */

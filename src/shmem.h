@@ -154,8 +154,8 @@ typedef struct PpPipe
 	bool opened;     /* worker 1 has seen to owner, epoch, group; see held.c */
 	uint64 opening;  /* how often it was opened */
 	uint64 last_ticket;
-	bool rescan; /* worker 1 has pending entries that it has not received: it is to read them */
-	bool exclusive;        /* the group has no consumers but this pipeline's; set by worker 1 */
+	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */
+	bool exclusive; /* the group has no consumers but this pipeline's; set by worker 1 */
 	bool correction_known; /* of what Redis says that the group has read; see watch.c */
 	int64 correction;
 	uint64 received; /* new entries, by all workers, since the slot is in use */
