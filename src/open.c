@@ -201,6 +201,7 @@ find_exclusive(PpWorker *w, PpRedisError *error)
 	PpReply *reply;
 
 	w->pipe->exclusive = true;
+	w->pipe->max_consumers = w->def->workers;
 	pp_consume_begin_replies(w);
 	pp_redis_send(w->redis, "XINFO CONSUMERS %s %s", w->def->stream, w->def->group);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
@@ -218,6 +219,8 @@ find_exclusive(PpWorker *w, PpRedisError *error)
 
 		if (!pp_reply_is(name, PP_REPLY_STRING, 1) || strncmp(name->str, w->consumer, prefix) != 0)
 			w->pipe->exclusive = false;
+		else if (atoi(name->str + prefix) > w->def->workers)
+			w->pipe->max_consumers++;
 	}
 	return true;
 }

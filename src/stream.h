@@ -19,6 +19,7 @@ typedef struct PpStreamFacts
 	PpId last_delivered;
 	PpId max_deleted;   /* 0-0: no entry was deleted one by one, or 6.2 */
 	int64 entries_read; /* by the group, as Redis counts */
+	int64 consumers;    /* of the group */
 	int64 reported_lag;
 	int64 undelivered; /* what is really left to deliver, where that is provable */
 	int64 pending;
