@@ -145,10 +145,8 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	wait_sql($node, 'postgres', 'SELECT count(*) FROM beside', '10', 'alone in the group');
 	sql(q(SELECT postpipe_pause('beside'))) if wait_for { pending($redis, 'stream:beside', 'beside') == 0 } 'all is acknowledged';
 	wait_state('postgres', 'beside', 'paused');
-	# In one step, so that it gets them before a worker that waits for them.
 	my $python = sub {
-		$redis->pipeline(['MULTI'], (map { [ 'XADD', 'stream:beside', '*', 'n', $_ ] } 1 .. 20),
-			[ 'XREADGROUP', 'GROUP', 'beside', 'python-1', 'STREAMS', 'stream:beside', '>' ], ['EXEC']);
+		add_for('stream:beside', 'beside', 'python-1', 20);
 		return acknowledge_all('stream:beside', 'beside', 'python-1');
 	};
 	is(scalar $python->(), 20, 'another worker takes its place for a while');
@@ -186,8 +184,7 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	wait_for { pending($redis, 'stream:hand', 'hand') == 0 } 'and acknowledged';
 	sql(q(SELECT postpipe_pause('hand')));
 	wait_state('postgres', 'hand', 'paused');
-	add('stream:hand', 250);
-	my @ids = map { $_->[0] } @{ $redis->command('XREADGROUP', 'GROUP', 'hand', 'python-1', 'STREAMS', 'stream:hand', '>')->[0][1] };
+	my @ids = add_for('stream:hand', 'hand', 'python-1', 250);
 	# One that is on record as applied is pending once more, and gone: it is not lost.
 	$redis->command('XCLAIM', 'stream:hand', 'hand', 'python-1', 0, $known, 'FORCE', 'JUSTID');
 	is(sql(q(SELECT id, consumer, in_ledger FROM postpipe_pending('hand', 2))), "$known|python-1|t\n$ids[0]|python-1|f", 'postpipe_pending tells which is on record');
@@ -227,11 +224,7 @@ SQL
 	is(lost('hand'), join(' ', @gone), '... and nothing more is lost');
 	# A worker that waits for new entries is told at once: well before its read ends by itself (5 s).
 	wait_state('postgres', 'hand', 'idle');
-	add('stream:hand', 1) if sql(q(SELECT postpipe_pause('hand'))) eq '';
-	wait_state('postgres', 'hand', 'paused');
-	$redis->command('XREADGROUP', 'GROUP', 'hand', 'python-1', 'STREAMS', 'stream:hand', '>');
-	sql(q(SELECT postpipe_resume('hand')));
-	wait_state('postgres', 'hand', 'idle');
+	add_for('stream:hand', 'hand', 'python-1', 1);
 	wait_for { $redis->cli('CLIENT', 'LIST') =~ /name=postpipe:$system:\d+:hand:1 .*flags=b/ } 'the worker waits in Redis';
 	my $start = Time::HiRes::time();
 	sql(q(SELECT postpipe_claim('hand', min_idle => '0')));
@@ -283,6 +276,16 @@ sub fill
 	my @ids = add($stream, $n);
 	$redis->command('XREADGROUP', 'GROUP', $group, $consumer, 'COUNT', $n, 'STREAMS', $stream, '>');
 	return @ids;
+}
+
+# Adds so many entries, which this consumer receives, and returns their IDs. In one step: before a worker that waits for
+# them, or one that has gone without Redis having noticed.
+sub add_for
+{
+	my ($stream, $group, $consumer, $n) = @_;
+	my @replies = $redis->pipeline(['MULTI'], (map { [ 'XADD', $stream, '*', 'n', $_ ] } 1 .. $n),
+		[ 'XREADGROUP', 'GROUP', $group, $consumer, 'COUNT', $n, 'STREAMS', $stream, '>' ], ['EXEC']);
+	return @{ $replies[-1] }[ 0 .. $n - 1 ];
 }
 
 sub pending_of

@@ -48,6 +48,8 @@ is(sql(q(SELECT string_agg(format('%s|%s', consumer, pid), ' ' ORDER BY consumer
 is(sql(q(SELECT consumer, pending, pid IS NULL, idle_seconds BETWEEN 0 AND 60, inactive_seconds IS NULL FROM postpipe_consumers('main') WHERE NOT ours ORDER BY consumer)),
 	join("\n", 'bad\xFF\x00\\|0|t|t|t', "caf\xC3\xA9|0|t|t|t", 'python-1|3|t|t|t'), 'and foreign ones; Redis 7.0 does not tell inactive_seconds')
   if $redis->cli('INFO', 'server') =~ /redis_version:(6\.2|7\.0)/;
+is(sql(q(SELECT inactive_seconds BETWEEN 0 AND 60 FROM postpipe_consumers('main') WHERE consumer = 'python-1')), 't', 'Redis 7.2 tells inactive_seconds')
+  unless $redis->cli('INFO', 'server') =~ /redis_version:(6\.2|7\.0)/;
 
 # --- What is pending: all pages, and what the ledger knows.
 is(sql(q(SELECT string_agg(format('%s %s %s', id, delivery_count, in_ledger), ', ') FROM postpipe_pending('main') WHERE consumer = 'python-1')),
@@ -206,12 +208,13 @@ sub resume_both
 	return;
 }
 
-# Adds entries ms-1 … ms-n, with the next ms, which this consumer receives. Nobody else may be reading.
+# Adds entries ms-1 … ms-n, with the next ms, which this consumer receives: in one step, because Redis may not have noticed
+# yet that a worker has gone that waited for them.
 my $ms;
 sub read_as
 {
 	my ($consumer, $n) = @_;
 	$ms = ($ms // 2) + 1;
-	$redis->pipeline(map { [ 'XADD', $stream, "$ms-$_", 'n', $_ ] } 1 .. $n);
-	return $redis->command('XREADGROUP', 'GROUP', $group, $consumer, 'COUNT', $n, 'STREAMS', $stream, '>');
+	return $redis->pipeline(['MULTI'], (map { [ 'XADD', $stream, "$ms-$_", 'n', $_ ] } 1 .. $n),
+		[ 'XREADGROUP', 'GROUP', $group, $consumer, 'COUNT', $n, 'STREAMS', $stream, '>' ], ['EXEC']);
 }
