@@ -135,7 +135,8 @@ CREATE TABLE @extschema@.postpipe_progress (
     sealed_id       @extschema@.postpipe_id,               -- up to here every entry is settled, but for the holes
     pruned_id       @extschema@.postpipe_id,               -- up to here the ledger has no rows any more: an ID is a duplicate
     pruned_epoch    integer,                               -- ... in this epoch
-    holes           @extschema@.postpipe_id[] NOT NULL DEFAULT '{}'
+    holes           @extschema@.postpipe_id[] NOT NULL DEFAULT '{}',
+    shared          boolean NOT NULL DEFAULT false         -- the group had consumers that are not ours: what we do not know of may be theirs
 );
 
 CREATE TABLE @extschema@.postpipe_lost_range (
@@ -195,6 +196,18 @@ CREATE FUNCTION @extschema@.postpipe_replay(pipeline text, ids @extschema@.postp
     RETURNS record AS 'MODULE_PATHNAME', 'postpipe_replay' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_discard(pipeline text, ids @extschema@.postpipe_id[] DEFAULT NULL, sqlstate text DEFAULT NULL, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_entries integer DEFAULT NULL, reason text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_discard' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;   -- counted in postpipe_audit.discarded
+-- Redis by hand
+CREATE FUNCTION @extschema@.postpipe_consumers(pipeline text,                                                                     -- XINFO CONSUMERS
+        OUT consumer text, OUT pending bigint, OUT idle_seconds double precision, OUT inactive_seconds double precision, OUT ours boolean, OUT pid integer)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_consumers' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_pending(pipeline text, max_entries integer DEFAULT 100,                                      -- XPENDING, the extended form
+        OUT id @extschema@.postpipe_id, OUT consumer text, OUT idle_seconds double precision, OUT delivery_count bigint, OUT in_ledger boolean)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_pending' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_create_group(pipeline text, start_id text DEFAULT '0') RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_create_group' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_claim(pipeline text, consumer text DEFAULT NULL, min_idle interval DEFAULT NULL) RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_claim' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_reap_consumers(pipeline text, min_idle interval DEFAULT '1 hour', only_consumer text DEFAULT NULL, dry_run boolean DEFAULT false,
+        OUT consumer text, OUT idle_seconds double precision, OUT pending bigint, OUT reaped boolean)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_reap_consumers' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 CREATE FUNCTION @extschema@.postpipe_version(OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean) AS 'MODULE_PATHNAME', 'postpipe_version' LANGUAGE C STABLE PARALLEL SAFE;
 
@@ -255,6 +268,9 @@ CREATE FUNCTION @extschema@.postpipe_audit_0_1(
     OUT balance bigint, OUT deduplicated bigint, OUT ingested bigint, OUT exact boolean, OUT reason text, OUT measured_at timestamptz)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_audit_0_1' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE VIEW @extschema@.postpipe_audit AS SELECT * FROM @extschema@.postpipe_audit_0_1();
+CREATE FUNCTION @extschema@.postpipe_lost_0_1(OUT pipeline text, OUT epoch integer, OUT first_id @extschema@.postpipe_id, OUT last_id @extschema@.postpipe_id, OUT entries bigint, OUT cause text, OUT noticed_at timestamptz)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_lost_0_1' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE VIEW @extschema@.postpipe_lost AS SELECT * FROM @extschema@.postpipe_lost_0_1();
 
 ---------------------------------------------------------------------------------------------------------------------------
 -- Who may. A function called in a view is checked against the reader, not the view's owner: both are granted.
@@ -267,13 +283,19 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_rewind,
     @extschema@.postpipe_replay,
     @extschema@.postpipe_discard,
+    @extschema@.postpipe_consumers,
+    @extschema@.postpipe_pending,
+    @extschema@.postpipe_create_group,
+    @extschema@.postpipe_claim,
+    @extschema@.postpipe_reap_consumers,
     @extschema@.postpipe_version,
     @extschema@.postpipe_stats_0_1,
     @extschema@.postpipe_workers_0_1,
-    @extschema@.postpipe_audit_0_1
+    @extschema@.postpipe_audit_0_1,
+    @extschema@.postpipe_lost_0_1
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_version() TO pg_monitor;
-GRANT SELECT ON @extschema@.postpipe_stats, @extschema@.postpipe_status, @extschema@.postpipe_workers, @extschema@.postpipe_audit TO pg_monitor;
+GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_lost_0_1(), @extschema@.postpipe_version() TO pg_monitor;
+GRANT SELECT ON @extschema@.postpipe_stats, @extschema@.postpipe_status, @extschema@.postpipe_workers, @extschema@.postpipe_audit, @extschema@.postpipe_lost TO pg_monitor;
 GRANT SELECT ON @extschema@.postpipe_pipelines, @extschema@.postpipe_dlq TO PUBLIC;
 
 COMMENT ON TYPE @extschema@.postpipe_id IS 'ID of a Redis stream entry: milliseconds and sequence number';
@@ -292,6 +314,11 @@ COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline i
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
 COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';
 COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters; they stay counted in postpipe_audit';
+COMMENT ON FUNCTION @extschema@.postpipe_consumers IS 'consumers of a pipeline''s group in Redis, and the worker that each belongs to';
+COMMENT ON FUNCTION @extschema@.postpipe_pending IS 'entries that are delivered and not acknowledged, and whether they are on record as settled';
+COMMENT ON FUNCTION @extschema@.postpipe_create_group IS 'makes the consumer group of a pipeline; false when it is there';
+COMMENT ON FUNCTION @extschema@.postpipe_claim IS 'hands what is pending for other consumers, idle for min_idle, over to worker 1; returns how many entries it has to apply';
+COMMENT ON FUNCTION @extschema@.postpipe_reap_consumers IS 'deletes foreign consumers that have nothing pending and were idle for min_idle; a dry run shows which';
 COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, the SQL objects and hiredis';
 COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';
 COMMENT ON FUNCTION @extschema@.postpipe_pipeline_owner IS 'internal: owner of a pipeline';
@@ -301,6 +328,7 @@ COMMENT ON VIEW @extschema@.postpipe_workers IS 'processes of postpipe, of all d
 COMMENT ON VIEW @extschema@.postpipe_pipelines IS 'definitions of pipelines, with the statement that runs';
 COMMENT ON VIEW @extschema@.postpipe_dlq IS 'dead letters';
 COMMENT ON VIEW @extschema@.postpipe_audit IS 'added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance';
+COMMENT ON VIEW @extschema@.postpipe_lost IS 'entries that vanished from their stream before they could be applied';
 
 COMMENT ON FUNCTION @extschema@.postpipe_id_in(cstring) IS 'input of postpipe_id';
 COMMENT ON FUNCTION @extschema@.postpipe_id_out(@extschema@.postpipe_id) IS 'output of postpipe_id';
@@ -327,6 +355,7 @@ COMMENT ON AGGREGATE @extschema@.min(@extschema@.postpipe_id) IS 'earliest entry
 COMMENT ON FUNCTION @extschema@.postpipe_stats_0_1 IS 'internal: under the view postpipe_stats';
 COMMENT ON FUNCTION @extschema@.postpipe_workers_0_1 IS 'internal: under the view postpipe_workers';
 COMMENT ON FUNCTION @extschema@.postpipe_audit_0_1 IS 'internal: under the view postpipe_audit';
+COMMENT ON FUNCTION @extschema@.postpipe_lost_0_1 IS 'internal: under the view postpipe_lost';
 COMMENT ON FUNCTION @extschema@.postpipe_pipelines_0_1 IS 'internal: under the view postpipe_pipelines';
 
 -- Changes nothing; but its trigger tells whether the library is preloaded and this database listed, and wakes the supervisor.

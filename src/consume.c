@@ -412,13 +412,29 @@ pp_consume_create_group(PpWorker *w, bool anew, PpRedisError *error)
 	return true;
 }
 
-/* Settles what this consumer has received before and not acknowledged: all pages of it. */
+/* Settles a batch of entries that may be settled already, and acknowledges it. */
+bool
+pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error)
+{
+	batch->look_up = true;
+	if (!pp_consume_apply(w, batch))
+		return false;
+	pp_consume_acknowledge(w);
+	return receive_acks(w, error) && pp_mirror_letters(w, batch, error);
+}
+
+/*
+ * Settles what this consumer has received before and not acknowledged, and what it takes over from
+ * others: all pages of it.
+ */
 bool
 pp_consume_pending(PpWorker *w, PpRedisError *error)
 {
 	PpId after = {0, 0};
 	PpBatch *batch = &w->batches[0];
 
+	if (!pp_take_over(w, error))
+		return false;
 	for (;;)
 	{
 		set_reply_target(w, batch);
@@ -430,12 +446,8 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 			break;
 		pp_worker_well(w, false);
 		after = batch->entries[batch->n - 1].id;
-		/* After a rewind they lie above the mark all the same. */
-		batch->look_up = true;
-		if (!pp_consume_apply(w, batch))
-			return false;
-		pp_consume_acknowledge(w);
-		if (!receive_acks(w, error) || !pp_mirror_letters(w, batch, error))
+		/* After a rewind they lie above the mark, and are looked up all the same. */
+		if (!pp_consume_settle(w, batch, error))
 			return false;
 		pp_worker_look_around(w);
 	}
@@ -446,38 +458,44 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 }
 
 /*
- * One turn with `batch` in hand: asks for the next one and acknowledges the last, applies, and
- * receives what came meanwhile into `next`.
+ * One turn with `batch` in hand: asks for the next one, unless the hand is to be empty then, and
+ * acknowledges the last, applies, and receives what came meanwhile into `next`.
  */
 static bool
-turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, PpRedisError *error)
+turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpRedisError *error)
 {
 	age_acks(w);
 	set_reply_target(w, next);
-	pp_owner_send_check(w);
-	pp_stream_send_position(w->redis, w->def->stream);
-	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count, -1);
+	if (read_ahead)
+	{
+		pp_owner_send_check(w);
+		pp_stream_send_position(w->redis, w->def->stream);
+		pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
+							-1);
+	}
 	(void) pp_redis_flush(w->redis);
 	pp_worker_well(w, false);
-	if (!pp_consume_apply(w, batch) || !receive_acks(w, error) || !receive_position(w, error))
+	if (!pp_consume_apply(w, batch) || !receive_acks(w, error))
 		return false;
-	return receive_new(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error) &&
-		   pp_mirror_letters(w, batch, error);
+	if (read_ahead && (!receive_position(w, error) ||
+					   !receive_new(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error)))
+		return false;
+	return pp_mirror_letters(w, batch, error);
 }
 
-/* One turn with nothing in hand: acknowledges, and blocks until there are entries. */
+/* One turn with nothing in hand: acknowledges, and blocks until there are entries or something else
+ * is due. */
 static bool
 turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 {
-	long block_ms;
+	int block_ms = (int) pp_chores_due_ms(w, pp_take_over_due_ms(w, BLOCK_MS));
 
 	pp_consume_acknowledge(w);
 	set_reply_target(w, next);
 	pp_owner_send_check(w);
-	block_ms = pp_chores_due_ms(w, BLOCK_MS);
 	pp_stream_send_position(w->redis, w->def->stream);
 	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
-						(int) block_ms);
+						block_ms > 0 ? block_ms : -1);
 	(void) pp_redis_flush(w->redis);
 	if (!receive_acks(w, error) || !receive_position(w, error))
 		return false;
@@ -487,32 +505,54 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 	return receive_new(w, next, block_ms + ANSWER_MS, PP_WAIT_WORKER_IDLE, error);
 }
 
-/* Reads and applies until something fails, then says what in *error. */
+/* With nothing in hand: is it time to look after pending entries again? */
+static bool
+is_time_to_leave(PpWorker *w, bool due, PpRedisError *error)
+{
+	if (due)
+	{
+		pp_consume_acknowledge(w);
+		if (!receive_acks(w, error))
+			return true;
+	}
+	if (w->ack_old.n > 0 || w->ack_new.n > 0)
+		return false;
+	return due || TimestampDifferenceExceeds(w->recovered_at, GetCurrentTimestamp(), RESCAN_MS);
+}
+
+/*
+ * Reads and applies until something fails, then says what in *error; or until pending entries are
+ * to be looked after, in which it takes turns with new ones.
+ */
 void
 pp_consume(PpWorker *w, PpRedisError *error)
 {
 	int hand = 0;
+	bool had_turn = false;
 
 	w->batches[0].n = 0;
 	for (;;)
 	{
 		PpBatch *batch = &w->batches[hand];
 		PpBatch *next = &w->batches[1 - hand];
+		bool due;
 		bool ok;
 
 		pp_worker_look_around(w);
 		if (!pp_redis_is_open(w->redis))
 			return; /* a setting has changed */
 		pp_chores_run(w);
-		if (batch->n == 0 && w->ack_old.n == 0 && w->ack_new.n == 0 &&
-			TimestampDifferenceExceeds(w->recovered_at, GetCurrentTimestamp(), RESCAN_MS))
+		due = had_turn && pp_take_over_is_due(w);
+		if (batch->n == 0 && is_time_to_leave(w, due, error))
 		{
 			w->recovered = false;
 			return;
 		}
-		ok = batch->n > 0 ? turn_with_batch(w, batch, next, error) : turn_idle(w, next, error);
+		ok =
+			batch->n > 0 ? turn_with_batch(w, batch, next, !due, error) : turn_idle(w, next, error);
 		if (!ok)
 			return;
 		hand = 1 - hand;
+		had_turn = true;
 	}
 }

@@ -42,6 +42,20 @@ read_epochs(PpLedger *ledger)
 	}
 }
 
+/* Finds the current epoch, and those that were opened by a rewind. SPI must be connected. */
+void
+pp_ledger_load_epochs(PpLedger *ledger)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
+
+	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id "
+								   "FROM %s.postpipe_epoch WHERE pipeline = $1 ORDER BY epoch",
+								   ledger->ext->schema_name),
+						  1, types, values, NULL, false, 0);
+	read_epochs(ledger);
+}
+
 static PpId
 get_id(int column)
 {
@@ -82,7 +96,7 @@ read_sums(PpLedger *ledger)
 			"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again) "
 			"ORDER BY last_id DESC LIMIT 1), "
 			"(SELECT max(sequence) FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 "
-			"AND l.worker = $3), p.pruned_id, cardinality(p.holes)::bigint "
+			"AND l.worker = $3), p.pruned_id, cardinality(p.holes)::bigint, p.shared::int::bigint "
 			"FROM %1$s.postpipe_epoch e JOIN %1$s.postpipe_progress p USING (pipeline) "
 			"WHERE e.pipeline = $1 AND e.epoch = $2",
 			s),
@@ -93,6 +107,7 @@ read_sums(PpLedger *ledger)
 	ledger->sequence = get_int64(4, 0);
 	ledger->pruned = get_id(5);
 	ledger->num_holes = get_int64(6, 0);
+	ledger->shared = get_int64(7, 0) != 0;
 }
 
 /*
@@ -115,11 +130,7 @@ pp_ledger_open(PpLedger *ledger)
 								   "VALUES ($1, 1, 'first') ON CONFLICT DO NOTHING",
 								   s, s),
 						  1, types, values, NULL, false, 0);
-	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id "
-								   "FROM %s.postpipe_epoch WHERE pipeline = $1 ORDER BY epoch",
-								   s),
-						  1, types, values, NULL, false, 0);
-	read_epochs(ledger);
+	pp_ledger_load_epochs(ledger);
 	last = ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
 	values[1] = Int32GetDatum(last ? last->epoch : 0);
 	SPI_execute_with_args(psprintf("SELECT last_id FROM %s.postpipe_ledger WHERE pipeline = $1 "
@@ -173,6 +184,20 @@ pp_ledger_set_base(PpLedger *ledger, const PpBase *base)
 	ledger->base = base->added;
 	ledger->pruned = base->settled;
 	ledger->num_holes = base->num_holes;
+}
+
+/* Notes whether the group has other consumers. SPI must be connected. */
+void
+pp_ledger_set_shared(PpLedger *ledger, bool shared)
+{
+	Oid types[] = {TEXTOID, BOOLOID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), BoolGetDatum(shared)};
+
+	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_progress SET shared = $2 "
+								   "WHERE pipeline = $1",
+								   ledger->ext->schema_name),
+						  2, types, values, NULL, false, 0);
+	ledger->shared = shared;
 }
 
 /*

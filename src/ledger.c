@@ -314,3 +314,103 @@ pp_ledger_committed(PpLedger *ledger)
 {
 	ledger->sequence = Max(ledger->sequence, ledger->recorded);
 }
+
+/*
+ * Functions in a backend open the ledger for one call: as the extension's owner, and no plan outlives
+ * it.  What they look up are IDs alone: these entries count as gone from the stream, so their content
+ * decides nothing.
+ */
+static void
+begin_call(PpLedger *ledger, const PpExtension *ext, const char *pipeline)
+{
+	memset(ledger, 0, sizeof(*ledger));
+	ledger->cxt = CurrentMemoryContext;
+	ledger->ext = ext;
+	ledger->pipeline = pipeline;
+	pp_store_begin(ext);
+}
+
+static void
+end_call(PpLedger *ledger)
+{
+	SPIPlanPtr plans[] = {ledger->lookup_plan, ledger->pruned_plan, ledger->record_plan,
+						  ledger->lost_plan};
+
+	for (int i = 0; i < lengthof(plans); i++)
+		if (plans[i] != NULL)
+			SPI_freeplan(plans[i]);
+	pp_store_end();
+}
+
+static PpEntry **
+gone_entries(const PpId *ids, int n)
+{
+	PpEntry *entries = palloc0(Max(n, 1) * sizeof(PpEntry));
+	PpEntry **result = palloc(Max(n, 1) * sizeof(PpEntry *));
+
+	for (int i = 0; i < n; i++)
+	{
+		entries[i].id = ids[i];
+		entries[i].nfields = -1;
+		entries[i].verdict = PP_VERDICT_GONE;
+		result[i] = &entries[i];
+	}
+	return result;
+}
+
+/*
+ * pp_ledger_settled
+ *		Which of these IDs, in stream order, are on record as settled?  From a backend; writes nothing.
+ */
+void
+pp_ledger_settled(const PpExtension *ext, const char *pipeline, const PpId *ids, int n,
+				  bool *settled)
+{
+	PpEntry **entries = gone_entries(ids, n);
+	PpLedger ledger;
+
+	begin_call(&ledger, ext, pipeline);
+	pp_ledger_load_epochs(&ledger);
+	pp_ledger_lookup(&ledger, entries, n);
+	end_call(&ledger);
+	for (int i = 0; i < n; i++)
+		settled[i] = entries[i]->verdict == PP_VERDICT_DUPLICATE;
+}
+
+/* Notes that the group of the pipeline had other consumers. From a backend. */
+void
+pp_ledger_note_shared(const PpExtension *ext, const char *pipeline)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(pipeline)};
+
+	pp_store_execute(ext,
+					 psprintf("INSERT INTO %s.postpipe_progress (pipeline, shared) "
+							  "VALUES ($1, true) ON CONFLICT (pipeline) DO UPDATE "
+							  "SET shared = true",
+							  ext->schema_name),
+					 1, types, values, NULL);
+}
+
+/*
+ * pp_ledger_lose
+ *		Records those of these IDs, in stream order, as lost that are not on record.  From a backend
+ *		that has locked the pipeline against its workers.  Returns how many they were.
+ */
+int
+pp_ledger_lose(const PpExtension *ext, const char *pipeline, const PpId *ids, int n)
+{
+	PpEntry **entries = gone_entries(ids, n);
+	PpLedger ledger;
+	int lost = 0;
+
+	begin_call(&ledger, ext, pipeline);
+	(void) pp_ledger_open(&ledger);
+	pp_ledger_lookup(&ledger, entries, n);
+	for (int i = 0; i < n; i++)
+		if (entries[i]->verdict == PP_VERDICT_GONE)
+			entries[lost++] = entries[i];
+	pp_ledger_record(&ledger, entries, lost);
+	end_call(&ledger);
+	return lost;
+}

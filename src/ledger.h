@@ -32,6 +32,7 @@ typedef struct PpLedger
 	PpId top;        /* highest ID on record of the stream as it is now; 0-0: none */
 	PpId pruned;     /* up to here, an ID is a duplicate, … */
 	int64 num_holes; /* … but for so many */
+	bool shared;     /* the group had other consumers when it was last looked at */
 	int64 sequence;  /* of this worker's last row that is committed */
 	int64 recorded;  /* … and of the one that was written last */
 	SPIPlanPtr lookup_plan;
@@ -51,17 +52,23 @@ typedef struct PpBase
 } PpBase;
 
 extern PpId pp_ledger_open(PpLedger *ledger);
+extern void pp_ledger_load_epochs(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied,
 							 int filtered);
 extern void pp_ledger_set_base(PpLedger *ledger, const PpBase *base);
+extern void pp_ledger_set_shared(PpLedger *ledger, bool shared);
 extern void pp_ledger_start_epoch(PpLedger *ledger, const char *cause);
 extern void pp_ledger_record_lost(PpLedger *ledger, PpId first, PpId last, int64 entries,
 								  const char *cause);
 extern void pp_ledger_committed(PpLedger *ledger);
 extern int pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since,
 							   const char *cause, bool again);
+extern void pp_ledger_settled(const PpExtension *ext, const char *pipeline, const PpId *ids, int n,
+							  bool *settled);
+extern void pp_ledger_note_shared(const PpExtension *ext, const char *pipeline);
+extern int pp_ledger_lose(const PpExtension *ext, const char *pipeline, const PpId *ids, int n);
 extern void pp_ledger_forget(const PpExtension *ext, const char *pipeline);
 
 #endif /* PP_LEDGER_H */

@@ -9,11 +9,11 @@
  *	1. The ledger: the epoch, and what it has settled; and whose group it is (owner.c).
  *	2. Is it the same stream?  If not, an epoch is opened.
  *	3. The group is made, if it is missing.
- *	4. An epoch that has just begun notes what it begins with.
+ *	4. Has the group other consumers?  If it had, and has none any more, an epoch is opened: what
+ *	   they settled is not on record.  An epoch that has just begun notes what it begins with.
  *	5. Entries that the group has delivered to nobody we know are read by their range: the group was
  *	   moved forward from outside, or the database has gone back in time and Redis has not.
  *	6. Entries that were trimmed before anybody read them are counted.
- *	7. What is pending for workers that are no more is taken over.
  *
  * 5 and 6 are done in a group that is ours alone: in a shared one, what we do not know of is
  * somebody else's.
@@ -202,6 +202,7 @@ find_exclusive(PpWorker *w, PpRedisError *error)
 	PpReply *reply;
 
 	w->pipe->exclusive = true;
+	w->pipe->max_consumers = w->def->workers;
 	pp_consume_begin_replies(w);
 	pp_redis_send(w->redis, "XINFO CONSUMERS %s %s", w->def->stream, w->def->group);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
@@ -219,7 +220,57 @@ find_exclusive(PpWorker *w, PpRedisError *error)
 
 		if (!pp_reply_is(name, PP_REPLY_STRING, 1) || strncmp(name->str, w->consumer, prefix) != 0)
 			w->pipe->exclusive = false;
+		else if (atoi(name->str + prefix) > w->def->workers)
+			w->pipe->max_consumers++;
 	}
+	return true;
+}
+
+static void
+other_consumers_came(PpApply *a, void *arg)
+{
+	pp_ledger_set_shared(pp_apply_ledger(a), true);
+}
+
+/* The group has a consumer that is not this pipeline's. */
+void
+pp_consume_not_alone(PpWorker *w)
+{
+	w->pipe->exclusive = false;
+	if (!pp_apply_ledger(w->apply)->shared)
+		pp_worker_transact(w, other_consumers_came, NULL);
+}
+
+/* What they settled is not on record: everything up to now counts as settled, and the audit begins
+ * anew. */
+static void
+other_consumers_left(PpApply *a, void *arg)
+{
+	pp_ledger_set_shared(pp_apply_ledger(a), false);
+	pp_ledger_start_epoch(pp_apply_ledger(a), "other_consumers_left");
+}
+
+/* Notes that the group has other consumers. Returns true when it has none any more. */
+static bool
+note_sharing(PpWorker *w, const PpStreamFacts *facts)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+
+	if (!w->pipe->exclusive)
+		pp_consume_not_alone(w);
+	if (!w->pipe->exclusive || !ledger->shared)
+		return false;
+	/* What went back in time cannot be told from what was theirs. */
+	if (w->went_back)
+	{
+		w->pipe->exclusive = false;
+		return false;
+	}
+	pp_worker_transact(w, other_consumers_left, NULL);
+	pp_held_seed(w->pipe, facts->last_delivered);
+	ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: the group has no other "
+						 "consumers any more",
+						 w->def->name, ledger->epoch)));
 	return true;
 }
 
@@ -369,6 +420,8 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 {
 	PpStreamFacts facts;
 	const char *cause;
+	bool alone_now;
+	bool begins;
 	PpId top;
 
 	if (!get_facts(w, &facts, error) || !find_cause(w, &facts, &cause, error))
@@ -382,15 +435,20 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	if (!facts.group_exists &&
 		(!pp_consume_create_group(w, cause != NULL, error) || !get_facts(w, &facts, error)))
 		return false;
-	if (!pp_apply_ledger(w->apply)->base_known && !begin_with(w, &facts, error))
+	if (!find_exclusive(w, error))
+		return false;
+	alone_now = note_sharing(w, &facts);
+	begins = !pp_apply_ledger(w->apply)->base_known;
+	if (begins && !begin_with(w, &facts, error))
 		return false;
 	top = pp_apply_ledger(w->apply)->top;
 	if (pp_id_compare(pp_apply_ledger(w->apply)->pruned, top) > 0)
 		top = pp_apply_ledger(w->apply)->pruned;
-	if (!find_exclusive(w, error) || !repair(w, &facts, error))
+	if (!alone_now && !repair(w, &facts, error))
 		return false;
 	pp_worker_open_apply(w);
-	if (!note_trimmed(w, &facts, top, error) || !pp_consume_take_over(w, error))
+	/* Before an epoch that begins now, nothing can be missing. */
+	if (!begins && !note_trimmed(w, &facts, top, error))
 		return false;
 	pp_watch_begin(w, &facts);
 	return true;

@@ -32,6 +32,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 #include "utils/varlena.h"
 
 /* Columns of postpipe_pipeline, in the script's order. */
@@ -347,6 +348,27 @@ pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset)
 	int ms;
 
 	return value && parse_int(value, &ms, GUC_UNIT_MS, NULL) ? ms : unset;
+}
+
+/* The length of an interval in milliseconds, a month taken as 30 days. */
+int64
+pp_interval_ms(const Interval *interval)
+{
+	int64 days = (int64) interval->month * DAYS_PER_MONTH + interval->day;
+
+	return days * (SECS_PER_DAY * INT64CONST(1000)) + interval->time / 1000;
+}
+
+/* An option that is an interval, in milliseconds. */
+int64
+pp_pipeline_option_interval(const PpPipeline *p, const char *name, int64 unset)
+{
+	char *value = pp_pipeline_option(p, name);
+
+	if (value == NULL)
+		return unset;
+	return pp_interval_ms(DatumGetIntervalP(DirectFunctionCall3(
+		interval_in, CStringGetDatum(value), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))));
 }
 
 static void

@@ -63,6 +63,8 @@ extern char *pp_pipeline_option(const PpPipeline *p, const char *name);
 extern bool pp_pipeline_option_is_on(const PpPipeline *p, const char *name);
 extern int pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset);
 extern double pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset);
+extern int64 pp_pipeline_option_interval(const PpPipeline *p, const char *name, int64 unset);
+extern int64 pp_interval_ms(const Interval *interval);
 extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
 extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
 extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);

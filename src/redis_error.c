@@ -20,9 +20,9 @@ typedef struct ErrorRule
 
 #define HINT_LOGIN \
 	"Check postpipe.redis_url and postpipe.redis_password_file, then SELECT pg_reload_conf()."
-#define HINT_ACL                                                                                     \
-	"Allow the Redis user the commands XREADGROUP, XACK, XGROUP, XINFO, XPENDING and XRANGE on the " \
-	"stream's key."
+#define HINT_ACL                                                                                   \
+	"Allow the Redis user the commands XREADGROUP, XACK, XGROUP, XINFO, XPENDING, XRANGE, XCLAIM " \
+	"and EVAL on the stream's key."
 
 /* The first match counts: longer prefixes stand before shorter ones. */
 static const ErrorRule rules[] = {
@@ -48,6 +48,8 @@ static const ErrorRule rules[] = {
 	{"ERR AUTH", PP_REDIS_CLASS_SETTING, "redis_auth", HINT_LOGIN},
 	{"ERR Client sent AUTH", PP_REDIS_CLASS_SETTING, "redis_auth", HINT_LOGIN},
 	{"NOPERM", PP_REDIS_CLASS_SETTING, "redis_noperm", HINT_ACL},
+	{"ERR The user executing the script", PP_REDIS_CLASS_SETTING, "redis_noperm", HINT_ACL},
+	{"ERR ACL failure in script", PP_REDIS_CLASS_SETTING, "redis_noperm", HINT_ACL},
 	{"DENIED", PP_REDIS_CLASS_SETTING, "redis_denied", NULL},
 	{"NOPROTO", PP_REDIS_CLASS_SETTING, "redis_noproto", NULL},
 	{"MOVED", PP_REDIS_CLASS_SETTING, "redis_cluster",

@@ -324,22 +324,65 @@ pp_proc_count(Oid dboid)
 	return n;
 }
 
-/* Is this worker of a pipeline there, or on its way? */
-bool
-pp_proc_is_running(Oid dboid, const char *pipeline, int worker)
+/* The process of this worker of a pipeline: its PID, -1 while it is on its way, 0: none. */
+int
+pp_proc_worker_pid(Oid dboid, const char *pipeline, int worker)
 {
-	bool running = false;
+	int pid = 0;
 
 	LWLockAcquire(&pp_shared->lock, LW_SHARED);
-	for (int i = 1 + PP_MAX_DATABASES; i < pp_shared->num_procs && !running; i++)
+	for (int i = 1 + PP_MAX_DATABASES; i < pp_shared->num_procs && pid == 0; i++)
 	{
 		const PpProc *proc = &pp_shared->procs[i];
 
-		running = proc->in_use && proc->dboid == dboid && proc->worker == worker &&
-				  strcmp(proc->pipeline, pipeline) == 0;
+		if (proc->in_use && proc->dboid == dboid && proc->worker == worker &&
+			strcmp(proc->pipeline, pipeline) == 0)
+			pid = proc->pid != 0 ? proc->pid : -1;
 	}
 	LWLockRelease(&pp_shared->lock);
-	return running;
+	return pid;
+}
+
+/* The client ID of this process's connection to Redis; 0: it has none. */
+int64
+pp_proc_redis_client(int pid)
+{
+	int64 id = 0;
+
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	for (int i = 1; i < pp_shared->num_procs && pid > 0; i++)
+	{
+		PpProc *proc = &pp_shared->procs[i];
+
+		if (!proc->in_use || proc->pid != pid)
+			continue;
+		LWLockAcquire(&proc->lock, LW_SHARED);
+		id = proc->info.redis_client_id;
+		LWLockRelease(&proc->lock);
+	}
+	LWLockRelease(&pp_shared->lock);
+	return id;
+}
+
+/* Has a supervisor of this database read its definitions, and does it still care for them? */
+bool
+pp_supervisor_has_looked(Oid dboid)
+{
+	bool looked = false;
+
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	for (int i = 1; i < 1 + PP_MAX_DATABASES; i++)
+	{
+		PpProc *proc = &pp_shared->procs[i];
+
+		if (!proc->in_use || proc->dboid != dboid || proc->stop)
+			continue;
+		LWLockAcquire(&proc->lock, LW_SHARED);
+		looked = proc->status.state == PP_STATE_RUNNING || proc->status.state == PP_STATE_IDLE;
+		LWLockRelease(&proc->lock);
+	}
+	LWLockRelease(&pp_shared->lock);
+	return looked;
 }
 
 /* Wakes the supervisor of a database, if there is one. */

@@ -155,7 +155,9 @@ typedef struct PpPipe
 	char nonce[PP_NONCE_LEN]; /* of the owner key, once worker 1 has written it */
 	uint64 opening;           /* how often it was opened */
 	uint64 last_ticket;
-	bool exclusive;        /* the group has no consumers but this pipeline's; set by worker 1 */
+	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */
+	bool exclusive; /* the group has no consumers but this pipeline's; set by worker 1 */
+	int max_consumers;     /* of the group, when they are all of this pipeline */
 	bool correction_known; /* of what Redis says that the group has read; see watch.c */
 	int64 correction;
 	uint64 received; /* new entries, by all workers, since the slot is in use */
@@ -204,7 +206,9 @@ extern void pp_proc_ask_stop(PpProc *proc);
 extern void pp_proc_stop_kind(PpProcKind kind, Oid dboid);
 extern void pp_proc_enforce_stop(Oid dboid, int deadline_ms);
 extern int pp_proc_count(Oid dboid);
-extern bool pp_proc_is_running(Oid dboid, const char *pipeline, int worker);
+extern int pp_proc_worker_pid(Oid dboid, const char *pipeline, int worker);
+extern int64 pp_proc_redis_client(int pid);
+extern bool pp_supervisor_has_looked(Oid dboid);
 extern void pp_wake_supervisor(Oid dboid);
 extern void pp_wake_launcher(void);
 

@@ -9,6 +9,7 @@
 #include "pipeline.h"
 #include "redis.h"
 #include "shmem.h"
+#include "stream_group.h"
 
 #include "fmgr.h"
 #include "funcapi.h"
@@ -27,6 +28,12 @@ extern PpState pp_pipeline_status(const char *name, PpPipe **pipe);
 extern PpRedis *pp_function_connect(void);
 extern PpReply *pp_function_reply(PpRedis *conn);
 PP_NORETURN extern void pp_function_fail(const PpReply *reply);
+
+/* sqlfuncs_consumers.c */
+extern PpConsumer *pp_function_consumers(PpRedis *conn, const PpPipeline *p, int *n);
+extern void pp_require_armed(const PpPipeline *p);
+extern bool pp_function_names(PpString consumer, const char *name);
+extern int64 pp_interval_arg(FunctionCallInfo fcinfo, int n, const char *name, int64 unset);
 
 /* A row that is filled from left to right, for the functions under the views. */
 #define PP_MAX_COLUMNS 40

@@ -30,9 +30,9 @@ PG_FUNCTION_INFO_V1(postpipe_create_pipeline);
 
 /* Options that a pipeline may have; what is behind some of them comes with later versions. */
 static const char *const known_options[] = {
-	"batch_size",         "statement_timeout", "lock_timeout",
-	"synchronous_commit", "allow_unlogged",    "max_retries",
-	"retry_delay",        "error_threshold",   "dead_letter_retention",
+	"batch_size",        "statement_timeout", "lock_timeout",    "synchronous_commit",
+	"allow_unlogged",    "claim_foreign",     "claim_idle",      "reap_consumers",
+	"max_retries",       "retry_delay",       "error_threshold", "dead_letter_retention",
 	"dead_letter_stream"};
 
 static List *
@@ -83,8 +83,9 @@ check_options(const Jsonb *options)
 			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							errmsg("unrecognized option \"%s\"", name),
 							errhint("Options are batch_size, statement_timeout, lock_timeout, "
-									"synchronous_commit, allow_unlogged, max_retries, "
-									"retry_delay, error_threshold, dead_letter_retention and "
+									"synchronous_commit, allow_unlogged, claim_foreign, "
+									"claim_idle, reap_consumers, max_retries, retry_delay, "
+									"error_threshold, dead_letter_retention and "
 									"dead_letter_stream.")));
 	}
 }
@@ -174,6 +175,32 @@ check_error_options(const PpPipeline *p)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("option dead_letter_stream is the stream that the pipeline reads"),
 						errhint("Give the dead letters a stream of their own.")));
+}
+
+/* A time in milliseconds, or with a unit, as a setting has it. */
+static void
+check_time(const PpPipeline *p, const char *name, int min_ms)
+{
+	char *value = pp_pipeline_option(p, name);
+	const char *hint = NULL;
+	int ms;
+
+	if (value != NULL && !parse_int(value, &ms, GUC_UNIT_MS, &hint))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid value for option %s: \"%s\"", name, value),
+						hint ? errhint("%s", _(hint)) : 0));
+	if (value != NULL && ms < min_ms)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option %s is %d ms, less than the least valid value, %d ms", name,
+							   ms, min_ms)));
+}
+
+static void
+check_interval(const PpPipeline *p, const char *name)
+{
+	if (pp_pipeline_option_interval(p, name, 0) < 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option %s must not be negative", name)));
 }
 
 /* Adds the start of the group to the options, where the worker that makes the group finds it. */
@@ -350,6 +377,9 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	check_option_range(p, "batch_size", 1, 100000);
 	check_boolean(p, "allow_unlogged");
 	check_error_options(p);
+	check_boolean(p, "claim_foreign");
+	check_time(p, "claim_idle", 1000);
+	check_interval(p, "reap_consumers");
 	check_setting(p, "statement_timeout");
 	check_setting(p, "lock_timeout");
 	check_setting(p, "synchronous_commit");

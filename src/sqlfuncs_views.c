@@ -1,6 +1,6 @@
 /*
  * sqlfuncs_views.c
- *		The functions under postpipe_pipelines and postpipe_audit.
+ *		The functions under postpipe_pipelines, postpipe_audit and postpipe_lost.
  */
 #include "sqlfuncs.h"
 
@@ -23,6 +23,7 @@
 PG_FUNCTION_INFO_V1(postpipe_pipelines_0_1);
 PG_FUNCTION_INFO_V1(postpipe_pipeline_owner);
 PG_FUNCTION_INFO_V1(postpipe_audit_0_1);
+PG_FUNCTION_INFO_V1(postpipe_lost_0_1);
 
 static char *
 generate_statement(const PpExtension *ext, const PpPipeline *p)
@@ -225,6 +226,37 @@ postpipe_audit_0_1(PG_FUNCTION_ARGS)
 			}
 		}
 		put_balance(&row, tuple, desc);
+		pp_row_emit(fcinfo, &row);
+	}
+	pp_store_end();
+	return (Datum) 0;
+}
+
+/* postpipe_lost: entries that vanished from their stream before they could be applied. */
+Datum
+postpipe_lost_0_1(PG_FUNCTION_ARGS)
+{
+	PpExtension ext;
+
+	InitMaterializedSRF(fcinfo, 0);
+	pp_require_extension(&ext);
+	pp_store_begin(&ext);
+	SPI_execute(psprintf("SELECT pipeline, epoch, first_id, last_id, entries, cause, noticed_at "
+						 "FROM %s.postpipe_lost_range ORDER BY pipeline, epoch, noticed_at, "
+						 "first_id",
+						 ext.schema_name),
+				true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		PpRow row = {0};
+
+		for (int col = 1; col <= SPI_tuptable->tupdesc->natts; col++)
+		{
+			bool isnull;
+			Datum value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, col, &isnull);
+
+			pp_row_put(&row, value, isnull);
+		}
 		pp_row_emit(fcinfo, &row);
 	}
 	pp_store_end();

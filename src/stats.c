@@ -230,6 +230,22 @@ pp_pipe_read(PpPipe *pipe, const PpBatch *batch)
 	LWLockRelease(&pipe->lock);
 }
 
+/* Has worker 1 to read its own pending entries again?  Somebody has given it more. */
+bool
+pp_pipe_wants_rescan(const PpPipe *pipe)
+{
+	/* No lock is needed: whoever misses it sees it at the next turn. */
+	return pipe->rescan;
+}
+
+void
+pp_pipe_set_rescan(PpPipe *pipe, bool wanted)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->rescan = wanted;
+	LWLockRelease(&pipe->lock);
+}
+
 /* A batch up to `last` is committed. */
 void
 pp_pipe_applied(PpPipe *pipe, PpId last)

@@ -159,47 +159,26 @@ pp_stream_parse_range(const PpReply *reply, PpBatch *batch, PpRedisError *error)
 	return parse_entries(reply, batch) || pp_stream_unexpected(error, "XRANGE");
 }
 
-/* Queues these words and then the IDs. */
-static void
-send_ids(PpRedis *conn, const PpString *words, int num_words, const PpId *ids, int n,
-		 const char *last)
-{
-	PpString *all = palloc((num_words + n + 1) * sizeof(PpString));
-	char *buf = palloc((Size) n * PP_ID_LEN);
-
-	memcpy(all, words, num_words * sizeof(PpString));
-	for (int i = 0; i < n; i++)
-	{
-		char *id = buf + (Size) i * PP_ID_LEN;
-
-		all[num_words + i].data = id;
-		all[num_words + i].len = pp_id_print(ids[i], id);
-	}
-	if (last != NULL)
-		all[num_words + n] = as_string(last);
-	pp_redis_send_strings(conn, num_words + n + (last ? 1 : 0), all);
-	pfree(buf);
-	pfree(all);
-}
-
 /* One XACK for all these IDs. The reply is their number, less those that were not pending. */
 void
 pp_stream_send_ack(PpRedis *conn, const char *stream, const char *group, const PpId *ids, int n)
 {
-	PpString words[] = {as_string("XACK"), as_string(stream), as_string(group)};
+	PpString *words = palloc((3 + n) * sizeof(PpString));
+	char *buf = palloc((Size) n * PP_ID_LEN);
 
-	send_ids(conn, words, lengthof(words), ids, n, NULL);
-}
+	words[0] = as_string("XACK");
+	words[1] = as_string(stream);
+	words[2] = as_string(group);
+	for (int i = 0; i < n; i++)
+	{
+		char *id = buf + (Size) i * PP_ID_LEN;
 
-/* XCLAIM of these pending entries for `consumer`, however short they have been idle. */
-void
-pp_stream_send_claim(PpRedis *conn, const char *stream, const char *group, const char *consumer,
-					 const PpId *ids, int n)
-{
-	PpString words[] = {as_string("XCLAIM"), as_string(stream), as_string(group),
-						as_string(consumer), as_string("0")};
-
-	send_ids(conn, words, lengthof(words), ids, n, "JUSTID");
+		words[3 + i].data = id;
+		words[3 + i].len = pp_id_print(ids[i], id);
+	}
+	pp_redis_send_strings(conn, 3 + n, words);
+	pfree(buf);
+	pfree(words);
 }
 
 /* The range after..last of the stream, `after` not included, at most `count` entries. */

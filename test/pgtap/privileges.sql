@@ -11,6 +11,8 @@ INSERT INTO wanted VALUES
     ('postpipe_create_pipeline', false, false), ('postpipe_drop_pipeline', false, false), ('postpipe_pause', false, false),
     ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_rewind', false, false),
     ('postpipe_replay', false, false), ('postpipe_discard', false, false),
+    ('postpipe_consumers', false, false), ('postpipe_pending', false, false), ('postpipe_create_group', false, false),
+    ('postpipe_claim', false, false), ('postpipe_reap_consumers', false, false), ('postpipe_lost_0_1', false, true), ('postpipe_lost', false, true),
     ('postpipe_version', false, true), ('postpipe_stats_0_1', false, true), ('postpipe_workers_0_1', false, true), ('postpipe_audit_0_1', false, true),
     ('postpipe_pipelines_0_1', true, true), ('postpipe_pipeline_owner', true, true), ('postpipe_id_time', true, true), ('postpipe_id_cmp', true, true),
     ('postpipe_stats', false, true), ('postpipe_status', false, true), ('postpipe_workers', false, true), ('postpipe_audit', false, true),
@@ -33,7 +35,7 @@ FROM wanted JOIN pg_class c ON relname = object, unnest('{postpipe_nobody,postpi
 -- What is granted works: a function under a view is checked against the reader.
 SET LOCAL ROLE postpipe_monitor;
 SELECT lives_ok('SELECT * FROM ' || v, 'pg_monitor reads ' || v)
-FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_pipelines,postpipe_dlq}'::text[]) v;
+FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_lost,postpipe_pipelines,postpipe_dlq}'::text[]) v;
 SELECT lives_ok('SELECT * FROM postpipe_version()', 'pg_monitor asks for the version');
 SELECT throws_ok('SELECT * FROM postpipe_dead_letter', '42501', NULL, 'pg_monitor does not read dead letters');
 SELECT throws_ok('SELECT * FROM postpipe_pipeline', '42501', NULL, 'pg_monitor does not read the table of definitions');
@@ -41,18 +43,20 @@ SELECT throws_ok($$ SELECT postpipe_pause('posts') $$, '42501', NULL, 'pg_monito
 SET LOCAL ROLE postpipe_nobody;
 SELECT lives_ok('SELECT * FROM ' || v, 'anybody reads ' || v) FROM unnest('{postpipe_pipelines,postpipe_dlq}'::text[]) v;
 SELECT throws_ok('SELECT * FROM ' || v, '42501', NULL, 'nobody reads ' || v)
-FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_dead_letter,postpipe_ledger,postpipe_epoch,postpipe_progress,postpipe_lost_range}'::text[]) v;
+FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_lost,postpipe_dead_letter,postpipe_ledger,postpipe_epoch,postpipe_progress,postpipe_lost_range}'::text[]) v;
 SELECT throws_ok($$ SELECT postpipe_resume('posts') $$, '42501', NULL, 'nobody resumes');
 SELECT throws_ok($$ SELECT postpipe_wait_state('posts', 'idle', '0s') $$, '42501', NULL, 'nobody waits');
 SELECT throws_ok($$ SELECT * FROM postpipe_version() $$, '42501', NULL, 'nobody asks for the version');
 RESET ROLE;
 
 -- A right to call a function is no right on somebody else's pipeline.
-GRANT EXECUTE ON FUNCTION postpipe_pause, postpipe_resume, postpipe_drop_pipeline, postpipe_wait_state, postpipe_rewind, postpipe_replay, postpipe_discard, postpipe_create_pipeline TO postpipe_operator;
+GRANT EXECUTE ON FUNCTION postpipe_pause, postpipe_resume, postpipe_drop_pipeline, postpipe_wait_state, postpipe_rewind, postpipe_create_pipeline,
+    postpipe_consumers, postpipe_pending, postpipe_create_group, postpipe_claim, postpipe_reap_consumers, postpipe_replay, postpipe_discard TO postpipe_operator;
 SET LOCAL ROLE postpipe_operator;
 SELECT throws_ok(format('SELECT %s', call), '42501', NULL, call || ' by one who does not own it')
 FROM unnest(ARRAY['postpipe_pause(''posts'')', 'postpipe_resume(''posts'')', 'postpipe_resume(''posts'', true)', 'postpipe_drop_pipeline(''posts'')',
-    'postpipe_rewind(''posts'')', 'postpipe_replay(''posts'')', 'postpipe_discard(''posts'')', 'postpipe_wait_state(''posts'', ''idle'', ''0s'')']) call;
+    'postpipe_consumers(''posts'')', 'postpipe_pending(''posts'')', 'postpipe_create_group(''posts'')', 'postpipe_claim(''posts'')',
+    'postpipe_reap_consumers(''posts'')', 'postpipe_rewind(''posts'')', 'postpipe_replay(''posts'')', 'postpipe_discard(''posts'')', 'postpipe_wait_state(''posts'', ''idle'', ''0s'')']) call;
 SELECT throws_ok($$ INSERT INTO postpipe_pipeline (pipeline, owner, stream, consumer_group, search_path) VALUES ('x', 10, 's', 'g', '') $$, '42501', NULL,
     'definitions are not written by hand');
 RESET ROLE;

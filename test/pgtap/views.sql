@@ -57,9 +57,13 @@ SELECT pg_temp.has_columns('postpipe_audit',
 bigint, filtered bigint, retrying bigint, dead bigint, discarded bigint, lost bigint, pending bigint, lag bigint,
 balance bigint, deduplicated bigint, ingested bigint, exact boolean, reason text, measured_at timestamp with time zone');
 
+SELECT has_view('postpipe_lost');
+SELECT pg_temp.has_columns('postpipe_lost',
+'pipeline text, epoch integer, first_id postpipe_id, last_id postpipe_id, entries bigint, cause text, noticed_at timestamp with time zone');
+
 -- Each can be read by the owner, and answers.
 SELECT lives_ok('SELECT * FROM ' || v, v || ' can be read')
-FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_pipelines,postpipe_dlq,postpipe_audit}'::text[]) v;
+FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_pipelines,postpipe_dlq,postpipe_audit,postpipe_lost}'::text[]) v;
 
 -- A view hides nothing behind a function that the planner could push below its condition.
 SELECT is(reloptions, '{security_barrier=true}', 'postpipe_dlq is a security barrier') FROM pg_class WHERE oid = 'postpipe_dlq'::regclass;

@@ -23,6 +23,8 @@ SELECT options, try(options::jsonb) FROM (VALUES
     ('{"statement_timeout": 0}'), ('{"statement_timeout": 60000}'),
     ('{"lock_timeout": 0}'), ('{"lock_timeout": 1000}'), ('{"lock_timeout": "2s"}'),
     ('{"synchronous_commit": "off"}'), ('{"synchronous_commit": "remote_apply"}'), ('{"synchronous_commit": true}'),
+    ('{"claim_foreign": true}'), ('{"claim_foreign": "no"}'), ('{"claim_idle": 1000}'), ('{"claim_idle": "5min"}'),
+    ('{"reap_consumers": "1 hour"}'), ('{"reap_consumers": "0"}'),
     ('{"allow_unlogged": true}'), ('{"allow_unlogged": false}'),
     ('{"max_retries": 0}'), ('{"max_retries": 1000}'), ('{"retry_delay": 10}'), ('{"retry_delay": "1h"}'),
     ('{"error_threshold": 0}'), ('{"error_threshold": 0.25}'), ('{"error_threshold": "1"}'),
@@ -40,6 +42,8 @@ SELECT options, try(options::jsonb) FROM (VALUES
     ('{"error_threshold": -0.1}'), ('{"error_threshold": 1.1}'), ('{"error_threshold": "half"}'), ('{"error_threshold": "NaN"}'), ('{"error_threshold": true}'),
     ('{"dead_letter_retention": "0"}'), ('{"dead_letter_retention": "-1 day"}'), ('{"dead_letter_retention": "some time"}'),
     ('{"dead_letter_stream": ""}'), ('{"dead_letter_stream": "stream:p"}'),
+    ('{"claim_foreign": "perhaps"}'), ('{"claim_foreign": 7}'), ('{"claim_idle": 999}'), ('{"claim_idle": "soon"}'), ('{"claim_idle": "1 fortnight"}'),
+    ('{"reap_consumers": "-1s"}'), ('{"reap_consumers": "soon"}'), ('{"reap_consumers": true}'),
     ('{"allow_unlogged": "perhaps"}'), ('{"start_id": "yesterday"}'),
     ('[]'), ('1'), ('null'), ('{"unknown": 1}')) v (options);
 

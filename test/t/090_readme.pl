@@ -1,4 +1,4 @@
-# Runs every command of the README, in its order, as a reader would. TAP, because it takes a server and a Redis, and the
+# Runs every command of the README, and then of docs/operations.md, in its order, as a reader would. TAP, because it takes a server and a Redis, and the
 # commands come from the file. `make demo`, `make test` and the installation are what CI itself does.
 use strict;
 use warnings;
@@ -30,37 +30,7 @@ while ($readme =~ /^\| `(postpipe\.\w+)` \| `?([^|`]*)`? +\|/mg)
 	  unless $name eq 'postpipe.redis_url';
 }
 
-my $n = 0;
-while ($readme =~ /^```(sh|sql)\n(.*?)^```$/msg)
-{
-	my ($language, $code) = ($1, $2);
-	$n++;
-	if ($language eq 'sql')
-	{
-		my ($rc, $out, $err) = $node->psql('postgres', $code, on_error_stop => 1);
-		is($rc, 0, "SQL block $n runs") or diag("$code\n$err");
-		unlike($err, qr/WARNING|ERROR/, 'without a warning');
-		# The next block may read what the pipeline was to do.
-		wait_sql($node, 'postgres', "SELECT bool_and(state = 'idle') FROM postpipe_stats", 't', 'all pipelines run');
-	}
-	elsif ($code =~ /redis-cli/)
-	{
-		for my $command (split /\n/, $code)
-		{
-			$command =~ s/^redis-cli /redis-cli -p $port /;
-			if ($command =~ /^psql/)
-			{
-				wait_for { qx($command) =~ /p1 \| c1 +\| hello/ } "what was published is in the table";
-			}
-			is(system("$command > /dev/null"), 0, "it runs: $command");
-		}
-	}
-	else
-	{
-		like($code, qr/^(make|apt-get)/, "block $n is what CI does itself");
-	}
-}
-is($n, 9, 'all blocks were found');
+is(run_blocks($readme), 9, 'all blocks were found');
 
 # And it does what it says: the counting pipeline counts.
 $redis->xadd('stream:clicks', id => "c$_", url => '/', at => '2026-01-02T03:04:05Z') for 1 .. 5;
@@ -68,5 +38,49 @@ wait_sql($node, 'postgres', 'SELECT count(*) FROM clicks', '5', 'the pipeline cl
 $redis->xadd('stream:channels:updated', channel_id => 'c1', title => 't', members => 5, seen_at => '2026-01-02T03:04:05');
 wait_sql($node, 'postgres', "SELECT title || members FROM channels WHERE id = 'c1'", 't5', 'and the pipeline channels');
 
+# The manual of operations, with what it speaks of: consumers of others, which have left entries behind.
+$redis->command('XADD', 'stream:posts:parsed', '*', post_id => "left$_", channel_id => 'c1', telegram_message_id => 100 + $_, text => 'x') for 1 .. 5;
+wait_sql($node, 'postgres', q(SELECT count(*) FROM posts WHERE id LIKE 'left%'), '5', 'entries are applied');
+$redis->command('XGROUP', 'CREATECONSUMER', 'stream:posts:parsed', 'post_persist_workers', 'python-worker-3');
+is(run_blocks(slurp_file("$FindBin::RealBin/../../docs/operations.md")), 9, 'all blocks of docs/operations.md were found');
+is(consumers($redis, 'stream:posts:parsed', 'post_persist_workers'), 1, 'and after all of it only ours is left');
+
 $node->stop('fast');
 done_testing();
+
+# Runs the blocks of a text in their order; returns how many there were.
+sub run_blocks
+{
+	my ($text) = @_;
+	my $n = 0;
+	while ($text =~ /^ *```(sh|sql)\n(.*?)^ *```$/msg)
+	{
+		my ($language, $code) = ($1, $2);
+		$n++;
+		if ($language eq 'sql')
+		{
+			my ($rc, $out, $err) = $node->psql('postgres', $code, on_error_stop => 1);
+			is($rc, 0, "SQL block $n runs") or diag("$code\n$err");
+			unlike($err, qr/WARNING|ERROR/, 'without a warning');
+			# The next block may read what the pipeline was to do.
+			wait_sql($node, 'postgres', "SELECT bool_and(state = 'idle') FROM postpipe_stats", 't', 'all pipelines run');
+		}
+		elsif ($code =~ /redis-cli/)
+		{
+			for my $command (split /\n/, $code)
+			{
+				$command =~ s/^redis-cli /redis-cli -p $port /;
+				if ($command =~ /^psql/)
+				{
+					wait_for { qx($command) =~ /p1 \| c1 +\| hello/ } "what was published is in the table";
+				}
+				is(system("$command > /dev/null"), 0, "it runs: $command");
+			}
+		}
+		else
+		{
+			like($code, qr/^(make|apt-get)/, "block $n is what CI does itself");
+		}
+	}
+	return $n;
+}

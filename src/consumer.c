@@ -1,0 +1,126 @@
+/*
+ * consumer.c
+ *		Whose is a consumer of a group?
+ *
+ * A worker's consumer is called postpipe:<system identifier>:<database OID>:<pipeline>:<n>.  What is
+ * pending for it is its own business as long as it may come back: it knows from its own ledger what
+ * is settled, and nobody else can know.  So only what will surely not come back is dead: a paused
+ * pipeline, a worker that is being restarted, or a database whose supervisor has not started yet
+ * are not.
+ */
+#include "consumer.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/syscache.h"
+
+#include "shmem.h"
+
+#define PREFIX "postpipe:"
+
+/* What a consumer's name says. */
+typedef struct WorkerName
+{
+	Oid dboid;
+	char pipeline[PP_PIPELINE_LEN];
+	int worker;
+} WorkerName;
+
+/* The name of the consumer of a worker of this database, into dst[PP_CONSUMER_LEN]. */
+void
+pp_consumer_name(char *dst, const char *pipeline, int worker)
+{
+	snprintf(dst, PP_CONSUMER_LEN, PREFIX UINT64_FORMAT ":%u:%s:%d", GetSystemIdentifier(),
+			 MyDatabaseId, pipeline, worker);
+}
+
+/* Is it one of this cluster? */
+bool
+pp_consumer_is_ours(PpString name)
+{
+	char prefix[64];
+	size_t len = snprintf(prefix, sizeof(prefix), PREFIX UINT64_FORMAT ":", GetSystemIdentifier());
+
+	return name.len > len && memcmp(name.data, prefix, len) == 0;
+}
+
+/* Takes the name of a consumer of this cluster apart. Returns false when no worker has such a name. */
+static bool
+parse(PpString consumer, WorkerName *name)
+{
+	char text[PP_CONSUMER_LEN];
+	char format[32];
+	char again[PP_CONSUMER_LEN];
+	uint64 system;
+
+	if (consumer.len >= sizeof(text) || !pp_consumer_is_ours(consumer))
+		return false;
+	memcpy(text, consumer.data, consumer.len);
+	text[consumer.len] = '\0';
+	snprintf(format, sizeof(format), PREFIX "%%" INT64_MODIFIER "u:%%u:%%%d[^:]:%%d",
+			 PP_PIPELINE_LEN - 1);
+	if (sscanf(text, format, &system, &name->dboid, name->pipeline, &name->worker) != 4)
+		return false;
+	/* Nothing is left over, and numbers are as we write them. */
+	snprintf(again, sizeof(again), PREFIX UINT64_FORMAT ":%u:%s:%d", system, name->dboid,
+			 name->pipeline, name->worker);
+	return strlen(text) == consumer.len && strcmp(text, again) == 0;
+}
+
+/* The process of the worker whose consumer this is: its PID, -1 while it is on its way, 0: none. */
+int
+pp_consumer_pid(PpString name)
+{
+	WorkerName n;
+
+	return parse(name, &n) ? pp_proc_worker_pid(n.dboid, n.pipeline, n.worker) : 0;
+}
+
+/* A worker of this database: what do the definitions say? */
+static PpConsumerKind
+kind_here(List *pipelines, const PpPipeline *reader, const WorkerName *name)
+{
+	ListCell *lc;
+
+	foreach (lc, pipelines)
+	{
+		const PpPipeline *p = lfirst(lc);
+
+		if (strcmp(p->name, name->pipeline) == 0 && name->worker <= p->workers &&
+			strcmp(p->stream, reader->stream) == 0 && strcmp(p->group, reader->group) == 0)
+			return PP_CONSUMER_ALIVE;
+	}
+	return PP_CONSUMER_DEAD;
+}
+
+/*
+ * A worker of another database, whose definitions we cannot read: its supervisor keeps a slot for
+ * each of its pipelines.  In this order: a supervisor that leaves gives the slots back first.
+ */
+static PpConsumerKind
+kind_elsewhere(const WorkerName *name)
+{
+	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(name->dboid)))
+		return PP_CONSUMER_DEAD;
+	if (pp_pipe_find(name->dboid, name->pipeline) != NULL)
+		return PP_CONSUMER_ALIVE;
+	return pp_supervisor_has_looked(name->dboid) ? PP_CONSUMER_DEAD : PP_CONSUMER_UNKNOWN;
+}
+
+/*
+ * pp_consumer_kind
+ *		Whose is this consumer in the group that `reader` reads?  `pipelines` are the definitions of
+ *		this database.  In a transaction.  A worker that is dead by its definition may still be
+ *		there, to leave in a moment: pp_consumer_pid() tells.
+ */
+PpConsumerKind
+pp_consumer_kind(List *pipelines, const PpPipeline *reader, PpString consumer)
+{
+	WorkerName name;
+
+	if (!pp_consumer_is_ours(consumer))
+		return PP_CONSUMER_FOREIGN;
+	if (!parse(consumer, &name))
+		return PP_CONSUMER_DEAD;
+	return name.dboid == MyDatabaseId ? kind_here(pipelines, reader, &name) : kind_elsewhere(&name);
+}

@@ -1,0 +1,280 @@
+/*
+ * sqlfuncs_claim.c
+ *		postpipe_claim(): what is pending for others becomes pending for worker 1, which applies it.
+ *
+ * Redis hands entries over page by page, at once and not at commit: they are pending before and
+ * after, so nothing hangs on the transaction.  What turns out to be gone from the stream does: it is
+ * recorded as lost in this transaction and acknowledged when that is committed.  The XACK is written
+ * into the connection's buffer before and sent by a callback at commit, where nothing may fail any
+ * more; if it does not get through, the next call finds these entries on record and acknowledges
+ * them.
+ */
+#include "sqlfuncs.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "consumer.h"
+#include "guc.h"
+#include "ledger.h"
+#include "stats.h"
+#include "stream.h"
+
+#define ACK_PAGE 1000
+
+PG_FUNCTION_INFO_V1(postpipe_claim);
+
+/* A connection with an XACK to be sent at commit. In TopTransactionContext, as the connection is. */
+typedef struct LateAck
+{
+	struct LateAck *next;
+	SubTransactionId subxact;
+	PpRedis *conn;
+	PpPipe *pipe;
+	int lost;
+} LateAck;
+
+static LateAck *late_acks;
+
+/* What a call works with. */
+typedef struct Claim
+{
+	PpExtension ext;
+	PpPipeline *p;
+	PpPipe *pipe; /* NULL: it has no slot, so no worker either */
+	PpRedis *conn;
+	int64 min_idle;
+	char worker[PP_CONSUMER_LEN]; /* the consumer of worker 1 */
+	int64 claimed;
+	PpId *gone;
+	int num_gone;
+	int max_gone;
+} Claim;
+
+static void
+at_xact_end(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT)
+		for (LateAck *late = late_acks; late != NULL; late = late->next)
+		{
+			(void) pp_redis_flush(late->conn);
+			if (late->pipe != NULL)
+				pp_count(late->pipe, PP_COUNT_LOST, late->lost);
+		}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		late_acks = NULL;
+}
+
+/* What a subtransaction recorded goes with it. */
+static void
+at_subxact_end(SubXactEvent event, SubTransactionId subxact, SubTransactionId parent, void *arg)
+{
+	LateAck **link = &late_acks;
+
+	while (*link != NULL)
+	{
+		LateAck *late = *link;
+
+		if (late->subxact == subxact && event == SUBXACT_EVENT_COMMIT_SUB)
+			late->subxact = parent;
+		if (late->subxact == subxact && event == SUBXACT_EVENT_ABORT_SUB)
+		{
+			pp_redis_close(late->conn);
+			*link = late->next;
+		}
+		else
+			link = &late->next;
+	}
+}
+
+static void
+send_at_commit(Claim *c, int lost)
+{
+	static bool registered = false;
+	LateAck *late = MemoryContextAllocZero(TopTransactionContext, sizeof(LateAck));
+
+	if (!registered)
+	{
+		RegisterXactCallback(at_xact_end, NULL);
+		RegisterSubXactCallback(at_subxact_end, NULL);
+	}
+	registered = true;
+	/* Nothing else is sent on it from here on. */
+	for (int i = 0; i < c->num_gone; i += ACK_PAGE)
+		pp_stream_send_ack(c->conn, c->p->stream, c->p->group, c->gone + i,
+						   Min(c->num_gone - i, ACK_PAGE));
+	late->subxact = GetCurrentSubTransactionId();
+	late->conn = c->conn;
+	late->pipe = c->pipe;
+	late->lost = lost;
+	late->next = late_acks;
+	late_acks = late;
+	/* The callback comes when the commit has returned: it has to be durable then. */
+	ForceSyncCommit();
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	return pp_id_compare(*(const PpId *) a, *(const PpId *) b);
+}
+
+/* Records what is gone as lost, unless it is on record, and has it acknowledged at commit. */
+static void
+settle_gone(Claim *c)
+{
+	qsort(c->gone, c->num_gone, sizeof(PpId), compare_ids);
+	/* A worker may be about to record the same ones. */
+	pp_pipeline_lock(&c->ext, c->p->name, AccessExclusiveLock);
+	send_at_commit(c, pp_ledger_lose(&c->ext, c->p->name, c->gone, c->num_gone));
+}
+
+static void
+keep_gone(Claim *c, const PpClaimed *page)
+{
+	if (c->num_gone + page->num_gone > c->max_gone)
+	{
+		c->max_gone = 2 * (c->num_gone + page->num_gone);
+		c->gone = c->gone ? repalloc_huge(c->gone, c->max_gone * sizeof(PpId))
+						  : palloc(c->max_gone * sizeof(PpId));
+	}
+	memcpy(c->gone + c->num_gone, page->gone, page->num_gone * sizeof(PpId));
+	c->num_gone += page->num_gone;
+}
+
+/* Hands over what is pending for one consumer. */
+static void
+claim_from(Claim *c, const PpString *from)
+{
+	PpClaimed page = {0};
+	PpRedisError error;
+
+	do
+	{
+		PpReply *reply;
+
+		pp_stream_send_claim(c->conn, c->p->stream, c->p->group, c->worker, from, c->min_idle,
+							 page.last, PP_CLAIM_PAGE);
+		reply = pp_function_reply(c->conn);
+		if (!pp_stream_parse_claim(reply, &page, &error))
+			pp_function_fail(reply);
+		c->claimed += page.claimed;
+		keep_gone(c, &page);
+		/* Page by page, because an error or a cancel takes none of it back. */
+		if (page.claimed > 0 && c->pipe != NULL)
+			pp_pipe_set_rescan(c->pipe, true);
+	} while (page.listed >= PP_CLAIM_PAGE);
+}
+
+/* Throws when entries of this consumer must not be claimed, because it has a worker. */
+static void
+check_consumer(const Claim *c, const char *name, PpString consumer, PpConsumerKind kind)
+{
+	int pid = pp_consumer_pid(consumer);
+
+	if (kind == PP_CONSUMER_ALIVE || pid != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("consumer \"%s\" belongs to a worker of a pipeline", name),
+				 pid > 0 ? errdetail("The worker runs, with PID %d.", pid)
+						 : errdetail("The worker settles what is pending for it when it runs."),
+				 errhint("Entries can be claimed from foreign consumers, and from consumers of "
+						 "pipelines that were dropped.")));
+}
+
+/* Is it one to claim from?  Without a name: foreign ones and dead ones. */
+static bool
+is_wanted(const Claim *c, List *pipelines, const char *only, PpString consumer)
+{
+	PpConsumerKind kind;
+
+	if (only != NULL && !pp_function_names(consumer, only))
+		return false;
+	kind = pp_consumer_kind(pipelines, c->p, consumer);
+	if (only != NULL)
+	{
+		check_consumer(c, only, consumer, kind);
+		return true;
+	}
+	return kind == PP_CONSUMER_FOREIGN ||
+		   (kind == PP_CONSUMER_DEAD && pp_consumer_pid(consumer) == 0);
+}
+
+/* Worker 1 may be waiting for new entries, in Redis: an empty reply ends that. */
+static void
+wake_worker(Claim *c)
+{
+	int pid = pp_proc_worker_pid(MyDatabaseId, c->p->name, 1);
+	int64 client = pp_proc_redis_client(pid);
+
+	if (client == 0)
+		return;
+	/* A user who may not do that has to wait for some seconds. */
+	pp_redis_send(c->conn, "CLIENT UNBLOCK %lld", (long long) client);
+	(void) pp_function_reply(c->conn);
+}
+
+static void
+claim_all(Claim *c, const char *only)
+{
+	List *pipelines = pp_pipeline_list(&c->ext);
+	bool found = only == NULL;
+	PpConsumer *consumers;
+	int n;
+
+	consumers = pp_function_consumers(c->conn, c->p, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (!is_wanted(c, pipelines, only, consumers[i].name))
+			continue;
+		found = true;
+		if (consumers[i].pending != 0)
+			claim_from(c, &consumers[i].name);
+	}
+	if (!found)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("consumer group \"%s\" has no consumer \"%s\"", c->p->group, only),
+						errhint("SELECT consumer FROM postpipe_consumers('%s') shows those that it "
+								"has.",
+								c->p->name)));
+	if (c->claimed > 0)
+		wake_worker(c);
+}
+
+/* postpipe_claim(pipeline, consumer, min_idle): how many entries worker 1 has to apply now. */
+Datum
+postpipe_claim(PG_FUNCTION_ARGS)
+{
+	char *only = pp_text_arg(fcinfo, 1);
+	MemoryContext old;
+	Claim c = {{0}};
+
+	pp_require_preload();
+	PreventCommandIfReadOnly("postpipe_claim()");
+	/* The ledger has to be seen as it is now, not as it was when the transaction began. */
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+						errmsg("postpipe_claim() must be called in a transaction with isolation "
+							   "level read committed")));
+	pp_require_extension(&c.ext);
+	c.p = pp_require_pipeline(&c.ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	pp_require_armed(c.p);
+	c.min_idle = pp_interval_arg(fcinfo, 2, "min_idle",
+								 pp_pipeline_option_ms(c.p, "claim_idle", pp_guc_claim_idle));
+	c.pipe = pp_pipe_find(MyDatabaseId, c.p->name);
+	pp_consumer_name(c.worker, c.p->name, 1);
+	/* The connection has to live until the commit, what comes over it only as long as the call. */
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	c.conn = pp_function_connect();
+	MemoryContextSwitchTo(old);
+	pp_redis_reply_target(c.conn, CurrentMemoryContext, (size_t) 1024 * 1024 * 1024);
+	claim_all(&c, only);
+	if (c.num_gone > 0)
+		settle_gone(&c);
+	else
+		pp_redis_close(c.conn);
+	PG_RETURN_INT64(c.claimed);
+}
