@@ -108,6 +108,7 @@ pp_chores_due_ms(PpWorker *w, long max_ms)
 
 	if (pp_my_proc->worker > 1)
 		return max_ms;
+	max_ms = pp_compact_due_ms(w, max_ms);
 	if (due != 0)
 		max_ms = Min(max_ms, TimestampDifferenceMilliseconds(now, due));
 	if (w->chores.retention != NULL)

@@ -542,6 +542,8 @@ pp_consume(PpWorker *w, PpRedisError *error)
 		if (!pp_redis_is_open(w->redis))
 			return; /* a setting has changed */
 		pp_chores_run(w);
+		if (pp_my_proc->worker == 1 && !pp_compact_run(w, error))
+			return;
 		due = had_turn && pp_take_over_is_due(w);
 		if (batch->n == 0 && is_time_to_leave(w, due, error))
 		{

@@ -30,10 +30,10 @@ PG_FUNCTION_INFO_V1(postpipe_create_pipeline);
 
 /* Options that a pipeline may have; what is behind some of them comes with later versions. */
 static const char *const known_options[] = {
-	"batch_size",        "statement_timeout", "lock_timeout",    "synchronous_commit",
-	"allow_unlogged",    "claim_foreign",     "claim_idle",      "reap_consumers",
-	"max_retries",       "retry_delay",       "error_threshold", "dead_letter_retention",
-	"dead_letter_stream"};
+	"batch_size",         "statement_timeout", "lock_timeout",    "synchronous_commit",
+	"allow_unlogged",     "claim_foreign",     "claim_idle",      "reap_consumers",
+	"max_retries",        "retry_delay",       "error_threshold", "dead_letter_retention",
+	"dead_letter_stream", "ledger_retention"};
 
 static List *
 text_array_arg(FunctionCallInfo fcinfo, int n)
@@ -85,8 +85,8 @@ check_options(const Jsonb *options)
 							errhint("Options are batch_size, statement_timeout, lock_timeout, "
 									"synchronous_commit, allow_unlogged, claim_foreign, "
 									"claim_idle, reap_consumers, max_retries, retry_delay, "
-									"error_threshold, dead_letter_retention and "
-									"dead_letter_stream.")));
+									"error_threshold, dead_letter_retention, "
+									"dead_letter_stream and ledger_retention.")));
 	}
 }
 
@@ -380,6 +380,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	check_boolean(p, "claim_foreign");
 	check_time(p, "claim_idle", 1000);
 	check_interval(p, "reap_consumers");
+	check_interval(p, "ledger_retention");
 	check_setting(p, "statement_timeout");
 	check_setting(p, "lock_timeout");
 	check_setting(p, "synchronous_commit");

@@ -47,6 +47,17 @@ typedef struct PpTakeover
 	bool refused;         /* Redis does not let us: said already */
 } PpTakeover;
 
+/* Keeping the ledger small; see compact.c. */
+typedef struct PpCompact
+{
+	MemoryContext cxt; /* for one run */
+	int64 retention_ms;
+	int every_ms;
+	TimestampTz at; /* the last run */
+	uint64 batches; /* of the pipeline, then */
+	bool more;      /* there was more to do */
+} PpCompact;
+
 typedef struct PpWorker
 {
 	MemoryContext cxt;
@@ -86,6 +97,7 @@ typedef struct PpWorker
 	PpChores chores; /* of worker 1 */
 	bool mirror_complained;
 	PpTakeover takeover;
+	PpCompact compact; /* of worker 1 */
 } PpWorker;
 
 /* worker.c */
@@ -124,6 +136,10 @@ extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, i
 /* chores.c */
 extern void pp_chores_run(PpWorker *w);
 extern long pp_chores_due_ms(PpWorker *w, long max_ms);
+
+/* compact.c */
+extern bool pp_compact_run(PpWorker *w, PpRedisError *error);
+extern long pp_compact_due_ms(PpWorker *w, long max_ms);
 
 /* mirror.c */
 extern bool pp_mirror_letters(PpWorker *w, const PpBatch *batch, PpRedisError *error);

@@ -1,0 +1,380 @@
+/*
+ * compact.c
+ *		Keeps the ledger small: merges rows of small batches, and prunes what is old.
+ *
+ * Worker 1 does it between batches, a bounded piece at a time.  Rows of one epoch and worker are
+ * merged until they are as large as that of a full batch, so that entries which come one by one cost
+ * no more than others.  Rows older than the option ledger_retention go: up to pruned_id an ID is a
+ * duplicate by definition then, but for the holes, which are pending.  Their sums go to the epoch.
+ *
+ * Sealed is the ID up to which the group has delivered everything and nothing is pending.
+ *
+ * The row with the highest sequence of each worker stays: Redis is compared with it (owner.c).
+ */
+#include "worker_internal.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "pgstat.h"
+#include "storage/itemptr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "ledger_ids.h"
+#include "process.h"
+#include "stats.h"
+
+#define MERGE_ROWS   1000
+#define FULL_BYTES   4096 /* of IDs: a row with so many is not merged any more */
+#define PRUNE_ROWS   1000
+#define MAX_HOLES    10000 /* with more entries pending, nothing is pruned */
+#define BATCHES_DUE  1000
+#define MINUTE_MS    60000
+#define DEFAULT_DAYS 7
+
+/* Rows that become one. */
+typedef struct Merged
+{
+	int32 epoch;
+	int32 worker;
+	int64 sums[5]; /* applied, filtered, dead, discarded, lost */
+	int64 sequence;
+	TimestampTz settled_at;
+	int rows;
+	Size bytes;
+	PpIdHash *ids;
+	int n;
+	int size;
+} Merged;
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	return pp_id_compare(((const PpIdHash *) a)->id, ((const PpIdHash *) b)->id);
+}
+
+static void
+add_ids(Merged *group, const bytea *ids)
+{
+	PpIdsReader reader;
+	PpIdHash next;
+
+	pp_ids_begin(&reader, ids);
+	while (pp_ids_next(&reader, &next))
+	{
+		if (group->n == group->size)
+		{
+			group->size = Max(2 * group->size, 1024);
+			group->ids = group->ids == NULL ? palloc(group->size * sizeof(PpIdHash))
+											: repalloc(group->ids, group->size * sizeof(PpIdHash));
+		}
+		group->ids[group->n++] = next;
+	}
+	group->bytes += VARSIZE_ANY_EXHDR(ids);
+}
+
+static int64
+get_number(HeapTuple row, TupleDesc desc, int column)
+{
+	bool isnull;
+	Datum value = SPI_getbinval(row, desc, column, &isnull);
+
+	return SPI_gettypeid(desc, column) == INT4OID ? DatumGetInt32(value) : DatumGetInt64(value);
+}
+
+/* Writes the one row.  Rows of corrections alone have no IDs, and lie where the first one lay. */
+static void
+write_group(const PpLedger *ledger, Merged *group, PpId first)
+{
+	Oid id_type = pp_id_type_oid(ledger->ext);
+	Oid types[] = {TEXTOID, INT4OID, INT4OID, id_type, id_type,  INT4OID,       INT4OID,
+				   INT4OID, INT4OID, INT4OID, INT8OID, BYTEAOID, TIMESTAMPTZOID};
+	Datum values[13];
+	PpId last = first;
+
+	qsort(group->ids, group->n, sizeof(PpIdHash), compare_ids);
+	if (group->n > 0)
+	{
+		first = group->ids[0].id;
+		last = group->ids[group->n - 1].id;
+	}
+	values[0] = CStringGetTextDatum(ledger->pipeline);
+	values[1] = Int32GetDatum(group->epoch);
+	values[2] = Int32GetDatum(group->worker);
+	values[3] = PointerGetDatum(&first);
+	values[4] = PointerGetDatum(&last);
+	for (int i = 0; i < 5; i++)
+		values[5 + i] = Int32GetDatum((int32) group->sums[i]);
+	values[10] = Int64GetDatum(group->sequence);
+	values[11] = PointerGetDatum(pp_ids_encode(group->ids, group->n));
+	values[12] = TimestampTzGetDatum(group->settled_at);
+	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, "
+								   "first_id, last_id, applied, filtered, dead, discarded, lost, "
+								   "sequence, ids, settled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, "
+								   "$8, $9, $10, $11, $12, $13)",
+								   ledger->ext->schema_name),
+						  13, types, values, NULL, false, 0);
+}
+
+/* Merges a page of small rows. *arg becomes whether there may be more. */
+static void
+merge(PpApply *a, void *arg)
+{
+	const PpLedger *ledger = pp_apply_ledger(a);
+	Oid types[] = {TEXTOID, INT4OID, INT4OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(FULL_BYTES),
+					  Int32GetDatum(MERGE_ROWS)};
+	SPITupleTable *table;
+	uint64 total;
+	Merged group = {0};
+	PpId first = {0, 0};
+
+	/* As a page is deleted whole and written again, a row alone in its group is written as it was. */
+	SPI_execute_with_args(
+		psprintf("DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
+				 "SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 "
+				 "AND octet_length(ids) < $2 ORDER BY epoch, worker, settled_at LIMIT $3)) "
+				 "RETURNING epoch, worker, applied, filtered, dead, discarded, lost, sequence, "
+				 "settled_at, first_id, ids",
+				 ledger->ext->schema_name),
+		3, types, values, NULL, false, 0);
+	table = SPI_tuptable;
+	total = SPI_processed;
+	*(bool *) arg = total == MERGE_ROWS;
+	for (uint64 i = 0; i <= total; i++)
+	{
+		HeapTuple row = i < total ? table->vals[i] : NULL;
+		int32 epoch = row ? (int32) get_number(row, table->tupdesc, 1) : -1;
+		int32 worker = row ? (int32) get_number(row, table->tupdesc, 2) : -1;
+		bool isnull;
+
+		if (group.rows > 0 &&
+			(epoch != group.epoch || worker != group.worker || group.bytes >= 2 * FULL_BYTES))
+		{
+			write_group(ledger, &group, first);
+			group.rows = group.n = 0;
+			group.bytes = 0;
+			group.sequence = 0;
+			memset(group.sums, 0, sizeof(group.sums));
+		}
+		if (row == NULL)
+			break;
+		if (group.rows++ == 0)
+			first = *(PpId *) DatumGetPointer(SPI_getbinval(row, table->tupdesc, 10, &isnull));
+		group.epoch = epoch;
+		group.worker = worker;
+		for (int s = 0; s < 5; s++)
+			group.sums[s] += get_number(row, table->tupdesc, 3 + s);
+		group.sequence = Max(group.sequence, get_number(row, table->tupdesc, 8));
+		group.settled_at = get_number(row, table->tupdesc, 9);
+		add_ids(&group, DatumGetByteaPP(SPI_getbinval(row, table->tupdesc, 11, &isnull)));
+	}
+}
+
+/* What is pruned, and up to where. */
+typedef struct Prune
+{
+	PpId sealed;    /* everything up to here is settled */
+	PpId delivered; /* … or at least delivered */
+	TimestampTz before;
+	PpId upto; /* 0-0: nothing */
+	PpId *holes;
+	int num_holes;
+	bool more;
+} Prune;
+
+#define OLD_ROWS                                                             \
+	"FROM %1$s.postpipe_ledger l WHERE pipeline = $1 AND settled_at < $2 "   \
+	"AND last_id OPERATOR(%1$s.<=) $3 AND sequence < (SELECT max(sequence) " \
+	"FROM %1$s.postpipe_ledger m WHERE m.pipeline = $1 AND m.worker = l.worker) "
+
+/* Up to which ID will rows go? */
+static void
+find_old(PpApply *a, void *arg)
+{
+	Prune *prune = arg;
+	const PpLedger *ledger = pp_apply_ledger(a);
+	Oid types[] = {TEXTOID, TIMESTAMPTZOID, pp_id_type_oid(ledger->ext), INT4OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), TimestampTzGetDatum(prune->before),
+					  PointerGetDatum(&prune->delivered), Int32GetDatum(PRUNE_ROWS)};
+	bool isnull;
+	Datum upto;
+
+	SPI_execute_with_args(
+		psprintf("SELECT %1$s.max(last_id), count(*) FROM (SELECT last_id " OLD_ROWS
+				 "ORDER BY last_id LIMIT $4) s",
+				 ledger->ext->schema_name),
+		4, types, values, NULL, true, 0);
+	upto = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	prune->upto = isnull ? (PpId){0, 0} : *(PpId *) DatumGetPointer(upto);
+	prune->more = get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2) == PRUNE_ROWS;
+}
+
+/* Deletes the rows, adds their sums to their epochs, and raises the marks. */
+static void
+delete_old(PpApply *a, void *arg)
+{
+	Prune *prune = arg;
+	PpLedger *ledger = pp_apply_ledger(a);
+	Oid id_type = pp_id_type_oid(ledger->ext);
+	Oid types[] = {TEXTOID, TIMESTAMPTZOID, id_type, get_array_type(id_type), id_type};
+	Datum *holes = palloc((prune->num_holes + 1) * sizeof(Datum));
+	Datum values[5];
+	char nulls[] = "     ";
+
+	for (int i = 0; i < prune->num_holes; i++)
+		holes[i] = PointerGetDatum(&prune->holes[i]);
+	values[0] = CStringGetTextDatum(ledger->pipeline);
+	values[1] = TimestampTzGetDatum(prune->before);
+	values[2] = PointerGetDatum(&prune->upto);
+	values[3] = PointerGetDatum(
+		construct_array(holes, prune->num_holes, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
+	values[4] = PointerGetDatum(&prune->sealed);
+	nulls[4] = pp_id_is_zero(prune->sealed) ? 'n' : ' ';
+	if (!pp_id_is_zero(prune->upto))
+		SPI_execute_with_args(
+			psprintf("WITH old AS (DELETE " OLD_ROWS "RETURNING *), "
+					 "sums AS (UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "
+					 "filtered = e.filtered + s.filtered, dead = e.dead + s.dead, "
+					 "discarded = e.discarded + s.discarded, lost = e.lost + s.lost "
+					 "FROM (SELECT epoch, sum(applied) AS applied, sum(filtered) AS filtered, "
+					 "sum(dead) AS dead, sum(discarded) AS discarded, sum(lost) AS lost "
+					 "FROM old GROUP BY epoch) s WHERE e.pipeline = $1 AND e.epoch = s.epoch) "
+					 "UPDATE %1$s.postpipe_progress SET holes = $4, "
+					 "pruned_id = greatest(pruned_id, (SELECT %1$s.max(last_id) FROM old "
+					 "WHERE epoch >= (SELECT max(epoch) FROM %1$s.postpipe_epoch i "
+					 "WHERE i.pipeline = $1 AND NOT i.again))) WHERE pipeline = $1",
+					 ledger->ext->schema_name),
+			4, types, values, NULL, false, 0);
+	SPI_execute_with_args(psprintf("UPDATE %1$s.postpipe_progress SET "
+								   "sealed_id = greatest($2, pruned_id) WHERE pipeline = $1",
+								   ledger->ext->schema_name),
+						  2, (Oid[]){TEXTOID, id_type}, (Datum[]){values[0], values[4]},
+						  (char[]){' ', nulls[4], '\0'}, false, 0);
+}
+
+/* What is pending up to prune->upto. False: Redis failed; or there is too much, and *upto is 0-0. */
+static bool
+get_holes(PpWorker *w, MemoryContext cxt, Prune *prune, PpRedisError *error)
+{
+	PpReply *reply;
+	PpId none = {0, 0};
+
+	prune->num_holes = 0;
+	if (pp_id_is_zero(prune->upto))
+		return true;
+	pp_stream_send_pending(w->redis, w->def->stream, w->def->group, none, prune->upto,
+						   MAX_HOLES + 1);
+	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
+		return false;
+	if (reply->len > MAX_HOLES)
+	{
+		prune->upto = none;
+		return true;
+	}
+	prune->holes = MemoryContextAlloc(cxt, (reply->len + 1) * sizeof(PpId));
+	for (size_t i = 0; i < reply->len; i++)
+		if (!pp_stream_parse_pending(&reply->items[i], &prune->holes[prune->num_holes++], error))
+			return false;
+	return true;
+}
+
+/* Where the group stands, so what is sealed. */
+static bool
+get_sealed(PpWorker *w, Prune *prune, PpRedisError *error)
+{
+	PpReply *replies[PP_STREAM_FACT_REPLIES];
+	PpStreamFacts facts;
+
+	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
+	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
+		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
+			return false;
+	if (!pp_stream_parse_facts(replies, w->def->group, &facts, error))
+		return false;
+	prune->delivered = facts.last_delivered;
+	prune->sealed = facts.pending == 0 ? facts.last_delivered
+					: facts.pending > 0 && !pp_id_is_zero(facts.oldest_pending)
+						? pp_id_previous(facts.oldest_pending)
+						: (PpId){0, 0};
+	return true;
+}
+
+static bool
+transact(PpWorker *w, PpWork work, void *arg)
+{
+	PpEntryError *error;
+	PpOutcome outcome = pp_apply_transaction(w->apply, work, arg, &error);
+
+	if (outcome == PP_OUTCOME_GONE)
+		pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+	if (outcome != PP_OUTCOME_DONE)
+		pp_report_error(w->pipe, error->sqlstate, error->message);
+	return outcome == PP_OUTCOME_DONE;
+}
+
+/* Is there anything to do?  After so many batches; and a while after the last one. */
+static bool
+is_due(PpWorker *w)
+{
+	uint64 batches = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
+
+	if (batches == w->compact.batches)
+		return false;
+	return w->compact.more || batches - w->compact.batches >= BATCHES_DUE ||
+		   TimestampDifferenceExceeds(w->compact.at, GetCurrentTimestamp(), w->compact.every_ms);
+}
+
+/*
+ * pp_compact_run
+ *		Does a bounded piece of it, if it is due.  Outside a transaction, with no reply outstanding; a
+ *		batch may be in hand.  False with *error: the connection failed.
+ */
+bool
+pp_compact_run(PpWorker *w, PpRedisError *error)
+{
+	PpCompact *c = &w->compact;
+	MemoryContext old;
+	Prune prune = {.sealed = {0, 0}};
+	bool ok;
+
+	if (c->cxt == NULL)
+	{
+		c->cxt = AllocSetContextCreate(w->cxt, "postpipe compact", ALLOCSET_DEFAULT_SIZES);
+		c->retention_ms = pp_pipeline_option_interval(w->def, "ledger_retention",
+													  (int64) DEFAULT_DAYS * 24 * 3600 * 1000);
+		c->every_ms = (int) Min(Max(c->retention_ms, 1000), MINUTE_MS);
+		c->at = GetCurrentTimestamp();
+	}
+	if (!is_due(w))
+		return true;
+	pp_process_activity(true, "compacting the ledger");
+	old = MemoryContextSwitchTo(c->cxt);
+	pp_redis_reply_target(w->redis, c->cxt, (size_t) 64 * 1024 * 1024);
+	c->more = false;
+	prune.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
+	ok = get_sealed(w, &prune, error);
+	if (ok && transact(w, merge, &c->more) && transact(w, find_old, &prune) &&
+		(ok = get_holes(w, c->cxt, &prune, error)) && transact(w, delete_old, &prune))
+		c->more |= prune.more;
+	if (!c->more)
+		c->batches = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
+	c->at = GetCurrentTimestamp();
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(c->cxt);
+	pgstat_report_stat(false);
+	return ok;
+}
+
+/* How long the worker may wait before it is due, at most max_ms. */
+long
+pp_compact_due_ms(PpWorker *w, long max_ms)
+{
+	TimestampTz due = TimestampTzPlusMilliseconds(w->compact.at, w->compact.every_ms);
+
+	if (pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]) == w->compact.batches)
+		return max_ms;
+	return Min(max_ms, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due));
+}

@@ -1,0 +1,94 @@
+# The ledger stays small: rows of small batches are merged, old ones pruned, and what was settled stays settled.
+# TAP, because it needs a Redis stream and background workers.
+
+use strict;
+use warnings;
+use Postpipe::Test;
+
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('ledger', redis => $redis);
+sql('CREATE EXTENSION postpipe');
+sql(q(SELECT postpipe_drop_pipeline('posts')));
+
+# --- Full batches: 24 bytes for an entry at most, with everything.
+make('full', 20000);
+sql('VACUUM FULL postpipe_ledger');
+my $bytes = sql(q(SELECT pg_total_relation_size('postpipe_ledger') / 20000.0));
+cmp_ok($bytes, '<=', 24, "full batches: $bytes bytes for each entry");
+again('full', 20000);
+drop('full');
+
+# --- Batches of one entry: merged, by one worker and by two.
+for my $workers (1, 2)
+{
+	my $p = "single_$workers";
+	make($p, 3000, workers => $workers, options => '{"batch_size": 1}');
+	is(sql("SELECT sum(applied) FROM postpipe_ledger WHERE pipeline = '$p'"), 3000, "$p: nothing is lost from the sums");
+	cmp_ok(sql("SELECT count(*) FROM postpipe_ledger WHERE pipeline = '$p'"), '<', 2000, "$p: in few rows");
+	sql("SELECT postpipe_pause('$p')");
+	wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$p'", 'paused', "$p: paused");
+	sql("SELECT postpipe_resume('$p')");
+	again($p, 3000);
+	drop($p);
+}
+
+# --- What is old is pruned; but for what is pending, and the last row of each worker.
+make('pruned', 10, options => '{"ledger_retention": "1s"}');
+add('pruned', "more $_") for 1 .. 3;
+wait_sql($node, 'postgres', 'SELECT count(*) FROM t_pruned', 13, 'three more');
+sql(q(SELECT postpipe_pause('pruned')));
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'pruned'), 'paused', 'paused');
+my $held = add('pruned', 'held by another');
+$redis->command('XREADGROUP', 'GROUP', 'postpipe_pruned', 'python', 'COUNT', 1, 'STREAMS', 'stream:pruned', '>');
+sql(q(SELECT postpipe_resume('pruned')));
+my $n = 13;
+wait_for
+{
+	add('pruned', 'n' . ++$n);
+	sql("SELECT count(*) <= 2 AND (SELECT pruned_id > '$held' FROM postpipe_progress WHERE pipeline = 'pruned') FROM postpipe_ledger WHERE pipeline = 'pruned'") eq 't';
+}
+'old rows are pruned, past one that is pending for another', 30;
+wait_sql($node, 'postgres', 'SELECT count(*) FROM t_pruned', $n, 'all are applied');
+is(sql(q(SELECT holes[1] FROM postpipe_progress WHERE pipeline = 'pruned')), $held, 'that one is a hole');
+is(sql(q(SELECT e.applied + (SELECT sum(applied) FROM postpipe_ledger l WHERE l.pipeline = 'pruned') FROM postpipe_epoch e WHERE pipeline = 'pruned')), $n, 'the sums go to the epoch');
+$redis->command('XGROUP', 'SETID', 'stream:pruned', 'postpipe_pruned', '0');
+wait_sql($node, 'postgres', q(SELECT entries_deduplicated >= ) . $n . q( FROM postpipe_stats WHERE pipeline = 'pruned'), 't', 'set back: what comes again is known');
+wait_sql($node, 'postgres', q(SELECT count(*), count(DISTINCT v) FROM t_pruned), ($n + 1) . '|' . ($n + 1), '... and only the hole is applied');
+sql(q(SELECT postpipe_pause('pruned')));
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'pruned'), 'paused', 'paused');
+sql(q(SELECT postpipe_rewind('pruned')));
+sql(q(SELECT postpipe_resume('pruned')));
+wait_sql($node, 'postgres', q(SELECT count(*), count(DISTINCT v) FROM t_pruned), (2 * $n + 2) . '|' . ($n + 1), 'a rewind from SQL applies all of it again, pruned or not');
+
+$node->stop;
+done_testing();
+
+sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+
+sub make
+{
+	my ($name, $n, %opt) = @_;
+	my $options = $opt{options} // '{}';
+	my $workers = $opt{workers} // 1;
+	sql("CREATE TABLE t_$name (v text)");
+	my @commands = map { [ 'XADD', "stream:$name", '*', 'v', "v$_" ] } 1 .. $n;
+	$redis->pipeline(splice(@commands, 0, 1000)) while @commands;
+	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', workers => $workers, options => '$options', statement => \$\$INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch\$\$)");
+	wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, "$name: $n entries", 60);
+	return;
+}
+
+sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name')"); return }
+
+sub add { my ($name, $value) = @_; return $redis->command('XADD', "stream:$name", '*', 'v', $value) }
+
+# The group is set back: everything comes again, and nothing is applied again.
+sub again
+{
+	my ($name, $n) = @_;
+	$redis->command('XGROUP', 'SETID', "stream:$name", "postpipe_$name", '0');
+	wait_sql($node, 'postgres', "SELECT entries_deduplicated >= $n FROM postpipe_stats WHERE pipeline = '$name'", 't', "$name: all come again", 60);
+	is(sql("SELECT count(*), count(DISTINCT v) FROM t_$name"), "$n|$n", '... and none is applied again');
+	wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name'", 0, '... the audit balances');
+	return;
+}
