@@ -133,11 +133,13 @@ postpipe_pipelines_0_1(PG_FUNCTION_ARGS)
 
 /* What the tables say, a row per pipeline and epoch. */
 static const char audit_query[] =
-	"SELECT e.pipeline, e.epoch, e.since_id, l.last_id, (e.applied + coalesce(l.applied, 0))::bigint, "
+	"SELECT e.pipeline, e.epoch, e.since_id, CASE WHEN e.epoch = max(e.epoch) OVER (PARTITION BY "
+	"e.pipeline) THEN p.sealed_id END, l.last_id, (e.applied + coalesce(l.applied, 0))::bigint, "
 	"(e.filtered + coalesce(l.filtered, 0))::bigint, coalesce(d.retrying, 0), coalesce(d.dead, 0), "
 	"(e.discarded + coalesce(l.discarded, 0))::bigint, coalesce(r.lost, 0)::bigint, e.base_added, "
-	"e.epoch = max(e.epoch) OVER (PARTITION BY e.pipeline) "
-	"FROM %1$s.postpipe_epoch e "
+	"e.epoch = max(e.epoch) OVER (PARTITION BY e.pipeline), coalesce(p.shared, false), "
+	"coalesce(r.unknown, false) "
+	"FROM %1$s.postpipe_epoch e LEFT JOIN %1$s.postpipe_progress p USING (pipeline) "
 	"LEFT JOIN (SELECT pipeline, epoch, %1$s.max(last_id) AS last_id, sum(applied) AS applied, "
 	"sum(filtered) AS filtered, sum(discarded) AS discarded FROM %1$s.postpipe_ledger "
 	"GROUP BY pipeline, epoch) l USING (pipeline, epoch) "
@@ -154,17 +156,20 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc)
 {
 	bool isnull;
 	bool no_base;
-	int64 n[11];
+	int64 n[12];
 	char *name = TextDatumGetCString(SPI_getbinval(tuple, desc, 1, &isnull));
-	int64 base = DatumGetInt64(SPI_getbinval(tuple, desc, 11, &no_base));
-	bool current = DatumGetBool(SPI_getbinval(tuple, desc, 12, &isnull));
+	int64 base = DatumGetInt64(SPI_getbinval(tuple, desc, 12, &no_base));
+	bool current = DatumGetBool(SPI_getbinval(tuple, desc, 13, &isnull));
+	bool shared = DatumGetBool(SPI_getbinval(tuple, desc, 14, &isnull));
+	bool unknown = DatumGetBool(SPI_getbinval(tuple, desc, 15, &isnull));
 	PpPipe *pipe = pp_pipe_find(MyDatabaseId, name);
 	PpMeasured m = {0};
 	bool measured;
 	const char *reason = NULL;
 	int64 sum = 0;
+	int64 balance;
 
-	for (int i = 5; i <= 10; i++)
+	for (int i = 6; i <= 11; i++)
 		sum += n[i] = DatumGetInt64(SPI_getbinval(tuple, desc, i, &isnull));
 	if (pipe != NULL && current)
 	{
@@ -172,6 +177,7 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc)
 		m = pipe->measured;
 		LWLockRelease(&pipe->lock);
 	}
+	balance = m.added - base - sum - m.pending - m.lag;
 	measured = m.at != 0 && m.pending >= 0 && m.lag >= 0;
 	if (!current)
 		reason = "an epoch that has ended is not measured any more";
@@ -181,13 +187,17 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc)
 		reason = "how many entries the epoch began with could not be determined";
 	else if (!m.still || m.settled != pp_pipe_settled(pipe))
 		reason = "measured while entries were moving";
+	else if (unknown)
+		reason = "how many entries are lost could not be determined; see postpipe_lost";
+	else if (shared && balance != 0)
+		reason = "the group has other consumers, and what they acknowledge is not counted here";
 
 	pp_row_int8(row, m.added - base, !measured || m.added < 0 || no_base);
-	for (int i = 5; i <= 10; i++)
+	for (int i = 6; i <= 11; i++)
 		pp_row_int8(row, n[i], false);
 	pp_row_int8(row, m.pending, !measured);
 	pp_row_int8(row, m.lag, !measured);
-	pp_row_int8(row, m.added - base - sum - m.pending - m.lag, reason != NULL);
+	pp_row_int8(row, balance, reason != NULL);
 	pp_row_int8(row, pipe ? (int64) pg_atomic_read_u64(&pipe->counters[PP_COUNT_DEDUPLICATED]) : 0,
 				pipe == NULL || !current);
 	pp_row_int8(row, 0, false); /* ingested */
@@ -213,17 +223,12 @@ postpipe_audit_0_1(PG_FUNCTION_ARGS)
 		TupleDesc desc = SPI_tuptable->tupdesc;
 		PpRow row = {0};
 
-		for (int col = 1; col <= 4; col++)
+		for (int col = 1; col <= 5; col++)
 		{
 			bool isnull;
 			Datum value = SPI_getbinval(tuple, desc, col, &isnull);
 
 			pp_row_put(&row, value, isnull);
-			if (col == 3)
-			{
-				/* sealed_id: nothing is sealed yet */
-				pp_row_put(&row, (Datum) 0, true);
-			}
 		}
 		put_balance(&row, tuple, desc);
 		pp_row_emit(fcinfo, &row);
