@@ -66,6 +66,9 @@ demo:
 test:
 	@PG_CONFIG="$(PG_CONFIG)" test/run
 
+torture:
+	@PG_CONFIG="$(PG_CONFIG)" test/torture $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(TORTURE)
+
 bench:
 	@PG_CONFIG="$(PG_CONFIG)" bench/run
 
@@ -76,7 +79,8 @@ help:
 	@echo "make, make install, make installcheck, make clean   build for the server of PG_CONFIG"
 	@echo "make demo                                           see it work: private PostgreSQL and Redis, ends by itself"
 	@echo "make test                                           every test; test/run FILE ... runs some of them"
+	@echo "make torture                                        random crashes for SECONDS=600, with SEED=n; see test/torture"
 	@echo "make check-style                                    formatting, layers, exported symbols, version"
 	@echo "make bench                                          measurements"
 
-.PHONY: check-preload demo test bench check-style help
+.PHONY: check-preload demo test torture bench check-style help

@@ -13,6 +13,7 @@
 #   delay DIR MS              hold each chunk back
 #   dribble DIR               one byte per write
 #   garble DIR PERMILLE       flip one bit in PERMILLE of the bytes
+#   noise DIR PERMILLE        the same, but not inside of strings, where nobody could see it; connections made from now on
 #   cut DIR N                 reset after N more bytes (0: at the next byte)
 #   cuton DIR PATTERN before|after [COUNT]  reset when PATTERN is seen for the COUNTth time (before: not forwarded)
 #   dup DIR                   send each chunk twice
@@ -64,7 +65,7 @@ sub request_command
 	elsif ($command eq 'stats') { }
 	elsif (!@modes) { die "proxy: what is \"$line\"?\n" }
 	elsif ($command =~ /^(?:stall|drop|dribble|dup)$/) { $_->{$command} = 1 for @modes }
-	elsif ($command =~ /^(?:delay|garble|cut)$/) { $_->{$command} = $args[0] for @modes }
+	elsif ($command =~ /^(?:delay|garble|noise|cut)$/) { $_->{$command} = $args[0] for @modes }
 	elsif ($command eq 'cuton') { $_->{cuton} = { pattern => $args[0], when => $args[1], count => $args[2] // 1 } for @modes }
 	elsif ($command eq 'gate') { $_->{gate} = { pattern => $args[0], shell => (split ' ', $line, 4)[3] } for @modes }
 	else { die "proxy: what is \"$line\"?\n" }
@@ -81,6 +82,7 @@ sub accepted
 	$server->setsockopt(IPPROTO_TCP, TCP_NODELAY, 1);
 	my $c2s = { direction => 'c2s', from => $client, to => $server, queue => [], bytes => 0, at => 0 };
 	my $s2c = { direction => 's2c', from => $server, to => $client, queue => [], bytes => 0, at => 0 };
+	$_->{framing} = $self->{modes}{ $_->{direction} }{noise} ? { skip => 0, line => '' } : undef for $c2s, $s2c;
 	$c2s->{back} = $s2c;
 	$s2c->{back} = $c2s;
 	$self->{pipes}{$client} = $c2s;
@@ -170,6 +172,7 @@ sub _forward
 			substr($data, $i, 1) = chr(ord(substr($data, $i, 1)) ^ 1 << int rand 8);
 		}
 	}
+	$data = _add_noise($pipe->{framing}, $data, $mode->{noise}) if $mode->{noise} && $pipe->{framing};
 	if (defined $mode->{cut})
 	{
 		if (length $data >= $mode->{cut})
@@ -185,6 +188,33 @@ sub _forward
 	$pipe->{bytes} += length $data;
 	push @{ $pipe->{queue} }, [ Time::HiRes::time() + ($mode->{delay} // 0) / 1000, $data ];
 	return $self->_write($pipe);
+}
+
+# Flips bits in type bytes, numbers and ends of lines: what has to be noticed. {skip}: bytes of a string that are still to
+# come; {line}: a line that has begun.
+sub _add_noise
+{
+	my ($framing, $data, $permille) = @_;
+	my $position = 0;
+
+	while ($position < length $data)
+	{
+		if ($framing->{skip} > 0)
+		{
+			my $n = min($framing->{skip}, length($data) - $position);
+			$framing->{skip} -= $n;
+			$position += $n;
+			next;
+		}
+		my $byte = substr($data, $position, 1);
+		$framing->{line} .= $byte;
+		substr($data, $position, 1) = chr(ord($byte) ^ 1 << int rand 8) if rand(1000) < $permille;
+		$position++;
+		next unless $framing->{line} =~ /\r\n\z/;
+		$framing->{skip} = $1 + 2 if $framing->{line} =~ /^\$(\d+)\r/;
+		$framing->{line} = '';
+	}
+	return $data;
 }
 
 sub writable

@@ -1,0 +1,40 @@
+# The randomized crash test; test/torture sets it up. See Postpipe::Test::Torture for what it does.
+
+use strict;
+use warnings;
+use Getopt::Long;
+use Postpipe::Test;
+use Postpipe::Test::Torture;
+
+use constant ROUND_SECONDS => 45;
+
+my %opt = (seconds => 600, mode => 'all');
+GetOptions(\%opt, 'seconds=i', 'seed=i', 'mode=s', 'all-faults', 'only=s', 'verbose', 'stops=i') or die "see test/torture\n";
+my $seed = $opt{seed} // 1 + int rand 1e9;
+my $until = time + $opt{seconds};
+my $how = join '', ($opt{'all-faults'} ? ' --all-faults' : ''), (defined $opt{only} ? " --only $opt{only}" : '');
+my @options = (all_faults => $opt{'all-faults'}, verbose => $opt{verbose}, only => [ split /,/, $opt{only} // '' ]);
+
+diag("seed $seed");
+if ($opt{mode} ne 'stops')
+{
+	# Each round begins anew, with the next seed: --seed with that number repeats it.
+	while (time < $until)
+	{
+		my $left = $until - time;
+		my $seconds = $left < ROUND_SECONDS * 1.5 ? $left : ROUND_SECONDS;
+		subtest "seed $seed" => sub {
+			my $ok = Postpipe::Test::Torture->new(seed => $seed, seconds => $seconds, @options)->faults_round;
+			diag("seed $seed: ", $ok ? 'all well' : "FAILED; again: test/torture --mode faults --seconds $seconds --seed $seed$how");
+		};
+		$seed++;
+	}
+}
+if ($opt{mode} ne 'faults')
+{
+	subtest "immediate stops, seed $seed" => sub {
+		my $ok = Postpipe::Test::Torture->new(seed => $seed, @options)->stops_round($opt{stops} // 50);
+		diag("immediate stops, seed $seed: ", $ok ? 'all well' : "FAILED; again: test/torture --mode stops --seed $seed");
+	};
+}
+done_testing();
