@@ -398,19 +398,51 @@ count_unsettled(PpWorker *w, PpId last, int64 *unsettled, PpRedisError *error)
 static bool
 note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, PpRedisError *error)
 {
-	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	PpLedger *ledger = pp_apply_ledger(w->apply);
+	int64 undelivered = facts->length;
 	int64 unsettled;
 	int64 missing;
 
-	if (!w->pipe->exclusive || ledger->base < 0 || facts->added < 0 || facts->undelivered < 0 ||
+	if (!w->pipe->exclusive || ledger->base < 0 || facts->added < 0 ||
 		(facts->length > 0 && pp_id_compare(facts->first_entry, top) <= 0))
 		return true;
 	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
 		return false;
-	missing = facts->added - facts->undelivered - ledger->base - ledger->settled - unsettled;
-	/* What lies between last-delivered and the first entry that is left was delivered to nobody. */
+	/* Of what is left, what was delivered is what is pending. */
+	if (facts->length > 0 && pp_id_compare(facts->first_entry, facts->last_delivered) <= 0)
+		undelivered -= unsettled;
+	missing = facts->added - undelivered - ledger->base - ledger->settled - unsettled;
 	if (missing > 0)
+	{
 		pp_watch_lost(w, top, facts, missing);
+		ledger->settled += missing;
+	}
+	return true;
+}
+
+/*
+ * How many entries were ever added up to the one that was delivered last?  -1: cannot be told.
+ * Redis's own count is not asked: after it has loaded a rewritten file, it is that of the rewrite.
+ */
+static bool
+find_position(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError *error)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	int64 unsettled;
+
+	*position = -1;
+	if (facts->added < 0)
+		return true;
+	if (pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
+		*position = facts->added;
+	else if (facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
+		*position = facts->added - facts->length;
+	else if (w->pipe->exclusive && ledger->base >= 0)
+	{
+		if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
+			return false;
+		*position = ledger->base + ledger->settled + unsettled;
+	}
 	return true;
 }
 
@@ -419,6 +451,7 @@ static bool
 look_at_stream(PpWorker *w, PpRedisError *error)
 {
 	PpStreamFacts facts;
+	int64 position;
 	const char *cause;
 	bool alone_now;
 	bool begins;
@@ -450,7 +483,9 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	/* Before an epoch that begins now, nothing can be missing. */
 	if (!begins && !note_trimmed(w, &facts, top, error))
 		return false;
-	pp_watch_begin(w, &facts);
+	if (!find_position(w, &facts, &position, error))
+		return false;
+	pp_watch_begin(w, &facts, position);
 	return true;
 }
 

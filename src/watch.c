@@ -152,13 +152,15 @@ pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts)
 			facts->added - facts->length <= w->added - w->length);
 }
 
-/* Worker 1 has looked at the stream; everything up to here is accounted for. */
+/*
+ * pp_watch_begin
+ *		Worker 1 has looked at the stream; everything up to what was delivered last is accounted for,
+ *		and that many entries were ever added up to there (-1: not known).
+ */
 void
-pp_watch_begin(PpWorker *w, const PpStreamFacts *facts)
+pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position)
 {
 	PpPipe *pipe = w->pipe;
-	int64 position =
-		facts->added >= 0 && facts->undelivered >= 0 ? facts->added - facts->undelivered : -1;
 	int64 read = facts->entries_read >= 0 ? facts->entries_read : position;
 
 	w->looked = w->delivered = facts->last_delivered;

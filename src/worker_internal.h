@@ -127,7 +127,7 @@ extern bool pp_consume_open(PpWorker *w, PpRedisError *error);
 extern void pp_consume_not_alone(PpWorker *w);
 
 /* watch.c */
-extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts);
+extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position);
 extern void pp_watch_join(PpWorker *w);
 extern bool pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts);
 extern bool pp_watch_position(PpWorker *w, const PpStreamFacts *facts);
