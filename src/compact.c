@@ -185,10 +185,10 @@ typedef struct Prune
 	bool more;
 } Prune;
 
-#define OLD_ROWS                                                             \
-	"FROM %1$s.postpipe_ledger l WHERE pipeline = $1 AND settled_at < $2 "   \
-	"AND last_id OPERATOR(%1$s.<=) $3 AND sequence < (SELECT max(sequence) " \
-	"FROM %1$s.postpipe_ledger m WHERE m.pipeline = $1 AND m.worker = l.worker) "
+#define OLD_ROWS                                                                      \
+	"FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND settled_at < $2 "              \
+	"AND last_id OPERATOR(%1$s.<=) $3 AND (worker, sequence) NOT IN (SELECT worker, " \
+	"max(sequence) FROM %1$s.postpipe_ledger m WHERE m.pipeline = $1 GROUP BY worker) "
 
 /* Up to which ID will rows go? */
 static void
