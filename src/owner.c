@@ -213,6 +213,15 @@ copy_reply(char *dst, Size size, const PpReply *reply)
 	strlcpy(dst, pp_reply_is(reply, PP_REPLY_STRING, 0) ? reply->str : "", size);
 }
 
+/* A number in a hash, which is a string; 0 when it is not there. */
+static int64
+get_number(const PpReply *hash, const char *name)
+{
+	const PpReply *value = pp_reply_lookup(hash, name);
+
+	return pp_reply_is(value, PP_REPLY_STRING, 1) ? strtoll(value->str, NULL, 10) : 0;
+}
+
 static bool
 get_key(PpWorker *w, Key *key, PpRedisError *error)
 {
@@ -228,14 +237,14 @@ get_key(PpWorker *w, Key *key, PpRedisError *error)
 	copy_reply(key->nonce, sizeof(key->nonce), pp_reply_lookup(reply, "nonce"));
 	copy_reply(key->owner, sizeof(key->owner), pp_reply_lookup(reply, "owner"));
 	copy_reply(key->instance, sizeof(key->instance), pp_reply_lookup(reply, "instance"));
-	(void) pp_reply_integer(pp_reply_lookup(reply, "client"), &key->client);
-	(void) pp_reply_integer(pp_reply_lookup(reply, "turns"), &key->turns);
+	key->client = get_number(reply, "client");
+	key->turns = get_number(reply, "turns");
 	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
 	{
 		char name[sizeof(owner) + 32];
 
 		snprintf(name, sizeof(name), "sequence:%s:%d", owner, i);
-		(void) pp_reply_integer(pp_reply_lookup(reply, name), &key->sequences[i]);
+		key->sequences[i] = get_number(reply, name);
 	}
 	return true;
 }

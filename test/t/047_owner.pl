@@ -109,7 +109,7 @@ sub state { my ($db, $name) = @_; return sql($db, "SELECT state FROM postpipe_st
 sub make
 {
 	my ($db, $name) = @_;
-	return sql($db, "CREATE TABLE t_$name (v text); SELECT postpipe_create_pipeline('$name', 'stream:$name', consumer_group => 'g',
+	return sql($db, "DROP TABLE IF EXISTS t_$name; CREATE TABLE t_$name (v text); SELECT postpipe_create_pipeline('$name', 'stream:$name', consumer_group => 'g',
 		statement => 'INSERT INTO t_$name SELECT id FROM postpipe_batch')");
 }
 
