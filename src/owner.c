@@ -288,7 +288,8 @@ write_instance(char *instance, Size size)
  * see whether it moves.
  */
 static bool
-is_alive(PpWorker *w, const Key *key, bool *alive, bool *undecided, PpRedisError *error)
+is_alive(PpWorker *w, const Key *key, bool other_server, bool *alive, bool *undecided,
+		 PpRedisError *error)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	bool connected;
@@ -296,6 +297,15 @@ is_alive(PpWorker *w, const Key *key, bool *alive, bool *undecided, PpRedisError
 	*alive = *undecided = false;
 	if (!is_connected(w, key->client, &connected, error))
 		return false;
+	if (!connected && w->owner_seen_at != 0 && other_server)
+	{
+		/* It was there a moment ago: it may only be restarting. */
+		if (w->owner_gone_at == 0)
+			w->owner_gone_at = now;
+		*undecided = !TimestampDifferenceExceeds(w->owner_gone_at, now, DEAD_MS);
+		return true;
+	}
+	w->owner_gone_at = 0;
 	if (!connected)
 		w->owner_seen_at = 0;
 	else if (w->owner_seen_at == 0)
@@ -369,6 +379,7 @@ check_right(PpWorker *w, const Known *known, const Key *key, PpRedisError *error
 {
 	char owner[sizeof(key->owner)];
 	char instance[sizeof(key->instance)];
+	bool other_server;
 	bool alive;
 	bool undecided;
 
@@ -384,9 +395,10 @@ check_right(PpWorker *w, const Known *known, const Key *key, PpRedisError *error
 	if (!is_our_nonce(known, key) && !known->owner_gone &&
 		!(known->nonce[0] == '\0' && strcmp(key->owner, owner) == 0))
 		return lose_group(w, known, key, error);
-	if (!is_alive(w, key, &alive, &undecided, error))
+	other_server = strcmp(key->instance, instance) != 0;
+	if (!is_alive(w, key, other_server, &alive, &undecided, error))
 		return false;
-	if (alive && strcmp(key->instance, instance) != 0)
+	if (alive && other_server)
 		stay_fenced(w, psprintf("%s, which is at work", key->instance));
 	if (alive || undecided)
 	{
