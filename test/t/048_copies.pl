@@ -95,7 +95,7 @@ $old->stop;
 	$main->restart;
 	idle($main, $_) for qw(b c d);
 	complete($main, 'b');
-	is(scalar log_lines($main, qr/WARNING.*(?:gone back|passed over)/, $from), 2, 'a restart finds nothing more');
+	is(scalar log_lines($main, qr/WARNING.*(?:gone back|passed over)/, $from), 3, 'a restart finds nothing more');
 }
 
 # --- A standby that is promoted has the last nonce.
