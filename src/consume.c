@@ -433,14 +433,19 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 	PpId after = {0, 0};
 	PpBatch *batch = &w->batches[0];
 
-	if (!pp_take_over(w, error))
+	/* Nothing may be taken from others, nor from a consumer of our name, when the group is not ours. */
+	set_reply_target(w, batch);
+	pp_owner_send_check(w);
+	if (!pp_owner_receive_check(w, error) || !pp_take_over(w, error))
 		return false;
 	for (;;)
 	{
 		set_reply_target(w, batch);
+		pp_owner_send_check(w);
 		pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, &after, w->count,
 							-1);
-		if (!receive_batch(w, batch, BLOCK_MS, PP_WAIT_REDIS_REPLY, error))
+		if (!pp_owner_receive_check(w, error) ||
+			!receive_batch(w, batch, BLOCK_MS, PP_WAIT_REDIS_REPLY, error))
 			return false;
 		if (batch->n == 0)
 			break;

@@ -6,7 +6,8 @@
  * pending for it is its own business as long as it may come back: it knows from its own ledger what
  * is settled, and nobody else can know.  So only what will surely not come back is dead: a paused
  * pipeline, a worker that is being restarted, or a database whose supervisor has not started yet
- * are not.
+ * are not.  A pipeline that lost the group to another one, and is fenced, will not come back: it has
+ * acknowledged what it has settled.
  */
 #include "consumer.h"
 
@@ -15,6 +16,7 @@
 #include "utils/syscache.h"
 
 #include "shmem.h"
+#include "stats.h"
 
 #define PREFIX "postpipe:"
 
@@ -67,13 +69,25 @@ parse(PpString consumer, WorkerName *name)
 	return strlen(text) == consumer.len && strcmp(text, again) == 0;
 }
 
-/* The process of the worker whose consumer this is: its PID, -1 while it is on its way, 0: none. */
+static bool
+is_fenced(const WorkerName *name)
+{
+	PpPipe *pipe = pp_pipe_find(name->dboid, name->pipeline);
+
+	return pipe != NULL && pp_pipe_is_fenced(pipe);
+}
+
+/*
+ * The process of the worker whose consumer this is: its PID, -1 while it is on its way, 0: none, or
+ * one that is fenced and uses no consumer.
+ */
 int
 pp_consumer_pid(PpString name)
 {
 	WorkerName n;
 
-	return parse(name, &n) ? pp_proc_worker_pid(n.dboid, n.pipeline, n.worker) : 0;
+	return parse(name, &n) && !is_fenced(&n) ? pp_proc_worker_pid(n.dboid, n.pipeline, n.worker)
+											 : 0;
 }
 
 /* A worker of this database: what do the definitions say? */
@@ -87,7 +101,8 @@ kind_here(List *pipelines, const PpPipeline *reader, const WorkerName *name)
 		const PpPipeline *p = lfirst(lc);
 
 		if (strcmp(p->name, name->pipeline) == 0 && name->worker <= p->workers &&
-			strcmp(p->stream, reader->stream) == 0 && strcmp(p->group, reader->group) == 0)
+			strcmp(p->stream, reader->stream) == 0 && strcmp(p->group, reader->group) == 0 &&
+			!is_fenced(name))
 			return PP_CONSUMER_ALIVE;
 	}
 	return PP_CONSUMER_DEAD;
@@ -103,7 +118,7 @@ kind_elsewhere(const WorkerName *name)
 	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(name->dboid)))
 		return PP_CONSUMER_DEAD;
 	if (pp_pipe_find(name->dboid, name->pipeline) != NULL)
-		return PP_CONSUMER_ALIVE;
+		return is_fenced(name) ? PP_CONSUMER_DEAD : PP_CONSUMER_ALIVE;
 	return pp_supervisor_has_looked(name->dboid) ? PP_CONSUMER_DEAD : PP_CONSUMER_UNKNOWN;
 }
 

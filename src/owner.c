@@ -20,8 +20,12 @@
  * The key also has the number of the last batch that each worker has acknowledged.  If Redis knows
  * of more than the database has, the database has gone back in time.
  *
+ * Who loses the group to another pipeline acknowledges what it has settled, because nobody else can
+ * know of it (handover.c); the rest is taken over by a new owner on this server.
+ *
  * The key: a hash, postpipe:{<stream>}:<group>, with owner, nonce, instance, client, turns and
- * sequence:<n>.  The braces keep it in the stream's slot of a cluster.
+ * sequence:<owner>:<n>.  The braces keep it in the stream's slot of a cluster.  It is written with
+ * WATCH and MULTI, not by a script: a Redis user who may not run scripts can read a stream.
  */
 #include "owner.h"
 
@@ -36,20 +40,13 @@
 #include "utils/builtins.h"
 #include "utils/syscache.h"
 
+#include "handover.h"
 #include "process.h"
 #include "stats.h"
 
 #define MAX_PAST     20
 #define GIVE_BACK_MS 500
 #define DEAD_MS      12000 /* an owner that is connected moves at least every 8 seconds */
-
-/* Writes the key, if its nonce is still the one that was seen ('' for none). */
-static const char claim_script[] =
-	"local nonce = redis.call('HGET', KEYS[1], 'nonce') "
-	"if (nonce or '') ~= ARGV[1] then return 0 end "
-	"redis.call('HSET', KEYS[1], 'nonce', ARGV[2], 'owner', ARGV[3], 'instance', ARGV[4], "
-	"'client', ARGV[5]) "
-	"return 1";
 
 static const char give_back_script[] =
 	"if redis.call('HGET', KEYS[1], 'nonce') == ARGV[1] then return redis.call('DEL', KEYS[1]) end "
@@ -76,8 +73,16 @@ typedef struct Key
 	char instance[MAXPGPATH];
 	int64 client;
 	int64 turns;
-	int64 sequences[PP_MAX_WORKERS_PER_PIPELINE + 1];
+	int64 sequences[PP_MAX_WORKERS_PER_PIPELINE + 1]; /* ours */
 } Key;
+
+/* Our name in the key. */
+static void
+write_owner(const PpWorker *w, char *owner, Size size)
+{
+	snprintf(owner, size, UINT64_FORMAT ":%u:%s", GetSystemIdentifier(), MyDatabaseId,
+			 w->def->name);
+}
 
 static void
 copy_text(char *dst, Size size, int column)
@@ -103,7 +108,10 @@ is_gone(PpApply *a, const char *owner)
 		return false;
 	if (database == MyDatabaseId)
 		return pp_pipeline_get(pp_apply_ledger(a)->ext, rest + 1) == NULL;
-	return !SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database));
+	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
+		return true;
+	/* In this order: a supervisor that leaves gives the slots of its pipelines back first. */
+	return pp_pipe_find(database, rest + 1) == NULL && pp_supervisor_has_looked(database);
 }
 
 /* Reads what is known, and stores the nonce that will be written next. */
@@ -205,11 +213,22 @@ copy_reply(char *dst, Size size, const PpReply *reply)
 	strlcpy(dst, pp_reply_is(reply, PP_REPLY_STRING, 0) ? reply->str : "", size);
 }
 
+/* A number in a hash, which is a string; 0 when it is not there. */
+static int64
+get_number(const PpReply *hash, const char *name)
+{
+	const PpReply *value = pp_reply_lookup(hash, name);
+
+	return pp_reply_is(value, PP_REPLY_STRING, 1) ? strtoll(value->str, NULL, 10) : 0;
+}
+
 static bool
 get_key(PpWorker *w, Key *key, PpRedisError *error)
 {
+	char owner[sizeof(key->owner)];
 	PpReply *reply;
 
+	write_owner(w, owner, sizeof(owner));
 	memset(key, 0, sizeof(*key));
 	pp_consume_begin_replies(w);
 	pp_redis_send(w->redis, "HGETALL %s", w->owner_name);
@@ -218,14 +237,14 @@ get_key(PpWorker *w, Key *key, PpRedisError *error)
 	copy_reply(key->nonce, sizeof(key->nonce), pp_reply_lookup(reply, "nonce"));
 	copy_reply(key->owner, sizeof(key->owner), pp_reply_lookup(reply, "owner"));
 	copy_reply(key->instance, sizeof(key->instance), pp_reply_lookup(reply, "instance"));
-	(void) pp_reply_integer(pp_reply_lookup(reply, "client"), &key->client);
-	(void) pp_reply_integer(pp_reply_lookup(reply, "turns"), &key->turns);
+	key->client = get_number(reply, "client");
+	key->turns = get_number(reply, "turns");
 	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
 	{
-		char name[32];
+		char name[sizeof(owner) + 32];
 
-		snprintf(name, sizeof(name), "sequence:%d", i);
-		(void) pp_reply_integer(pp_reply_lookup(reply, name), &key->sequences[i]);
+		snprintf(name, sizeof(name), "sequence:%s:%d", owner, i);
+		key->sequences[i] = get_number(reply, name);
 	}
 	return true;
 }
@@ -254,15 +273,14 @@ is_connected(PpWorker *w, int64 client, bool *connected, PpRedisError *error)
 	return true;
 }
 
+/* Which server it is: copies have the same name, but not on the same host, port and directory. */
 static void
-write_identity(const PpWorker *w, char *owner, Size owner_size, char *instance, Size instance_size)
+write_instance(char *instance, Size size)
 {
 	char host[256] = "";
 
 	(void) gethostname(host, sizeof(host) - 1);
-	snprintf(owner, owner_size, UINT64_FORMAT ":%u:%s", GetSystemIdentifier(), MyDatabaseId,
-			 w->def->name);
-	snprintf(instance, instance_size, "%s:%d:%s", host, PostPortNumber, DataDir);
+	snprintf(instance, size, "%s:%d:%s", host, PostPortNumber, DataDir);
 }
 
 /*
@@ -270,7 +288,8 @@ write_identity(const PpWorker *w, char *owner, Size owner_size, char *instance, 
  * see whether it moves.
  */
 static bool
-is_alive(PpWorker *w, const Key *key, bool *alive, bool *undecided, PpRedisError *error)
+is_alive(PpWorker *w, const Key *key, bool other_server, bool *alive, bool *undecided,
+		 PpRedisError *error)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	bool connected;
@@ -278,6 +297,15 @@ is_alive(PpWorker *w, const Key *key, bool *alive, bool *undecided, PpRedisError
 	*alive = *undecided = false;
 	if (!is_connected(w, key->client, &connected, error))
 		return false;
+	if (!connected && w->owner_seen_at != 0 && other_server)
+	{
+		/* It was there a moment ago: it may only be restarting. */
+		if (w->owner_gone_at == 0)
+			w->owner_gone_at = now;
+		*undecided = !TimestampDifferenceExceeds(w->owner_gone_at, now, DEAD_MS);
+		return true;
+	}
+	w->owner_gone_at = 0;
 	if (!connected)
 		w->owner_seen_at = 0;
 	else if (w->owner_seen_at == 0)
@@ -303,6 +331,7 @@ stay_fenced(PpWorker *w, const char *owner)
 	snprintf(reason, sizeof(reason), "consumer group \"%s\" of stream \"%s\" belongs to %s",
 			 w->def->group, w->def->stream, owner[0] ? owner : "somebody else");
 	pp_worker_disconnect(w);
+	pp_pipe_set_fenced(w->pipe, true);
 	pp_report_error(w->pipe, ERRCODE_OBJECT_IN_USE, reason);
 	pp_report_state(PP_STATE_FENCED, "fenced", reason,
 					"If this database is to read from now on, and the other one no more, run "
@@ -315,31 +344,61 @@ stay_fenced(PpWorker *w, const char *owner)
 	}
 }
 
+/*
+ * The group is another pipeline's: leaves it in order, and stays fenced.  Returns only when that
+ * failed, with *error.  A copy that has our name has our ledger as well, and settles what is pending
+ * by that; so to it nothing is handed over.
+ */
+static bool
+lose_group(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
+{
+	char owner[sizeof(key->owner)];
+
+	write_owner(w, owner, sizeof(owner));
+	if (known->nonce[0] != '\0' && !known->fenced && key->owner[0] != '\0' &&
+		strcmp(key->owner, owner) != 0 && !pp_hand_over(w, error))
+		return false;
+	pp_pipe_set_fenced(w->pipe, true);
+	if (!pp_hand_over_wake(w, key->owner, key->client, error))
+		return false;
+	stay_fenced(w, key->owner);
+	return false;
+}
+
+/* Did this database write the nonce that the key has? */
+static bool
+is_our_nonce(const Known *known, const Key *key)
+{
+	return strcmp(key->nonce, known->nonce) == 0 || strcmp(key->nonce, known->next_nonce) == 0 ||
+		   strstr(known->past_nonces, key->nonce) != NULL;
+}
+
 /* May the key be written?  Otherwise does not return, or returns false with *error. */
 static bool
 check_right(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
 {
 	char owner[sizeof(key->owner)];
 	char instance[sizeof(key->instance)];
-	bool ours = strcmp(key->nonce, known->nonce) == 0 ||
-				strcmp(key->nonce, known->next_nonce) == 0 ||
-				strstr(known->past_nonces, key->nonce) != NULL;
+	bool other_server;
 	bool alive;
 	bool undecided;
 
-	write_identity(w, owner, sizeof(owner), instance, sizeof(instance));
+	write_owner(w, owner, sizeof(owner));
+	write_instance(instance, sizeof(instance));
 	if (known->take_over)
 		return true;
 	if (known->fenced)
-		stay_fenced(w, key->owner);
+		return lose_group(w, known, key, error);
 	if (key->nonce[0] == '\0')
 		return true;
 	/* A pipeline that was dropped and made anew has no nonce yet. */
-	if (!ours && !known->owner_gone && !(known->nonce[0] == '\0' && strcmp(key->owner, owner) == 0))
-		stay_fenced(w, key->owner);
-	if (!is_alive(w, key, &alive, &undecided, error))
+	if (!is_our_nonce(known, key) && !known->owner_gone &&
+		!(known->nonce[0] == '\0' && strcmp(key->owner, owner) == 0))
+		return lose_group(w, known, key, error);
+	other_server = strcmp(key->instance, instance) != 0;
+	if (!is_alive(w, key, other_server, &alive, &undecided, error))
 		return false;
-	if (alive && strcmp(key->instance, instance) != 0)
+	if (alive && other_server)
 		stay_fenced(w, psprintf("%s, which is at work", key->instance));
 	if (alive || undecided)
 	{
@@ -352,6 +411,90 @@ check_right(PpWorker *w, const Known *known, const Key *key, PpRedisError *error
 }
 
 /*
+ * Has the database gone back in time?  Redis knows of batches of ours that the ledger has not, or the
+ * key was written by this very pipeline, but not by what we remember of it: another copy of it has
+ * read since.  What another pipeline has read is in its own tables.
+ */
+static bool
+has_gone_back(PpWorker *w, const Known *known, const Key *key)
+{
+	char owner[sizeof(key->owner)];
+	Comparison comparison = {.key = key};
+
+	/* Who has never owned it has nothing to compare. */
+	if (known->nonce[0] == '\0')
+		return false;
+	write_owner(w, owner, sizeof(owner));
+	if (key->nonce[0] != '\0' && strcmp(key->owner, owner) == 0 && !is_our_nonce(known, key))
+		return true;
+	pp_worker_transact(w, compare_sequences, &comparison);
+	return comparison.went_back;
+}
+
+/*
+ * Writes the key, if it has the nonce that was seen.  What is to be made good because the database
+ * has gone back is noted in the same step, as a number that no ledger has: until it is done.
+ */
+static bool
+write_key(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
+{
+	char owner[sizeof(key->owner)];
+	char instance[sizeof(key->instance)];
+	PpReply *reply;
+	char nonce[PP_NONCE_LEN];
+
+	write_owner(w, owner, sizeof(owner));
+	write_instance(instance, sizeof(instance));
+	pp_redis_send(w->redis, "WATCH %s", w->owner_name);
+	pp_redis_send(w->redis, "HGET %s nonce", w->owner_name);
+	if (!pp_consume_receive(w, PP_REPLY_STATUS, &reply, error) ||
+		(reply = pp_consume_receive_any(w, error)) == NULL)
+		return false;
+	copy_reply(nonce, sizeof(nonce), reply);
+	if (strcmp(nonce, key->nonce) == 0)
+	{
+		int n = 3;
+
+		pp_redis_send(w->redis, "MULTI");
+		pp_redis_send(w->redis, "HSET %s nonce %s owner %s instance %s client %lld", w->owner_name,
+					  known->next_nonce, owner, instance, (long long) pp_redis_client_id(w->redis));
+		if (w->went_back)
+		{
+			pp_redis_send(w->redis, "HSET %s sequence:%s:1 %lld", w->owner_name, owner,
+						  (long long) PG_INT64_MAX);
+			n++;
+		}
+		pp_redis_send(w->redis, "EXEC");
+		for (int i = 0; i < n; i++)
+			if ((reply = pp_consume_receive_any(w, error)) == NULL)
+				return false;
+		if (reply->type == PP_REPLY_ARRAY)
+			return true;
+		if (reply->type == PP_REPLY_ERROR)
+		{
+			pp_redis_error_reply(error, reply->str, reply->len);
+			return false;
+		}
+	}
+	pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "owner_changed",
+					   "another owner of consumer group \"%s\" came first", w->def->group);
+	return false;
+}
+
+/* It is ours, and was: the connection is another one, perhaps. */
+static bool
+note_connection(PpWorker *w, const Key *key, PpRedisError *error)
+{
+	PpReply *reply;
+
+	if (key->client == pp_redis_client_id(w->redis))
+		return true;
+	pp_redis_send(w->redis, "HSET %s client %lld", w->owner_name,
+				  (long long) pp_redis_client_id(w->redis));
+	return pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error);
+}
+
+/*
  * pp_owner_claim
  *		Makes the group ours, or sees that it still is.  False with *error: it could not be done now.
  *		Does not return while the group is somebody else's.
@@ -361,16 +504,11 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 {
 	Known known;
 	Key key;
-	Comparison comparison;
-	PpReply *reply;
-	int64 written;
-	char owner[sizeof(key.owner)];
-	char instance[sizeof(key.instance)];
 
 	if (!get_key(w, &key, error))
 		return false;
 	if (w->nonce[0] != '\0' && strcmp(key.nonce, w->nonce) == 0)
-		return true;
+		return note_connection(w, &key, error);
 	known.cxt = w->batches[0].cxt;
 	known.owner = key.owner;
 	pp_worker_transact(w, prepare, &known);
@@ -379,29 +517,17 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 		XLogFlush(XactLastCommitEnd);
 	if (!check_right(w, &known, &key, error))
 		return false;
-	write_identity(w, owner, sizeof(owner), instance, sizeof(instance));
-	pp_redis_send(w->redis, "EVAL %s 1 %s %s %s %s %s %lld", claim_script, w->owner_name, key.nonce,
-				  known.next_nonce, owner, instance, (long long) pp_redis_client_id(w->redis));
-	if (!pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error))
+	w->went_back |= has_gone_back(w, &known, &key);
+	if (!write_key(w, &known, &key, error))
 		return false;
-	if (!pp_reply_integer(reply, &written) || written != 1)
-	{
-		pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "owner_changed",
-						   "another owner of consumer group \"%s\" came first", w->def->group);
-		return false;
-	}
 	pp_worker_transact(w, note_claimed, NULL);
 	strlcpy(w->nonce, known.next_nonce, sizeof(w->nonce));
 	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
 	strlcpy(w->pipe->nonce, w->nonce, sizeof(w->pipe->nonce));
+	w->pipe->fenced = false;
 	LWLockRelease(&w->pipe->lock);
-	/* Who has never owned it has nothing to compare. */
-	if (known.nonce[0] == '\0')
-		return pp_owner_reset_sequences(w, error);
-	comparison.key = &key;
-	pp_worker_transact(w, compare_sequences, &comparison);
-	w->went_back = comparison.went_back;
-	return true;
+	/* What an earlier pipeline of this name has left there. */
+	return known.nonce[0] != '\0' || pp_owner_reset_sequences(w, error);
 }
 
 /* Another worker takes the nonce that worker 1 has written. */
@@ -445,7 +571,10 @@ pp_owner_receive_check(PpWorker *w, PpRedisError *error)
 void
 pp_owner_send_sequence(PpWorker *w, int64 sequence)
 {
-	pp_redis_send(w->redis, "HSET %s sequence:%d %lld", w->owner_name, pp_my_proc->worker,
+	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
+
+	write_owner(w, owner, sizeof(owner));
+	pp_redis_send(w->redis, "HSET %s sequence:%s:%d %lld", w->owner_name, owner, pp_my_proc->worker,
 				  (long long) sequence);
 }
 
@@ -453,11 +582,13 @@ pp_owner_send_sequence(PpWorker *w, int64 sequence)
 bool
 pp_owner_reset_sequences(PpWorker *w, PpRedisError *error)
 {
+	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
 	PpReply *reply;
 
+	write_owner(w, owner, sizeof(owner));
 	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
 	{
-		pp_redis_send(w->redis, "HDEL %s sequence:%d", w->owner_name, i);
+		pp_redis_send(w->redis, "HDEL %s sequence:%s:%d", w->owner_name, owner, i);
 		if (!pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error))
 			return false;
 	}

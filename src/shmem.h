@@ -153,6 +153,7 @@ typedef struct PpPipe
 	PpStatus status;          /* what the supervisor says: paused, waiting, running … */
 	bool opened;              /* worker 1 has seen to owner, epoch, group; see held.c */
 	char nonce[PP_NONCE_LEN]; /* of the owner key, once worker 1 has written it */
+	bool fenced;              /* the group is another pipeline's, and nothing of it is in hand */
 	uint64 opening;           /* how often it was opened */
 	uint64 last_ticket;
 	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */

@@ -31,7 +31,7 @@ PP_NORETURN extern void pp_function_fail(const PpReply *reply);
 
 /* sqlfuncs_consumers.c */
 extern PpConsumer *pp_function_consumers(PpRedis *conn, const PpPipeline *p, int *n);
-extern void pp_require_armed(const PpPipeline *p);
+extern void pp_require_group(const PpExtension *ext, const PpPipeline *p);
 extern bool pp_function_names(PpString consumer, const char *name);
 extern int64 pp_interval_arg(FunctionCallInfo fcinfo, int n, const char *name, int64 unset);
 

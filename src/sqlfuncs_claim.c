@@ -261,7 +261,7 @@ postpipe_claim(PG_FUNCTION_ARGS)
 							   "level read committed")));
 	pp_require_extension(&c.ext);
 	c.p = pp_require_pipeline(&c.ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
-	pp_require_armed(c.p);
+	pp_require_group(&c.ext, c.p);
 	c.min_idle = pp_interval_arg(fcinfo, 2, "min_idle",
 								 pp_pipeline_option_ms(c.p, "claim_idle", pp_guc_claim_idle));
 	c.pipe = pp_pipe_find(MyDatabaseId, c.p->name);

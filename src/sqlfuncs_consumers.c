@@ -9,6 +9,7 @@
  */
 #include "sqlfuncs.h"
 
+#include "catalog/pg_type.h"
 #include "common/string.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -18,6 +19,7 @@
 
 #include "consumer.h"
 #include "ledger.h"
+#include "store.h"
 #include "stream.h"
 
 #define PENDING_PAGE 1000
@@ -75,16 +77,36 @@ pp_function_names(PpString consumer, const char *name)
 	return strcmp(name_as_text(consumer), name) == 0;
 }
 
-/* Throws when the pipeline is not at home here: its group is another server's. */
+/* Throws when the group is not this pipeline's: another server's, or another pipeline owns it. */
 void
-pp_require_armed(const PpPipeline *p)
+pp_require_group(const PpExtension *ext, const PpPipeline *p)
 {
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(p->name)};
+	bool fenced;
+
 	if (!pp_pipeline_is_armed(p))
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("pipeline \"%s\" comes from another server or database", p->name),
 						errhint("If it is to read from here, and nowhere else any more, run "
 								"postpipe_resume('%s', take_over => true).",
 								p->name)));
+	pp_store_begin(ext);
+	SPI_execute_with_args(
+		psprintf("SELECT FROM %s.postpipe_progress WHERE pipeline = $1 AND fenced",
+				 ext->schema_name),
+		1, types, values, NULL, true, 0);
+	fenced = SPI_processed > 0;
+	pp_store_end();
+	if (fenced)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("consumer group \"%s\" of stream \"%s\" belongs to another owner "
+						"than pipeline \"%s\"",
+						p->group, p->stream, p->name),
+				 errhint("If this pipeline is to read from now on, and the other one no more, "
+						 "run postpipe_resume('%s', take_over => true).",
+						 p->name)));
 }
 
 /* The consumers of the pipeline's group, or throws. */
@@ -226,6 +248,7 @@ postpipe_create_group(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("postpipe_create_group()");
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	pp_require_group(&ext, p);
 	if (strcmp(start_id, "$") != 0 && !pp_id_parse(start_id, strlen(start_id), &id))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -347,7 +370,7 @@ postpipe_reap_consumers(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
-	pp_require_armed(p);
+	pp_require_group(&ext, p);
 	min_idle = pp_interval_arg(fcinfo, 1, "min_idle", SECS_PER_HOUR * INT64CONST(1000));
 	conn = pp_function_connect();
 	consumers = pp_function_consumers(conn, p, &n);

@@ -246,6 +246,26 @@ pp_pipe_set_rescan(PpPipe *pipe, bool wanted)
 	LWLockRelease(&pipe->lock);
 }
 
+/* Is the group another pipeline's, and has this one let go of all that it held? */
+bool
+pp_pipe_is_fenced(PpPipe *pipe)
+{
+	bool fenced;
+
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	fenced = pipe->fenced;
+	LWLockRelease(&pipe->lock);
+	return fenced;
+}
+
+void
+pp_pipe_set_fenced(PpPipe *pipe, bool fenced)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->fenced = fenced;
+	LWLockRelease(&pipe->lock);
+}
+
 /* A batch up to `last` is committed. */
 void
 pp_pipe_applied(PpPipe *pipe, PpId last)

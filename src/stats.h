@@ -23,6 +23,8 @@ extern void pp_count(PpPipe *pipe, PpCounter counter, uint64 n);
 extern uint64 pp_pipe_settled(PpPipe *pipe);
 extern void pp_pipe_read(PpPipe *pipe, const PpBatch *batch);
 extern bool pp_pipe_wants_rescan(const PpPipe *pipe);
+extern bool pp_pipe_is_fenced(PpPipe *pipe);
+extern void pp_pipe_set_fenced(PpPipe *pipe, bool fenced);
 extern void pp_pipe_set_rescan(PpPipe *pipe, bool wanted);
 extern void pp_pipe_applied(PpPipe *pipe, PpId last);
 extern void pp_pipe_acknowledged(PpPipe *pipe);

@@ -94,7 +94,8 @@ typedef struct PpWorker
 	char nonce[PP_NONCE_LEN];
 	TimestampTz owner_seen_at; /* the connection of another owner */
 	int64 owner_turns;
-	PpChores chores; /* of worker 1 */
+	TimestampTz owner_gone_at; /* that connection */
+	PpChores chores;           /* of worker 1 */
 	bool mirror_complained;
 	PpTakeover takeover;
 	PpCompact compact; /* of worker 1 */

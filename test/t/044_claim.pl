@@ -1,5 +1,5 @@
 # Entries that are pending for others: dead consumers of this cluster, foreign ones on request and by hand; what is gone.
-# TAP, because it takes workers, a Redis with consumers of others, and databases that share a group.
+# TAP, because it takes workers, a Redis with consumers of others, and databases that want the same group.
 use strict;
 use warnings;
 use IPC::Run ();
@@ -100,40 +100,44 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	drop('postgres', 'dead');
 }
 
-# --- A pipeline of another database on the same group, in the middle of a batch: its entries are its own, however long it takes.
+# --- A pipeline of another database on the same group: one of the two is fenced, and touches nothing.
 {
 	make('other', 'sibling', 'stream:shared', consumer_group => 'shared');
 	wait_state('other', 'sibling', 'idle');
 	my $session = session('other');
 	$session->('BEGIN; LOCK TABLE sibling IN ACCESS EXCLUSIVE MODE;');
-	add('stream:shared', 50);
+	my @rows = add('stream:shared', 50);
 	my $other = $node->safe_psql('other', q(SELECT consumer FROM postpipe_workers WHERE pipeline = 'sibling'));
 	wait_for { pending_of('stream:shared', 'shared', $other) == 50 } 'it has a batch in hand';
-	my @rows = map { $_->[0] } @{ $redis->command('XRANGE', 'stream:shared', '-', '+') };
 	$redis->command('XCLAIM', 'stream:shared', 'shared', $other, 0, @rows, 'IDLE', 3_600_000, 'JUSTID');
-	make('postgres', 'one', 'stream:shared', consumer_group => 'shared', options => '{"claim_foreign": true, "claim_idle": "1s"}');
-	# A foreign one that is claimed shows that it has looked.
-	add('stream:shared', 5) if wait_state('postgres', 'one', 'idle');
-	wait_sql($node, 'postgres', 'SELECT count(*) FROM one', '5', 'the pipeline of this database works');
-	$redis->command('XCLAIM', 'stream:shared', 'shared', 'python-1', 0, $redis->xadd('stream:shared', n => 1), 'IDLE', 60_000, 'FORCE', 'JUSTID');
-	wait_for { pending_of('stream:shared', 'shared', 'python-1') == 0 } 'and claims from foreign consumers';
-	is(pending_of('stream:shared', 'shared', $other), 50, '... not from the other database');
-	is(sql(q(SELECT postpipe_claim('one', min_idle => '0'))), 0, '... nor by hand');
-	refused("SELECT postpipe_claim('one', '$other', '0')", qr/belongs to a worker of a pipeline/, '... nor by its name');
+	make('postgres', 'one', 'stream:shared', consumer_group => 'shared', options => '{"claim_foreign": true, "claim_idle": "1s", "reap_consumers": "0s"}');
+	$redis->command('XGROUP', 'CREATECONSUMER', 'stream:shared', 'shared', 'python-1');
+	wait_state('postgres', 'one', 'fenced');
+	refused("SELECT $_", qr/belongs to another owner than pipeline "one".*take_over => true/s, "$_ of a fenced pipeline")
+	  for q(postpipe_claim('one', min_idle => '0')), "postpipe_claim('one', '$other', '0')", q(postpipe_reap_consumers('one', '0')), q(postpipe_create_group('one'));
 	$session->('COMMIT;');
-	wait_sql($node, 'other', 'SELECT count(*) FROM sibling', '50', 'the other database applies them when it can');
-	# Its server process is gone, it is not.
-	$session = session('other');
-	$session->('BEGIN; LOCK TABLE sibling IN ACCESS EXCLUSIVE MODE;');
+	wait_sql($node, 'other', 'SELECT count(*) FROM sibling', '50', 'the owner applies what it has when it can');
+	wait_for { pending($redis, 'stream:shared', 'shared') == 0 } 'and acknowledges it';
+	is(consumers($redis, 'stream:shared', 'shared'), 2, 'the fenced one has no consumer, and has deleted none');
+	is(sql('SELECT count(*) FROM one'), 0, '... and has read nothing');
+	# What is pending for a paused pipeline is its own, also when another one owns the group now.
 	$node->safe_psql('other', q(SELECT postpipe_pause('sibling')));
 	wait_state('other', 'sibling', 'paused');
+	my @unsettled = add_for('stream:shared', 'shared', $other, 10);
+	sql(q(SELECT postpipe_resume('one', take_over => true)));
+	wait_state('postgres', 'one', 'idle');
+	is(sql(q(SELECT postpipe_claim('one', min_idle => '0'))), 0, 'what is pending for a paused one is its own');
+	refused("SELECT postpipe_claim('one', '$other', '0')", qr/belongs to a worker of a pipeline/, '... also by its name');
 	$redis->command('XCLAIM', 'stream:shared', 'shared', $other, 0, @rows[ 0 .. 9 ], 'FORCE', 'JUSTID');
-	$session->('COMMIT;');
-	is(sql(q(SELECT postpipe_claim('one', min_idle => '0'))), 0, 'what is pending for a paused one is its own, too');
-	# Dropped there, it is dead here.
+	is(pending_of('stream:shared', 'shared', $other), 20, 'some of it is settled there');
+	# Fenced: it acknowledges what it has settled, and the owner takes over the rest.
+	$node->safe_psql('other', q(SELECT postpipe_resume('sibling')));
+	wait_state('other', 'sibling', 'fenced');
+	wait_sql($node, 'postgres', q(SELECT string_agg(entry, ' ' ORDER BY entry::postpipe_id) FROM one), join(' ', @unsettled), 'when it is fenced, the owner takes over what it has not settled');
+	wait_for { pending($redis, 'stream:shared', 'shared') == 0 } 'nothing is pending any more';
+	is($node->safe_psql('other', 'SELECT count(*) FROM sibling'), 50, '... and nothing was applied twice');
+	balanced('one');
 	drop('other', 'sibling');
-	wait_for { sql(q(SELECT postpipe_claim('one', min_idle => '0'))) == 10 } '... until it is dropped';
-	wait_sql($node, 'postgres', 'SELECT count(*) FROM one', '16', 'and applied here');
 	drop('postgres', 'one');
 }
 

@@ -6,16 +6,15 @@ use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('consumers', redis => $redis, databases => 'postgres, other');
-$node->safe_psql('postgres', 'CREATE DATABASE other');
-$node->safe_psql($_, q(CREATE EXTENSION postpipe; SELECT postpipe_drop_pipeline('posts'))) for qw(postgres other);
+my $node = pp_node('consumers', redis => $redis, databases => 'postgres');
+sql(q(CREATE EXTENSION postpipe; SELECT postpipe_drop_pipeline('posts')));
 my $system = sql('SELECT system_identifier FROM pg_control_system()');
 my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 my ($stream, $group) = ('stream:c', 'shared');
 my $own = "postpipe:$system:$database:main:1";
 
 # --- The group, made by hand.
-make('postgres', 'main', enabled => 'false');
+make('main', enabled => 'false', workers => 2);
 refused(q(SELECT * FROM postpipe_consumers('main')), qr/Redis: /, 'without a group there are no consumers');
 is(sql(q(SELECT postpipe_create_group('main', '5-1'))), 't', 'the group is made');
 is({ @{ $redis->command('XINFO', 'GROUPS', $stream)->[0] } }->{'last-delivered-id'}, '5-1', '... where it was told to begin');
@@ -30,19 +29,16 @@ is(sql(q(SELECT postpipe_create_group('main', '$'))), 't', 'at the end of the st
 is({ @{ $redis->command('XINFO', 'GROUPS', $stream)->[0] } }->{'last-delivered-id'}, '1-1', '... which is where it begins');
 
 # --- Who is there.
-make('other', 'sibling');
-sql(q(SELECT postpipe_resume('main')));
-wait_sql($node, $_->[0], "SELECT state FROM postpipe_stats WHERE pipeline = '$_->[1]'", 'idle', "$_->[1] runs") for [ 'postgres', 'main' ], [ 'other', 'sibling' ];
+resume();
 wait_for { consumers($redis, $stream, $group) == 2 } 'two consumers';
 $redis->command('XADD', $stream, "2-$_", n => $_) for 1 .. 20;
-my $applied = sub { $node->safe_psql('postgres', 'SELECT count(*) FROM main') + $node->safe_psql('other', 'SELECT count(*) FROM sibling') };
-wait_for { $applied->() == 20 && pending($redis, $stream, $group) == 0 } 'both together apply each entry once';
-pause_both();
+wait_for { sql('SELECT count(*) FROM main') == 20 && pending($redis, $stream, $group) == 0 } 'both workers together apply each entry once';
+pause();
 read_as('python-1', 3);
 $redis->command('XGROUP', 'CREATECONSUMER', $stream, $group, "caf\xC3\xA9");
 $redis->command('XGROUP', 'CREATECONSUMER', $stream, $group, "bad\xFF\x00\\");
 $redis->command('XGROUP', 'CREATECONSUMER', $stream, $group, $own);
-resume_both();
+resume();
 my $pids = sql(q(SELECT string_agg(format('%s|%s', consumer, pid), ' ' ORDER BY consumer) FROM postpipe_workers WHERE consumer IS NOT NULL));
 is(sql(q(SELECT string_agg(format('%s|%s', consumer, pid), ' ' ORDER BY consumer) FROM postpipe_consumers('main') WHERE ours)), $pids, 'ours, with their processes');
 is(sql(q(SELECT consumer, pending, pid IS NULL, idle_seconds BETWEEN 0 AND 60, inactive_seconds IS NULL FROM postpipe_consumers('main') WHERE NOT ours ORDER BY consumer)),
@@ -54,7 +50,7 @@ is(sql(q(SELECT inactive_seconds BETWEEN 0 AND 60 FROM postpipe_consumers('main'
 # --- What is pending: all pages, and what the ledger knows.
 is(sql(q(SELECT string_agg(format('%s %s %s', id, delivery_count, in_ledger), ', ') FROM postpipe_pending('main') WHERE consumer = 'python-1')),
 	'3-1 1 f, 3-2 1 f, 3-3 1 f', 'what is pending');
-pause_both();
+pause();
 read_as('python-2', 2500);
 is(sql(q(SELECT count(*), count(DISTINCT id), min(id), bool_or(in_ledger) FROM postpipe_pending('main', 3000))), '2503|2503|3-1|f', 'more than a page of it');
 is(sql(q(SELECT count(*) FROM postpipe_pending('main'))), 100, '... 100 by default');
@@ -66,19 +62,19 @@ sql(q(INSERT INTO postpipe_progress (pipeline, pruned_id, pruned_epoch, holes) V
 	ON CONFLICT (pipeline) DO UPDATE SET pruned_id = excluded.pruned_id, pruned_epoch = excluded.pruned_epoch, holes = excluded.holes));
 is(sql(q(SELECT string_agg(format('%s %s', id, in_ledger), ', ') FROM postpipe_pending('main', 6))), '3-1 t, 3-2 f, 3-3 t, 4-1 f, 4-2 t, 4-3 f', 'what was pruned is on record');
 sql(q(UPDATE postpipe_progress SET pruned_id = NULL, pruned_epoch = NULL, holes = '{}'));
-resume_both();
+resume();
 
 # --- 298 leaked consumers go in one call; not those with entries, not ours, not those that were there a moment ago.
 $redis->pipeline(map { [ 'XGROUP', 'CREATECONSUMER', $stream, $group, "leaked-$_" ] } 1 .. 298);
-$redis->pipeline(map { [ 'XGROUP', 'CREATECONSUMER', $stream, $group, $_ ] } "postpipe:$system:$database:gone:1", "postpipe:$system:$database:main:2");
+$redis->pipeline(map { [ 'XGROUP', 'CREATECONSUMER', $stream, $group, $_ ] } "postpipe:$system:$database:gone:1", "postpipe:$system:$database:main:3");
 my $all = consumers($redis, $stream, $group);
 is(sql(q(SELECT count(*), count(*) FILTER (WHERE reaped) FROM postpipe_reap_consumers('main'))), '304|0', 'within min_idle, an hour by default, none goes');
 is(sql(q(SELECT count(*), count(*) FILTER (WHERE reaped) FROM postpipe_reap_consumers('main', '0', dry_run => true))), '304|302', 'a dry run tells which would go');
 is(consumers($redis, $stream, $group), $all, '... and deletes none');
 # Between the look and the deed one of them gets an entry.
-pause_both();
+pause();
 read_as('leaked-7', 1);
-resume_both();
+resume();
 is(sql(q(SELECT string_agg(consumer, ' ' ORDER BY consumer) FROM postpipe_reap_consumers('main', '0') WHERE NOT reaped)), 'leaked-7 python-1 python-2',
 	'one that got an entry meanwhile stays, as do the others with entries');
 is(sql(q(SELECT string_agg(format('%s %s', consumer, pending), ', ' ORDER BY consumer) FROM postpipe_consumers('main') WHERE NOT ours)),
@@ -94,7 +90,7 @@ refused(q(SELECT * FROM postpipe_reap_consumers('main', '-1s')), qr/min_idle mus
 
 # --- Atomically: while consumers come and read, no entry that was delivered is lost to a deletion.
 {
-	pause_both();
+	pause();
 	my $before = pending($redis, $stream, $group);
 	my $reader = fork // die "fork: $!";
 	if ($reader == 0)
@@ -182,29 +178,22 @@ sub refused
 
 sub make
 {
-	my ($db, $name, %opt) = @_;
+	my ($name, %opt) = @_;
 	my $more = join '', map { ", $_ => '$opt{$_}'" } sort keys %opt;
-	return $node->safe_psql($db, "CREATE TABLE $name (entry text); SELECT postpipe_create_pipeline('$name', '$stream', consumer_group => '$group',
+	return sql("CREATE TABLE $name (entry text); SELECT postpipe_create_pipeline('$name', '$stream', consumer_group => '$group',
 		statement => 'INSERT INTO $name SELECT id FROM postpipe_batch'$more)");
 }
 
-sub pause_both
+sub pause
 {
-	for my $p ([ 'postgres', 'main' ], [ 'other', 'sibling' ])
-	{
-		$node->safe_psql($p->[0], "SELECT postpipe_pause('$p->[1]')");
-		wait_sql($node, $p->[0], "SELECT state FROM postpipe_stats WHERE pipeline = '$p->[1]'", 'paused', "$p->[1] is paused");
-	}
-	return;
+	sql(q(SELECT postpipe_pause('main')));
+	return wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'main'), 'paused', 'main is paused');
 }
 
-sub resume_both
+sub resume
 {
-	for my $p ([ 'postgres', 'main' ], [ 'other', 'sibling' ])
-	{
-		$node->safe_psql($p->[0], "SELECT postpipe_resume('$p->[1]')");
-		wait_sql($node, $p->[0], "SELECT state FROM postpipe_stats WHERE pipeline = '$p->[1]'", 'idle', "$p->[1] runs");
-	}
+	sql(q(SELECT postpipe_resume('main')));
+	wait_sql($node, 'postgres', q(SELECT string_agg(DISTINCT state, ' ') FROM postpipe_workers WHERE pipeline = 'main' HAVING count(*) = 2), 'idle', 'main runs');
 	return;
 }
 
