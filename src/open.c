@@ -299,10 +299,11 @@ leave_out_pending(PpBatch *batch, const PpReply *pending)
 
 /*
  * Applies what lies in after..last, is not pending and not on record.  Redis is asked what is
- * pending before it is asked for the entries, and the ledger last: so nothing falls between.
+ * pending before it is asked for the entries, and the ledger last: so nothing falls between.  *seen
+ * is raised by how many there are in the stream that are not pending.
  */
 static bool
-apply_range(PpWorker *w, PpId after, PpId last, PpRedisError *error)
+apply_range(PpWorker *w, PpId after, PpId last, int64 *seen, PpRedisError *error)
 {
 	PpBatch *batch = &w->batches[0];
 
@@ -322,6 +323,7 @@ apply_range(PpWorker *w, PpId after, PpId last, PpRedisError *error)
 			break;
 		after = batch->entries[batch->n - 1].id;
 		leave_out_pending(batch, pending);
+		*seen += batch->n;
 		batch->look_up = true;
 		if (batch->n > 0 && !pp_consume_apply(w, batch))
 			return false;
@@ -333,15 +335,19 @@ apply_range(PpWorker *w, PpId after, PpId last, PpRedisError *error)
 	return true;
 }
 
-/* Reads what the group has passed over, see the top of the file. */
+/*
+ * Reads what the group has passed over, see the top of the file.  *seen becomes the number of entries
+ * that it found there.
+ */
 static bool
-repair(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
+repair(PpWorker *w, const PpStreamFacts *facts, int64 *seen, PpRedisError *error)
 {
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
 	PpId after = w->went_back ? ledger->pruned : pp_held_seen(w->pipe);
 	uint64 before = pp_pipe_settled(w->pipe);
 	uint64 applied;
 
+	*seen = 0;
 	if (pp_id_compare(after, facts->last_delivered) >= 0)
 		return true;
 	if (!w->pipe->exclusive)
@@ -356,7 +362,7 @@ repair(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 					 errhint("postpipe_rewind('%s', ...) applies entries again.", w->def->name)));
 		return true;
 	}
-	if (!apply_range(w, after, facts->last_delivered, error))
+	if (!apply_range(w, after, facts->last_delivered, seen, error))
 		return false;
 	applied = pp_pipe_settled(w->pipe) - before;
 	if (applied > 0)
@@ -394,12 +400,13 @@ count_unsettled(PpWorker *w, PpId last, int64 *unsettled, PpRedisError *error)
 /*
  * Counts what was trimmed before it was read, while nobody looked: everything that is left lies
  * above what was settled when we came, so what is missing in between is no more there to be read.
+ * Of what is left, `repaired` entries were read by their range just now.
  */
 static bool
-note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, PpRedisError *error)
+note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, int64 repaired, PpRedisError *error)
 {
 	PpLedger *ledger = pp_apply_ledger(w->apply);
-	int64 undelivered = facts->length;
+	int64 undelivered = facts->length - repaired;
 	int64 unsettled;
 	int64 missing;
 
@@ -408,7 +415,7 @@ note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, PpRedisError *er
 		return true;
 	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
 		return false;
-	/* Of what is left, what was delivered is what is pending. */
+	/* Of the rest, what was delivered is what is pending. */
 	if (facts->length > 0 && pp_id_compare(facts->first_entry, facts->last_delivered) <= 0)
 		undelivered -= unsettled;
 	missing = facts->added - undelivered - ledger->base - ledger->settled - unsettled;
@@ -451,6 +458,7 @@ static bool
 look_at_stream(PpWorker *w, PpRedisError *error)
 {
 	PpStreamFacts facts;
+	int64 repaired = 0;
 	int64 position;
 	const char *cause;
 	bool alone_now;
@@ -477,11 +485,11 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	top = pp_apply_ledger(w->apply)->top;
 	if (pp_id_compare(pp_apply_ledger(w->apply)->pruned, top) > 0)
 		top = pp_apply_ledger(w->apply)->pruned;
-	if (!alone_now && !repair(w, &facts, error))
+	if (!alone_now && !repair(w, &facts, &repaired, error))
 		return false;
 	pp_worker_open_apply(w);
 	/* Before an epoch that begins now, nothing can be missing. */
-	if (!begins && !note_trimmed(w, &facts, top, error))
+	if (!begins && !note_trimmed(w, &facts, top, repaired, error))
 		return false;
 	if (!find_position(w, &facts, &position, error))
 		return false;

@@ -29,27 +29,50 @@ use Time::HiRes ();
 sub _groups
 {
 	my (@names) = @_;
-	my $bulk = sub { '$' . length($_[0]) . "\r\n$_[0]\r\n" };
-	my @groups = map { "*6\r\n" . join '', $bulk->('name'), $bulk->($_), $bulk->('pending'), ":0\r\n", $bulk->('last-delivered-id'), $bulk->('0-0') } @names;
+	my @groups = map { "*6\r\n" . join '', _bulk('name'), _bulk($_), _bulk('pending'), ":0\r\n", _bulk('last-delivered-id'), _bulk('0-0') } @names;
 	return '*' . @groups . "\r\n" . join '', @groups;
 }
 
+# The owner key, a hash, written in a transaction: what is queued is done at EXEC.
+my (%hash, $queue);
+
+sub _hash_command
+{
+	my ($name, undef, @args) = @_;
+
+	if ($queue)
+	{
+		push @$queue, [@_];
+		return "+QUEUED\r\n";
+	}
+	return Postpipe::Test::Resp::encode(%hash) if $name eq 'HGETALL';
+	return defined $hash{ $args[0] } ? _bulk($hash{ $args[0] }) : "\$-1\r\n" if $name eq 'HGET';
+	return ':' . ($hash{ $args[0] } += $args[1]) . "\r\n" if $name eq 'HINCRBY';
+	return ':' . (grep { defined } delete @hash{@args}) . "\r\n" if $name eq 'HDEL';
+	my %new = @args;
+	@hash{ keys %new } = values %new;
+	return ':' . keys(%new) . "\r\n";
+}
+
+sub _exec
+{
+	my @commands = @{ $queue // [] };
+
+	undef $queue;
+	return '*' . @commands . "\r\n" . join '', map { _hash_command(@$_) } @commands;
+}
+
+sub _bulk { return '$' . length($_[0]) . "\r\n$_[0]\r\n" }
+
 # How an idle, empty, healthy Redis answers. A blocking read returns nil when its time is up, not at once.
-my $nonce;
 my %default = (
 	'PING' => "+PONG\r\n",
 	'AUTH' => "+OK\r\n",
 	'SELECT' => "+OK\r\n",
-	'SET' => "+OK\r\n",
-	'GET' => "\$-1\r\n",
-	# The owner key: whoever claims it has it.
-	'EVAL' => sub { $nonce = $_[5]; ":1\r\n" },
-	'HGET' => sub { defined $nonce ? '$' . length($nonce) . "\r\n$nonce\r\n" : "\$-1\r\n" },
-	'HINCRBY' => ":1\r\n",
-	'HDEL' => ":0\r\n",
-	'HMGET' => sub { Postpipe::Test::Resp::encode((undef) x (@_ - 2)) },
-	'HGETALL' => "*0\r\n",
-	'HSET' => ":1\r\n",
+	'WATCH' => "+OK\r\n",
+	'MULTI' => sub { $queue = []; "+OK\r\n" },
+	'EXEC' => \&_exec,
+	(map { $_ => \&_hash_command } qw(HGET HGETALL HSET HINCRBY HDEL)),
 	'CLIENT ID' => ":1\r\n",
 	'CLIENT SETNAME' => "+OK\r\n",
 	'CLIENT KILL' => ":0\r\n",
@@ -62,7 +85,8 @@ my %default = (
 	'XGROUP CREATE' => "+OK\r\n",
 	'XACK' => sub { ':' . (@_ - 3) . "\r\n" },
 	'XLEN' => ":0\r\n",
-	'XPENDING' => "*4\r\n:0\r\n\$-1\r\n\$-1\r\n*-1\r\n",
+	# The summary, or with more words a list.
+	'XPENDING' => sub { @_ > 3 ? "*0\r\n" : "*4\r\n:0\r\n\$-1\r\n\$-1\r\n*-1\r\n" },
 	'XRANGE' => "*0\r\n",
 	# The stream is empty, and what was in it was added long before the last ID; 6.2 says no more.
 	'XINFO STREAM' => "*4\r\n\$6\r\nlength\r\n:0\r\n\$17\r\nlast-generated-id\r\n\$15\r\n9999999999999-0\r\n",
