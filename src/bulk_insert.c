@@ -24,19 +24,24 @@
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
 
+#include "bulk_index.h"
 #include "compat.h"
 
-#define MAX_ROWS  1000  /* that wait to be inserted; the number and … */
-#define MAX_BYTES 65535 /* … the size of COPY: they should stay in the processor's cache */
+#define MAX_ROWS    1000  /* that wait to be inserted; the number and … */
+#define MAX_BYTES   65535 /* … the size of COPY: they should stay in the processor's cache */
+#define MAX_ENTRIES 2000  /* rows in the table that wait for their index entries */
 
 typedef struct BulkReceiver
 {
 	DestReceiver pub;
 	EState *estate;
 	ResultRelInfo *target;
+	PpBulkIndex *index;
 	CommandId cid;
+	TupleDesc desc; /* of the slots */
 	int n;
 	Size bytes;
+	int entries;
 	TupleTableSlot *slots[MAX_ROWS]; /* made when first needed */
 } BulkReceiver;
 
@@ -60,22 +65,26 @@ pp_bulk_insert_allowed(Relation rel)
 	return true;
 }
 
-/* Inserts the rows that wait, and their index entries. */
+/* Inserts the rows that wait. */
 static void
 flush(BulkReceiver *bulk)
 {
-	ResultRelInfo *target = bulk->target;
 	MemoryContext old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
 
-	table_multi_insert(target->ri_RelationDesc, bulk->slots, bulk->n, bulk->cid, 0, NULL);
-	for (int i = 0; i < bulk->n; i++)
-	{
-		if (target->ri_NumIndices > 0)
-			(void) pp_insert_index_tuples(target, bulk->slots[i], bulk->estate);
-		ExecClearTuple(bulk->slots[i]);
-	}
+	table_multi_insert(bulk->target->ri_RelationDesc, bulk->slots, bulk->n, bulk->cid, 0, NULL);
 	MemoryContextSwitchTo(old);
 	ResetPerTupleExprContext(bulk->estate);
+	if (bulk->entries + bulk->n > MAX_ENTRIES)
+	{
+		pp_bulk_index_flush(bulk->index);
+		bulk->entries = 0;
+	}
+	for (int i = 0; i < bulk->n; i++)
+	{
+		pp_bulk_index_add(bulk->index, bulk->slots[i]);
+		ExecClearTuple(bulk->slots[i]);
+	}
+	bulk->entries += bulk->n;
 	bulk->n = 0;
 	bulk->bytes = 0;
 }
@@ -89,7 +98,8 @@ receive(TupleTableSlot *row, DestReceiver *self)
 	TupleTableSlot *slot = bulk->slots[bulk->n];
 
 	if (slot == NULL)
-		slot = bulk->slots[bulk->n] = table_slot_create(rel, &bulk->estate->es_tupleTable);
+		slot = bulk->slots[bulk->n] =
+			MakeSingleTupleTableSlot(bulk->desc, table_slot_callbacks(rel));
 	ExecCopySlot(slot, row);
 	slot->tts_tableOid = RelationGetRelid(rel);
 	if (constr != NULL && constr->has_generated_stored)
@@ -183,10 +193,14 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelat
 	bulk->target = makeNode(ResultRelInfo);
 	ExecInitResultRelation(bulk->estate, bulk->target, linitial_int(insert->resultRelations));
 	ExecOpenIndices(bulk->target, false);
+	bulk->index = pp_bulk_index_begin(bulk->target, bulk->estate, MAX_ENTRIES);
+	/* A copy has no references that each slot would have to count. */
+	bulk->desc = CreateTupleDescCopy(RelationGetDescr(bulk->target->ri_RelationDesc));
 
 	pp_executor_run(query);
 	if (bulk->n > 0)
 		flush(bulk);
+	pp_bulk_index_flush(bulk->index);
 	ExecutorFinish(query);
 	ExecutorEnd(query);
 	FreeQueryDesc(query);

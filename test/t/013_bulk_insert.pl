@@ -67,6 +67,26 @@ for my $table (@tables)
 	};
 }
 
+# --- More rows than wait for their index entries at once, with keys in no order, long ones, and none.
+sql(q(CREATE TABLE many (id text PRIMARY KEY, v text, n int, w numeric); CREATE UNIQUE INDEX ON many (n DESC, v); CREATE INDEX ON many (w); CREATE INDEX ON many USING hash (v); CREATE INDEX ON many (lower(id), (id::name))));
+sql(q(ALTER SYSTEM SET postpipe.batch_size = 10000; SELECT pg_reload_conf()));
+sql(q(SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', enabled => false)));
+my $n = 7000;
+$redis->pipeline(map { [ 'XADD', 'stream:many', '*', id => sprintf('%x', $_ * 7919 % 10007) . 'k' x ($_ % 500), $_ % 3 ? (v => "v$_") : (), n => $_ * 31 % 101 - 50, $_ % 5 ? (w => $_ / 8) : () ] } 1 .. $n);
+my $from = log_offset($node);
+sql(q(SELECT postpipe_resume('many')));
+settled('many', "$n|0");
+unlike(join('', log_lines($node, qr/Insert on many/, $from)), qr/./, 'many rows: in bulk');
+sql(q(CREATE EXTENSION amcheck));
+is(sql(q(SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class c ON c.oid = indexrelid WHERE indrelid = 'many'::regclass AND relam = 403)), 4, 'each row is in its btree indexes, in order');
+is(sql(q(SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count(*) FROM many WHERE v = 'v4999')), 1, '... and in that of another kind');
+is(sql(q(SELECT count(*), count(DISTINCT id), count(v), count(w) FROM many)), join('|', $n, $n, scalar(grep { $_ % 3 } 1 .. $n), scalar(grep { $_ % 5 } 1 .. $n)), 'the rows');
+
+# --- A key twice in a batch, and one that is there already: the plain insert fails, and what ON CONFLICT says is done.
+$redis->pipeline(map { [ 'XADD', 'stream:many', '*', id => $_->[0], v => $_->[1], n => 1000 ] } [ 'new', 'first' ], [ '1eefk', 'x' ], [ 'new', 'second' ]);
+settled('many', $n + 3 . '|0');
+is(sql(q(SELECT v FROM many WHERE id = 'new')), 'second', 'the same key twice in a batch');
+
 $node->stop;
 done_testing();
 
