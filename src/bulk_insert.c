@@ -26,6 +26,7 @@
 
 #include "bulk_index.h"
 #include "compat.h"
+#include "process.h"
 
 #define MAX_ROWS    1000  /* that wait to be inserted; the number and … */
 #define MAX_BYTES   65535 /* … the size of COPY: they should stay in the processor's cache */
@@ -87,6 +88,8 @@ flush(BulkReceiver *bulk)
 	bulk->entries += bulk->n;
 	bulk->n = 0;
 	bulk->bytes = 0;
+	if (pp_process_meanwhile != NULL)
+		pp_process_meanwhile();
 }
 
 static bool

@@ -525,6 +525,15 @@ is_time_to_leave(PpWorker *w, bool due, PpRedisError *error)
 	return due || TimestampDifferenceExceeds(w->recovered_at, GetCurrentTimestamp(), RESCAN_MS);
 }
 
+static PpRedis *connection_in_use;
+
+/* The next batch comes in while the statement runs. */
+static void
+take_in(void)
+{
+	pp_redis_take_in(connection_in_use);
+}
+
 /*
  * Reads and applies until something fails, then says what in *error; or until pending entries are
  * to be looked after, in which it takes turns with new ones.
@@ -535,6 +544,8 @@ pp_consume(PpWorker *w, PpRedisError *error)
 	int hand = 0;
 	bool had_turn = false;
 
+	connection_in_use = w->redis;
+	pp_process_meanwhile = take_in;
 	w->batches[0].n = 0;
 	for (;;)
 	{

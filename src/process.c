@@ -20,6 +20,8 @@
 
 #include "stats.h"
 
+void (*pp_process_meanwhile)(void) = NULL;
+
 /*
  * pp_process_start
  *		The first call in each process of ours.  Returns false when its slot was given away.  With

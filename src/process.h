@@ -10,6 +10,12 @@
 
 #include "postmaster/bgworker.h"
 
+/*
+ * What is to be done now and then while a statement runs; NULL: nothing.  It takes microseconds,
+ * waits for nothing and does not throw.
+ */
+extern void (*pp_process_meanwhile)(void);
+
 extern bool pp_process_start(Datum main_arg, Oid dboid, bool connect);
 extern void pp_process_interrupts(void);
 extern bool pp_process_reload(void);

@@ -240,6 +240,26 @@ read_some(PpRedis *conn, bool *more)
 }
 
 /*
+ * pp_redis_take_in
+ *		Takes what has arrived off the socket, without looking at it, so that Redis can go on writing a
+ *		long reply: a socket holds less than that.  Never fails: what is wrong, the next poll finds.
+ */
+void
+pp_redis_take_in(PpRedis *conn)
+{
+	size_t before;
+
+	if (conn->rc == NULL || conn->connecting)
+		return;
+	do
+	{
+		before = conn->rc->reader->len;
+		if (before > conn->target.limit || redisBufferRead(conn->rc) != REDIS_OK)
+			return;
+	} while (conn->rc->reader->len != before);
+}
+
+/*
  * pp_redis_poll
  *		Writes and reads without waiting.  Returns PP_REDIS_REPLY with the next reply, built in the
  *		reply target; error replies of commands are replies, too.
