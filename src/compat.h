@@ -11,6 +11,9 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "utils/acl.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
 
 #if PG_VERSION_NUM >= 160000
 #define pp_can_set_role(member, role)     member_can_set_role(member, role)

@@ -11,6 +11,8 @@
 
 #include "port/pg_bswap.h"
 
+#include "compat.h"
+
 #define IDS_VERSION     1
 #define MAX_ENTRY_BYTES (10 + 10 + 8)
 
