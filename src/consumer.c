@@ -53,19 +53,18 @@ parse(PpString consumer, WorkerName *name)
 	char text[PP_CONSUMER_LEN];
 	char format[32];
 	char again[PP_CONSUMER_LEN];
-	uint64 system;
+	unsigned long long system;
 
 	if (consumer.len >= sizeof(text) || !pp_consumer_is_ours(consumer))
 		return false;
 	memcpy(text, consumer.data, consumer.len);
 	text[consumer.len] = '\0';
-	snprintf(format, sizeof(format), PREFIX "%%" INT64_MODIFIER "u:%%u:%%%d[^:]:%%d",
-			 PP_PIPELINE_LEN - 1);
+	snprintf(format, sizeof(format), PREFIX "%%llu:%%u:%%%d[^:]:%%d", PP_PIPELINE_LEN - 1);
 	if (sscanf(text, format, &system, &name->dboid, name->pipeline, &name->worker) != 4)
 		return false;
 	/* Nothing is left over, and numbers are as we write them. */
-	snprintf(again, sizeof(again), PREFIX UINT64_FORMAT ":%u:%s:%d", system, name->dboid,
-			 name->pipeline, name->worker);
+	snprintf(again, sizeof(again), PREFIX "%llu:%u:%s:%d", system, name->dboid, name->pipeline,
+			 name->worker);
 	return strlen(text) == consumer.len && strcmp(text, again) == 0;
 }
 

@@ -127,8 +127,8 @@ prepare(PpApply *a, void *arg)
 
 	if (!pg_strong_random(random, sizeof(random)))
 		elog(ERROR, "could not generate a random nonce");
-	snprintf(fresh, sizeof(fresh), "%016" INT64_MODIFIER "x%016" INT64_MODIFIER "x", random[0],
-			 random[1]);
+	snprintf(fresh, sizeof(fresh), "%016llx%016llx", (unsigned long long) random[0],
+			 (unsigned long long) random[1]);
 	values[0] = CStringGetTextDatum(ledger->pipeline);
 	values[1] = CStringGetTextDatum(fresh);
 	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_progress SET next_nonce = "
