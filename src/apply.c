@@ -101,6 +101,7 @@ commit(MemoryContext back_to)
 PpEntryError *
 pp_apply_take_error(PpApply *a, MemoryContext cxt)
 {
+	bool timed_out = a->statement != NULL && pp_statement_failed(a->statement);
 	PpEntryError *error;
 
 	MemoryContextSwitchTo(cxt);
@@ -108,8 +109,7 @@ pp_apply_take_error(PpApply *a, MemoryContext cxt)
 	/* In a backend it is the session's. */
 	if (pp_my_proc != NULL)
 		disable_timeout(STATEMENT_TIMEOUT, false);
-	error->moment = error->sqlstate == ERRCODE_QUERY_CANCELED &&
-					(a->statement == NULL || !pp_statement_timed_out(a->statement));
+	error->moment = error->sqlstate == ERRCODE_QUERY_CANCELED && !timed_out;
 	return error;
 }
 
@@ -384,6 +384,7 @@ pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open)
 	return n;
 }
 
+/* Asks the ledger which entries of the batch are settled already. */
 static void
 look_up_all(PpApply *a, PpBatch *batch)
 {
@@ -409,6 +410,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 	bool may_be_plain = *plain;
 
 	*plain = false;
+	a->looked_up = !look_up;
 
 	PG_TRY();
 	{
@@ -421,6 +423,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 				pp_retry_lock(a, batch, true);
 			if (look_up)
 				look_up_all(a, batch);
+			a->looked_up = true;
 			n = pp_apply_collect_open(a, batch, &open);
 			if (n > 0)
 			{
@@ -541,7 +544,7 @@ pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 		outcome = try_whole(a, batch, false, &plain, result);
 	else
 		outcome = try_cheaply(a, batch, look_up, result);
-	if (outcome == PP_OUTCOME_PIPELINE && !a->over && may_split(a, batch, result))
+	if (outcome == PP_OUTCOME_PIPELINE && !a->over && a->looked_up && may_split(a, batch, result))
 		outcome = pp_apply_split(a, batch, result);
 	if (outcome == PP_OUTCOME_PIPELINE && a->over)
 		pp_threshold_stopped(a, result->error);

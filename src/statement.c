@@ -65,7 +65,7 @@ struct PpStatement
 	TupleDesc desc; /* of postpipe_batch */
 	SPIPlanPtr plans[PLANS];
 	int timeout_ms;         /* 0: none */
-	TimestampTz started_at; /* of the last run */
+	TimestampTz started_at; /* of the run that is under way; 0: none is */
 };
 
 /* Counts what RETURNING returns, without keeping it. */
@@ -526,14 +526,18 @@ set_constraints_immediate(void)
 }
 
 /*
- * pp_statement_timed_out
- *		Did the run that just failed take as long as it may?  Else a cancel came from somebody.
+ * pp_statement_failed
+ *		After any error: if a run was under way, it is no more.  Returns whether it took as long as it
+ *		may; else, or when there was none, a cancel came from somebody.
  */
 bool
-pp_statement_timed_out(const PpStatement *s)
+pp_statement_failed(PpStatement *s)
 {
-	return s->timeout_ms > 0 &&
-		   TimestampDifferenceExceeds(s->started_at, GetCurrentTimestamp(), s->timeout_ms);
+	TimestampTz started_at = s->started_at;
+
+	s->started_at = 0;
+	return started_at != 0 && s->timeout_ms > 0 &&
+		   TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), s->timeout_ms);
 }
 
 /* Runs a plan; returns how many rows it said it did not insert. With `bad`, it is the check. */
@@ -628,6 +632,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);
+	s->started_at = 0;
 	AtEOXact_GUC(false, nest);
 	SetUserIdAndSecContext(save_user, save_context);
 	(void) SPI_unregister_relation(BATCH_NAME);
