@@ -20,7 +20,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
-#include "event.h"
+#include "key.h"
 
 #define FILTER_BITS  (1024 * 1024)
 #define FILTER_WORDS (FILTER_BITS / 64)
@@ -79,14 +79,16 @@ pp_overtaken_load(PpApply *a)
 /*
  * pp_overtaken_key
  *		The hash of the key of an entry that fails, from now on watched; false when its order does
- *		not matter or it has no event.
+ *		not matter, or it has no event or a key that no other has.
  */
 bool
 pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash)
 {
-	if (entry->event == NULL || a->statement == NULL || !pp_statement_has_older(a->statement))
+	if (entry->event == NULL || a->statement == NULL ||
+		!pp_statement_has(a->statement, PP_FORM_OLDER))
 		return false;
-	*hash = pp_event_key_hash(entry, pp_statement_key_fields(a->statement));
+	if (!pp_key_hash(pp_statement_key(a->statement), entry, hash))
+		return false;
 	watch(a, *hash);
 	return true;
 }
@@ -129,9 +131,10 @@ pp_overtaken_mark(PpApply *a, const PpBatch *batch)
 	List *key;
 	int n = 0;
 
-	if (a->watched == NULL || a->statement == NULL || !pp_statement_has_older(a->statement))
+	if (a->watched == NULL || a->statement == NULL ||
+		!pp_statement_has(a->statement, PP_FORM_OLDER))
 		return;
-	key = pp_statement_key_fields(a->statement);
+	key = pp_statement_key(a->statement);
 	hashes = palloc(Max(batch->n, 1) * sizeof(Datum));
 	ids = palloc(Max(batch->n, 1) * sizeof(Datum));
 	for (int i = 0; i < batch->n; i++)
@@ -141,8 +144,7 @@ pp_overtaken_mark(PpApply *a, const PpBatch *batch)
 
 		if (entry->settled || entry->verdict != PP_VERDICT_APPLIED)
 			continue;
-		hash = pp_event_key_hash(entry, key);
-		if (!is_watched(a, hash))
+		if (!pp_key_hash(key, entry, &hash) || !is_watched(a, hash))
 			continue;
 		hashes[n] = Int64GetDatum((int64) hash);
 		ids[n++] = PointerGetDatum(&entry->id);
