@@ -20,6 +20,13 @@ is_older(const PpEntry *entry)
 	return entry->letter != NULL && entry->letter->overtaken;
 }
 
+/* Of letters: which stream, as one is deleted and another takes its place. */
+static int
+epoch_of(const PpEntry *entry)
+{
+	return entry->letter ? entry->letter->epoch : 0;
+}
+
 int
 pp_apply_compare_waves(const void *x, const void *y)
 {
@@ -30,6 +37,8 @@ pp_apply_compare_waves(const void *x, const void *y)
 		return a->wave - b->wave;
 	if (is_older(a) != is_older(b))
 		return is_older(a) ? 1 : -1;
+	if (epoch_of(a) != epoch_of(b))
+		return epoch_of(a) - epoch_of(b);
 	return pp_id_compare(a->id, b->id);
 }
 
