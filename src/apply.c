@@ -101,6 +101,7 @@ commit(MemoryContext back_to)
 PpEntryError *
 pp_apply_take_error(PpApply *a, MemoryContext cxt)
 {
+	bool timed_out = a->statement != NULL && pp_statement_failed(a->statement);
 	PpEntryError *error;
 
 	MemoryContextSwitchTo(cxt);
@@ -108,8 +109,7 @@ pp_apply_take_error(PpApply *a, MemoryContext cxt)
 	/* In a backend it is the session's. */
 	if (pp_my_proc != NULL)
 		disable_timeout(STATEMENT_TIMEOUT, false);
-	error->moment = error->sqlstate == ERRCODE_QUERY_CANCELED &&
-					(a->statement == NULL || !pp_statement_timed_out(a->statement));
+	error->moment = error->sqlstate == ERRCODE_QUERY_CANCELED && !timed_out;
 	return error;
 }
 
@@ -196,91 +196,6 @@ PpLedger *
 pp_apply_ledger(PpApply *a)
 {
 	return &a->ledger;
-}
-
-/* Does it come late, after a later entry with the same key? */
-static bool
-is_older(const PpEntry *entry)
-{
-	return entry->letter != NULL && entry->letter->overtaken;
-}
-
-int
-pp_apply_compare_waves(const void *x, const void *y)
-{
-	const PpEntry *a = *(PpEntry *const *) x;
-	const PpEntry *b = *(PpEntry *const *) y;
-
-	if (a->wave != b->wave)
-		return a->wave - b->wave;
-	if (is_older(a) != is_older(b))
-		return is_older(a) ? 1 : -1;
-	return pp_id_compare(a->id, b->id);
-}
-
-/*
- * Numbers the entries of each key from 0.  A statement that upserts cannot touch a row twice, and
- * entries with one key have to take effect one after the other: so each wave is a run of its own.
- */
-int
-pp_apply_number_waves(List *key_fields, PpEntry **entries, int n)
-{
-	int size = 16;
-	int max = 0;
-	struct
-	{
-		uint64 hash;
-		int count;
-	} * table;
-
-	if (key_fields == NIL || n < 2)
-		return 0;
-	while (size < 2 * n)
-		size *= 2;
-	table = palloc0(size * sizeof(*table));
-	for (int i = 0; i < n; i++)
-	{
-		uint64 hash = pp_event_key_hash(entries[i], key_fields);
-		int slot = (int) (hash & (size - 1));
-
-		while (table[slot].count > 0 && table[slot].hash != hash)
-			slot = (slot + 1) & (size - 1);
-		table[slot].hash = hash;
-		entries[i]->wave = table[slot].count++;
-		max = Max(max, entries[i]->wave);
-	}
-	pfree(table);
-	if (max > 0 || entries[0]->letter != NULL)
-		qsort(entries, n, sizeof(PpEntry *), pp_apply_compare_waves);
-	return max;
-}
-
-/*
- * Runs the statement over entries in wave order, wave by wave, and apart from the others those that
- * come late.
- */
-void
-pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResult *result)
-{
-	int first = 0;
-
-	pp_suspect_note(entries, n);
-	while (first < n)
-	{
-		int end = first + 1;
-		bool older = is_older(entries[first]) && pp_statement_has_older(a->statement);
-		PpForm form = older ? PP_FORM_OLDER : plain ? PP_FORM_PLAIN : PP_FORM_WHOLE;
-
-		while (end < n && entries[end]->wave == entries[first]->wave &&
-			   is_older(entries[end]) == is_older(entries[first]))
-			end++;
-		result->runs++;
-		result->conflicted += pp_statement_run(a->statement, entries + first, end - first, form);
-		first = end;
-	}
-	for (int i = 0; i < n; i++)
-		entries[i]->verdict = PP_VERDICT_APPLIED;
-	PP_FAULT("after_apply");
 }
 
 /* Writes ledger and dead letters for the entries that have a verdict and are not settled yet. */
@@ -384,6 +299,7 @@ pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open)
 	return n;
 }
 
+/* Asks the ledger which entries of the batch are settled already. */
 static void
 look_up_all(PpApply *a, PpBatch *batch)
 {
@@ -409,6 +325,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 	bool may_be_plain = *plain;
 
 	*plain = false;
+	a->looked_up = !look_up;
 
 	PG_TRY();
 	{
@@ -421,13 +338,13 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 				pp_retry_lock(a, batch, true);
 			if (look_up)
 				look_up_all(a, batch);
+			a->looked_up = true;
 			n = pp_apply_collect_open(a, batch, &open);
 			if (n > 0)
 			{
 				pp_statement_prepare(a->statement);
-				*plain =
-					pp_apply_number_waves(pp_statement_key_fields(a->statement), open, n) == 0 &&
-					may_be_plain && pp_statement_has_plain(a->statement);
+				*plain = pp_apply_number_waves(pp_statement_key(a->statement), open, n) == 0 &&
+						 may_be_plain && pp_statement_has(a->statement, PP_FORM_PLAIN);
 				pp_apply_run_waves(a, open, n, *plain, result);
 				if (a->stopped && !a->retrying)
 					pp_threshold_reset(a);
@@ -489,7 +406,7 @@ try_cheaply(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 	bool plain = a->batches_without_conflict >= a->batches_wanted;
 	PpOutcome outcome = try_whole(a, batch, look_up, &plain, result);
 
-	if (plain && outcome == PP_OUTCOME_PIPELINE && pp_statement_key_fields(a->statement) != NIL &&
+	if (plain && outcome == PP_OUTCOME_PIPELINE && pp_statement_key(a->statement) != NIL &&
 		result->error->sqlstate == ERRCODE_UNIQUE_VIOLATION)
 	{
 		a->batches_wanted = Min(2 * a->batches_wanted, MAX_BATCHES_WANTED);
@@ -541,7 +458,7 @@ pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 		outcome = try_whole(a, batch, false, &plain, result);
 	else
 		outcome = try_cheaply(a, batch, look_up, result);
-	if (outcome == PP_OUTCOME_PIPELINE && !a->over && may_split(a, batch, result))
+	if (outcome == PP_OUTCOME_PIPELINE && !a->over && a->looked_up && may_split(a, batch, result))
 		outcome = pp_apply_split(a, batch, result);
 	if (outcome == PP_OUTCOME_PIPELINE && a->over)
 		pp_threshold_stopped(a, result->error);

@@ -34,6 +34,7 @@ struct PpApply
 	int batches_without_conflict; /* in a row */
 	int batches_wanted;           /* of them, before a plain insert is tried */
 	int lone_attempts;            /* … and how often */
+	bool looked_up;               /* what is open is not on record; else it must not be applied */
 	bool retrying;                /* the batch in hand is of letters (retry.c) */
 	MemoryContext retry_cxt;      /* for it */
 	uint64 *watched;              /* keys that have a letter (overtaken.c); NULL: none has */

@@ -13,9 +13,7 @@
  */
 #include "event.h"
 
-#include "common/hashfn.h"
 #include "mb/pg_wchar.h"
-#include "nodes/value.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
@@ -442,50 +440,5 @@ pp_event_hash(const PpEntry *entry)
 
 	for (int i = 0; i < entry->nfields; i++)
 		hash = hash_string(hash, &entry->fields[i]);
-	return hash;
-}
-
-/*
- * pp_event_key_hash
- *		A hash of the values of the key, as written in the event.  key_fields has a list of field
- *		names (String nodes) for each column of the key.  Entries with one key have one hash if they write it
- *		alike; the converse need not hold.
- */
-uint64
-pp_event_key_hash(const PpEntry *entry, List *key_fields)
-{
-	uint64 hash = 0;
-	ListCell *column;
-
-	foreach (column, key_fields)
-	{
-		ListCell *lc;
-
-		foreach (lc, (List *) lfirst(column))
-		{
-			const char *field = strVal(lfirst(lc));
-			JsonbValue value;
-			char *number;
-
-			if (!getKeyJsonValueFromContainer(&entry->event->root, field, (int) strlen(field),
-											  &value))
-				continue;
-			if (value.type == jbvString && value.val.string.len > 0)
-				hash = hash_bytes_extended((const unsigned char *) value.val.string.val,
-										   value.val.string.len, hash + 1);
-			else if (value.type == jbvNumeric)
-			{
-				/* As text, so that 7 in JSON meets '7' in a flat entry. */
-				number = DatumGetCString(
-					DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
-				hash = hash_bytes_extended((const unsigned char *) number, (int) strlen(number),
-										   hash + 1);
-				pfree(number);
-			}
-			else
-				continue;
-			break;
-		}
-	}
 	return hash;
 }

@@ -10,7 +10,6 @@
 
 extern void pp_event_normalize(PpEntry *entry, List *event_types);
 extern uint64 pp_event_hash(const PpEntry *entry);
-extern uint64 pp_event_key_hash(const PpEntry *entry, List *key_fields);
 extern PpEntryError *pp_entry_error_capture(MemoryContext cxt);
 
 #endif /* PP_EVENT_H */

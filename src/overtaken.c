@@ -3,7 +3,8 @@
  *		Letters whose key was written since they failed.
  *
  * A generated statement without newer_by lets the later entry win.  An entry that is tried again
- * comes late: when an entry with the same key that is later in the stream was applied meanwhile,
+ * comes late: when an entry with the same key that is later in the stream, or of a later epoch, was
+ * applied meanwhile,
  * its letter is marked in the transaction that applied that one, and what it says then only fills
  * what is NULL (PP_FORM_OLDER).
  *
@@ -20,7 +21,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
-#include "event.h"
+#include "key.h"
 
 #define FILTER_BITS  (1024 * 1024)
 #define FILTER_WORDS (FILTER_BITS / 64)
@@ -79,26 +80,29 @@ pp_overtaken_load(PpApply *a)
 /*
  * pp_overtaken_key
  *		The hash of the key of an entry that fails, from now on watched; false when its order does
- *		not matter or it has no event.
+ *		not matter, or it has no event or a key that no other has.
  */
 bool
 pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash)
 {
-	if (entry->event == NULL || a->statement == NULL || !pp_statement_has_older(a->statement))
+	if (entry->event == NULL || a->statement == NULL ||
+		!pp_statement_has(a->statement, PP_FORM_OLDER))
 		return false;
-	*hash = pp_event_key_hash(entry, pp_statement_key_fields(a->statement));
+	if (!pp_key_hash(pp_statement_key(a->statement), entry, hash))
+		return false;
 	watch(a, *hash);
 	return true;
 }
 
+/* Marks the letters that are overtaken by these n entries. */
 static void
-mark(PpApply *a, Datum *hashes, Datum *ids, int n)
+mark(PpApply *a, Datum *hashes, Datum *epochs, Datum *ids, int n)
 {
 	PpLedger *ledger = &a->ledger;
 	SPIPlanPtr *plan = &ledger->letter_plans[PP_LETTER_PLANS - 1];
 	Oid id_type = pp_id_type_oid(a->ext);
-	Oid types[] = {TEXTOID, INT8ARRAYOID, get_array_type(id_type)};
-	Datum values[3];
+	Oid types[] = {TEXTOID, INT8ARRAYOID, INT4ARRAYOID, get_array_type(id_type)};
+	Datum values[4];
 	const char *s = a->ext->schema_name;
 	char *sql = NULL;
 
@@ -106,14 +110,16 @@ mark(PpApply *a, Datum *hashes, Datum *ids, int n)
 	values[1] = PointerGetDatum(
 		construct_array(hashes, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	values[2] =
+		PointerGetDatum(construct_array(epochs, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	values[3] =
 		PointerGetDatum(construct_array(ids, n, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
 	if (*plan == NULL)
 		sql = psprintf("UPDATE %s.postpipe_dead_letter d SET overtaken = true "
-					   "FROM unnest($2, $3) AS w (key_hash, id) "
+					   "FROM unnest($2, $3, $4) AS w (key_hash, epoch, id) "
 					   "WHERE d.pipeline = $1 AND d.key_hash = w.key_hash AND NOT d.overtaken "
-					   "AND d.id OPERATOR(%s.<) w.id",
+					   "AND (d.epoch < w.epoch OR d.epoch = w.epoch AND d.id OPERATOR(%s.<) w.id)",
 					   s, s);
-	pp_store_execute_plan(plan, sql, 3, types, values, NULL);
+	pp_store_execute_plan(plan, sql, 4, types, values, NULL);
 }
 
 /*
@@ -125,14 +131,17 @@ void
 pp_overtaken_mark(PpApply *a, const PpBatch *batch)
 {
 	Datum *hashes;
+	Datum *epochs;
 	Datum *ids;
 	List *key;
 	int n = 0;
 
-	if (a->watched == NULL || a->statement == NULL || !pp_statement_has_older(a->statement))
+	if (a->watched == NULL || a->statement == NULL ||
+		!pp_statement_has(a->statement, PP_FORM_OLDER))
 		return;
-	key = pp_statement_key_fields(a->statement);
+	key = pp_statement_key(a->statement);
 	hashes = palloc(Max(batch->n, 1) * sizeof(Datum));
+	epochs = palloc(Max(batch->n, 1) * sizeof(Datum));
 	ids = palloc(Max(batch->n, 1) * sizeof(Datum));
 	for (int i = 0; i < batch->n; i++)
 	{
@@ -141,14 +150,15 @@ pp_overtaken_mark(PpApply *a, const PpBatch *batch)
 
 		if (entry->settled || entry->verdict != PP_VERDICT_APPLIED)
 			continue;
-		hash = pp_event_key_hash(entry, key);
-		if (!is_watched(a, hash))
+		if (!pp_key_hash(key, entry, &hash) || !is_watched(a, hash))
 			continue;
 		hashes[n] = Int64GetDatum((int64) hash);
+		epochs[n] = Int32GetDatum(entry->letter ? entry->letter->epoch : a->ledger.epoch);
 		ids[n++] = PointerGetDatum(&entry->id);
 	}
 	if (n > 0)
-		mark(a, hashes, ids, n);
+		mark(a, hashes, epochs, ids, n);
 	pfree(hashes);
+	pfree(epochs);
 	pfree(ids);
 }

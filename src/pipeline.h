@@ -78,10 +78,4 @@ extern PpPipeline *pp_posts_definition(const PpExtension *ext);
 extern void pp_posts_create_table(const PpExtension *ext, const PpPipeline *p);
 extern void pp_posts_adapt(PpPipeline *p, Relation target);
 
-/* generate.c */
-#define PP_ON_CONFLICT_OLDER "older"
-extern char *pp_generate_statement(const PpExtension *ext, const PpPipeline *p, Relation target,
-								   List **key_fields, char **plain_insert);
-extern char *pp_generate_check(const PpPipeline *p, Relation target);
-
 #endif /* PP_PIPELINE_H */

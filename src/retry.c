@@ -43,14 +43,14 @@ compare_keys(const void *x, const void *y)
 	const PpLetterKey *a = x;
 	const PpLetterKey *b = y;
 
-	return pp_id_compare(a->id, b->id);
+	return a->epoch != b->epoch ? a->epoch - b->epoch : pp_id_compare(a->id, b->id);
 }
 
 /*
  * pp_retry_make_batch
- *		The letters with these keys, as a batch in its context, normalized, in stream order.  No more
- *		than max_bytes of them, but at least one; returns how many keys that were.  SPI must be
- *		connected.
+ *		The letters with these keys, as a batch in its context, normalized, in the order of epochs
+ *		and streams.  No more than max_bytes of them, but at least one; returns how many keys that
+ *		were.  SPI must be connected.
  */
 int
 pp_retry_make_batch(PpApply *a, PpLetterKey *keys, int n, size_t max_bytes, PpBatch *batch)

@@ -286,7 +286,7 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 			pp_statement_prepare(a->statement);
 			if (a->retrying)
 				pp_retry_lock(a, batch, false);
-			if (!split->checked && split->n > 1 && pp_statement_can_check(a->statement) &&
+			if (!split->checked && split->n > 1 && pp_statement_has(a->statement, PP_FORM_CHECK) &&
 				ERRCODE_TO_CATEGORY(result->error->sqlstate) == ERRCODE_DATA_EXCEPTION)
 				find_bad_values(a, batch, split, result);
 			split->checked = true;
@@ -402,7 +402,7 @@ pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result)
 
 	MemoryContextReset(a->call_cxt);
 	split.n = pp_apply_collect_open(a, batch, &split.open);
-	(void) pp_apply_number_waves(pp_statement_key_fields(a->statement), split.open, split.n);
+	(void) pp_apply_number_waves(pp_statement_key(a->statement), split.open, split.n);
 	error = run_part(a, batch, NULL, 0, false, result);
 	start_split(a, batch, &split, false);
 	while (split.depth > 0 && error == NULL)

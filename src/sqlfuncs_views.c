@@ -17,6 +17,7 @@
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
+#include "generate.h"
 #include "stats.h"
 #include "store.h"
 
@@ -41,7 +42,7 @@ generate_statement(const PpExtension *ext, const PpPipeline *p)
 		return NULL;
 	if (pp_posts_owns(p))
 		pp_posts_adapt(&adapted, rel);
-	sql = pp_generate_statement(ext, &adapted, rel, NULL, NULL);
+	sql = pp_generate(ext, &adapted, rel)->forms[PP_FORM_WHOLE];
 	relation_close(rel, NoLock);
 	return sql;
 }

@@ -26,6 +26,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parsetree.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -45,8 +46,8 @@
 
 #define BATCH_NAME    "postpipe_batch"
 #define BATCH_COLUMNS 6
-#define PLANS         8  /* for a few and for many entries, of each form */
-#define SMALL_BATCH   16 /* entries, up to which the plan for a few is used */
+#define PLANS         (2 * PP_FORMS) /* for a few and for many entries, of each form */
+#define SMALL_BATCH   16             /* entries, up to which the plan for a few is used */
 
 struct PpStatement
 {
@@ -54,18 +55,15 @@ struct PpStatement
 	MemoryContext run_cxt; /* for one run */
 	const PpExtension *ext;
 	PpPipeline *pipeline;
-	char *sql;
-	char *plain_insert; /* NULL: there is none */
-	char *older;        /* PP_FORM_OLDER; NULL: nothing depends on the order, or we do not know */
-	char *check;        /* PP_FORM_CHECK; NULL: the server cannot, or there is nothing to check */
-	bool bulk;          /* it may be run by bulk_insert.c */
-	List *key_fields;
+	MemoryContext made_cxt; /* holds … */
+	PpGenerated *made;      /* … what is run; NULL: not made yet */
+	bool bulk;              /* the plain form may be run by bulk_insert.c */
 	Oid role;
 	Oid target;     /* OID of the target table; InvalidOid with a user's statement */
 	TupleDesc desc; /* of postpipe_batch */
 	SPIPlanPtr plans[PLANS];
 	int timeout_ms;         /* 0: none */
-	TimestampTz started_at; /* of the last run */
+	TimestampTz started_at; /* of the run that is under way; 0: none is */
 };
 
 /* Counts what RETURNING returns, without keeping it. */
@@ -188,83 +186,68 @@ forget_plans(PpStatement *s)
 	}
 }
 
-/* Takes over the statement and the role, and forgets the plans when either has changed. */
-static void
-set_statement(PpStatement *s, const char *sql, const char *plain_insert, const char *older,
-			  const char *check, List *key_fields, Oid role, Oid target)
+static bool
+same_forms(const PpGenerated *a, const PpGenerated *b)
 {
-	MemoryContext old;
+	for (int i = 0; i < PP_FORMS; i++)
+		if ((a->forms[i] == NULL) != (b->forms[i] == NULL) ||
+			(a->forms[i] != NULL && strcmp(a->forms[i], b->forms[i]) != 0))
+			return false;
+	return true;
+}
 
-	if (s->sql == NULL || strcmp(s->sql, sql) != 0 || s->role != role)
-	{
+/* Takes over what was made, in `cxt`, and forgets the plans when it or the role has changed. */
+static void
+take_over(PpStatement *s, MemoryContext cxt, PpGenerated *made, Oid role, Oid target)
+{
+	if (s->made == NULL || !same_forms(s->made, made) || s->role != role)
 		forget_plans(s);
-		old = MemoryContextSwitchTo(s->cxt);
-		if (s->sql != NULL)
-			pfree(s->sql);
-		if (s->plain_insert != NULL)
-			pfree(s->plain_insert);
-		if (s->older != NULL)
-			pfree(s->older);
-		if (s->check != NULL)
-			pfree(s->check);
-		s->sql = pstrdup(sql);
-		s->plain_insert = plain_insert ? pstrdup(plain_insert) : NULL;
-		s->older = older ? pstrdup(older) : NULL;
-		s->check = check ? pstrdup(check) : NULL;
-		s->key_fields = key_fields ? copyObject(key_fields) : NIL;
-		MemoryContextSwitchTo(old);
-	}
+	MemoryContextSetParent(cxt, s->cxt);
+	if (s->made_cxt != NULL)
+		MemoryContextDelete(s->made_cxt);
+	s->made_cxt = cxt;
+	s->made = made;
 	s->role = role;
 	s->target = target;
 	watched_target = target;
+	relations_changed = false;
 }
 
-/* Names of fields as String nodes, so that copyObject() can copy the lists. */
-static List *
-as_string_nodes(List *key_fields)
+/* A user's statement.  Planned anew, because which tables it may write depends on who owns them. */
+static void
+make_own(PpStatement *s, MemoryContext cxt)
 {
-	List *result = NIL;
-	ListCell *column;
-	ListCell *lc;
+	PpGenerated *made = palloc0(sizeof(PpGenerated));
 
-	foreach (column, key_fields)
-	{
-		List *fields = NIL;
-
-		foreach (lc, (List *) lfirst(column))
-			fields = lappend(fields, makeString(lfirst(lc)));
-		result = lappend(result, fields);
-	}
-	return result;
+	made->forms[PP_FORM_WHOLE] = s->pipeline->statement;
+	forget_plans(s);
+	take_over(s, cxt, made, s->pipeline->owner, InvalidOid);
 }
 
 /*
- * pp_statement_prepare
- *		Makes the statement, if anything has changed since it was made.  In a transaction with an
- *		active snapshot; throws when the definition does not fit the database as it is now.
+ * Rows that would have been merged must not be appended because the primary key that says so is
+ * gone.
  */
-void
-pp_statement_prepare(PpStatement *s)
+static void
+check_key_is_there(const PpStatement *s, const PpGenerated *made)
 {
-	Relation rel;
-	List *key_fields;
-	PpPipeline adapted = *s->pipeline;
-	char *sql;
-	char *plain_insert;
-	char *older = NULL;
-	char *check;
+	if (made->key != NIL || s->made == NULL || s->made->key == NIL)
+		return;
+	ereport(ERROR, (errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
+					errmsg("target table %s of pipeline \"%s\" has no primary key any more",
+						   s->pipeline->target, s->pipeline->name),
+					errhint("Add it again, and the pipeline goes on by itself; or run "
+							"postpipe_pause('%s') and postpipe_resume('%s') to append every entry.",
+							s->pipeline->name, s->pipeline->name)));
+}
 
-	if (!relations_changed)
-		return;
-	if (s->pipeline->target == NULL)
-	{
-		/* Plans anew, because which tables it may write depends on who owns them now. */
-		forget_plans(s);
-		set_statement(s, s->pipeline->statement, NULL, NULL, NULL, NIL, s->pipeline->owner,
-					  InvalidOid);
-		relations_changed = false;
-		return;
-	}
+static void
+make_for_target(PpStatement *s, MemoryContext cxt)
+{
+	PpPipeline adapted = *s->pipeline;
+	PpGenerated *made;
+	Relation rel;
+
 	watched_target = InvalidOid;
 	rel = pp_target_open(s->pipeline, RowExclusiveLock);
 	if (rel == NULL)
@@ -282,18 +265,39 @@ pp_statement_prepare(PpStatement *s)
 	check_target(s, rel);
 	if (pp_posts_owns(s->pipeline))
 		pp_posts_adapt(&adapted, rel);
-	sql = pp_generate_statement(s->ext, &adapted, rel, &key_fields, &plain_insert);
-	check = pp_generate_check(&adapted, rel);
-	if (key_fields != NIL && strcmp(adapted.on_conflict, "update") == 0)
-	{
-		adapted.on_conflict = PP_ON_CONFLICT_OLDER;
-		older = pp_generate_statement(s->ext, &adapted, rel, NULL, NULL);
-	}
-	set_statement(s, sql, plain_insert, older, check, as_string_nodes(key_fields),
-				  rel->rd_rel->relowner, RelationGetRelid(rel));
-	s->bulk = plain_insert != NULL && pp_bulk_insert_allowed(rel);
+	made = pp_generate(s->ext, &adapted, rel);
+	check_key_is_there(s, made);
+	s->bulk = pp_bulk_insert_allowed(rel);
+	take_over(s, cxt, made, rel->rd_rel->relowner, RelationGetRelid(rel));
 	table_close(rel, NoLock);
-	relations_changed = false;
+}
+
+/*
+ * pp_statement_prepare
+ *		Makes the statement, if anything has changed since it was made.  In a transaction with an
+ *		active snapshot; throws when the definition does not fit the database as it is now.
+ */
+void
+pp_statement_prepare(PpStatement *s)
+{
+	MemoryContext cxt;
+	MemoryContext old;
+
+	/*
+	 * First the lock that the run takes, because waiting for it is when the table changes: an index
+	 * that is gone since must be missed before the plain form is chosen, which does not need it.
+	 */
+	if (OidIsValid(s->target))
+		LockRelationOid(s->target, RowExclusiveLock);
+	if (!relations_changed)
+		return;
+	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe statement", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(cxt);
+	if (s->pipeline->target == NULL)
+		make_own(s, cxt);
+	else
+		make_for_target(s, cxt);
+	MemoryContextSwitchTo(old);
 }
 
 /* Frees the kept plans of a statement that is not needed any more. */
@@ -303,11 +307,11 @@ pp_statement_destroy(PpStatement *s)
 	forget_plans(s);
 }
 
-/* A list with, for each column of the target's key, a list of field names (String nodes). */
+/* The target's key, PpKeyColumn; NIL: no row can conflict with another, or we do not know. */
 List *
-pp_statement_key_fields(const PpStatement *s)
+pp_statement_key(const PpStatement *s)
 {
-	return s->key_fields;
+	return s->made->key;
 }
 
 /* The role that the statement runs as. */
@@ -317,24 +321,17 @@ pp_statement_role(const PpStatement *s)
 	return s->role;
 }
 
-/* Is there a form of the statement for rows that are all new? */
+/* Is there such a form of the statement? */
 bool
-pp_statement_has_plain(const PpStatement *s)
+pp_statement_has(const PpStatement *s, PpForm form)
 {
-	return s->plain_insert != NULL;
-}
-
-/* Does it matter in which order entries of one key are applied, and is there a form for a late one? */
-bool
-pp_statement_has_older(const PpStatement *s)
-{
-	return s->older != NULL;
+	return s->made->forms[form] != NULL;
 }
 
 const char *
 pp_statement_sql(const PpStatement *s)
 {
-	return s->sql;
+	return s->made->forms[PP_FORM_WHOLE];
 }
 
 /* The batch as a tuplestore in memory. */
@@ -485,15 +482,11 @@ static SPIPlanPtr
 get_plan(PpStatement *s, int n, PpForm form)
 {
 	int which = (n <= SMALL_BATCH ? 0 : 1) + 2 * (int) form;
-	const char *sql = form == PP_FORM_PLAIN   ? s->plain_insert
-					  : form == PP_FORM_OLDER ? s->older
-					  : form == PP_FORM_CHECK ? s->check
-											  : s->sql;
 	SPIPlanPtr plan;
 
 	if (s->plans[which] != NULL)
 		return s->plans[which];
-	plan = SPI_prepare(sql, 0, NULL);
+	plan = SPI_prepare(s->made->forms[form], 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the statement: %s", SPI_result_code_string(SPI_result));
 	if (list_length(SPI_plan_get_plan_sources(plan)) != 1)
@@ -526,14 +519,18 @@ set_constraints_immediate(void)
 }
 
 /*
- * pp_statement_timed_out
- *		Did the run that just failed take as long as it may?  Else a cancel came from somebody.
+ * pp_statement_failed
+ *		After any error: if a run was under way, it is no more.  Returns whether it took as long as it
+ *		may; else, or when there was none, a cancel came from somebody.
  */
 bool
-pp_statement_timed_out(const PpStatement *s)
+pp_statement_failed(PpStatement *s)
 {
-	return s->timeout_ms > 0 &&
-		   TimestampDifferenceExceeds(s->started_at, GetCurrentTimestamp(), s->timeout_ms);
+	TimestampTz started_at = s->started_at;
+
+	s->started_at = 0;
+	return started_at != 0 && s->timeout_ms > 0 &&
+		   TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), s->timeout_ms);
 }
 
 /* Runs a plan; returns how many rows it said it did not insert. With `bad`, it is the check. */
@@ -573,13 +570,6 @@ int
 pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form)
 {
 	return run(s, entries, n, form, NULL);
-}
-
-/* Can entries be checked without running the statement? */
-bool
-pp_statement_can_check(const PpStatement *s)
-{
-	return s->check != NULL;
 }
 
 /*
@@ -628,6 +618,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);
+	s->started_at = 0;
 	AtEOXact_GUC(false, nest);
 	SetUserIdAndSecContext(save_user, save_context);
 	(void) SPI_unregister_relation(BATCH_NAME);

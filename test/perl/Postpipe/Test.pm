@@ -12,6 +12,7 @@ use strict;
 use warnings;
 use Exporter 'import';
 use Fcntl qw(:flock);
+use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test::FakeRedis;
@@ -21,7 +22,7 @@ use Postpipe::Test::Wait;
 use Test::More;
 
 our @EXPORT = (
-	qw(pp_node wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
+	qw(pp_node pp_session wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
 
 # The sample events, and what has to come of them (see Postpipe::Test::Data).
 my ($data_dir) = map { s{perl/Postpipe/Test\.pm$}{data}r } __FILE__;
@@ -89,6 +90,28 @@ sub _init_from_template
 		return $run->('cp', '-a', $template, $pgdata);
 	};
 	return $node->init(%opt);
+}
+
+# my $session = pp_session($node, $db); $session->('BEGIN; LOCK TABLE t'); ... $session->('COMMIT'); $session->(undef);
+sub pp_session
+{
+	my ($node, $db) = @_;
+	my ($in, $out, $n) = ('', '', 0);
+	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr($db // 'postgres') ],
+		'<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(120));
+
+	return sub {
+		my ($sql) = @_;
+		if (!defined $sql)
+		{
+			$psql->kill_kill;
+			return;
+		}
+		$out = '';
+		$in .= "$sql;\n\\echo end " . ++$n . "\n";
+		$psql->pump until $out =~ /^end $n$/m;
+		return $out =~ s/^end $n\n//mr;
+	};
 }
 
 # wait_sql(node, database, query, expected text, what, seconds): polls until the query prints what is expected, then is().

@@ -12,7 +12,6 @@ package Postpipe::Test::Hits;
 
 use strict;
 use warnings;
-use IPC::Run ();
 use Postpipe::Test;
 
 # new(node, redis, db => 'postgres', name => 'hits', options => '{}', workers => 1)
@@ -141,22 +140,7 @@ sub fresh
 sub session
 {
 	my ($self, $db) = @_;
-	my ($in, $out, $n) = ('', '', 0);
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $self->{node}->connstr($db // $self->{db}) ],
-		'<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(120));
-
-	return sub {
-		my ($sql) = @_;
-		if (!defined $sql)
-		{
-			$psql->kill_kill;
-			return;
-		}
-		$out = '';
-		$in .= "$sql;\n\\echo end " . ++$n . "\n";
-		$psql->pump until $out =~ /^end $n$/m;
-		return $out =~ s/^end $n\n//mr;
-	};
+	return pp_session($self->{node}, $db // $self->{db});
 }
 
 # Waits until the worker waits for a lock in SQL: it has a batch in hand, and has asked for the next.

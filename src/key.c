@@ -1,0 +1,98 @@
+/*
+ * key.c
+ *		The key of an entry: what decides which row of the target it writes.
+ *
+ * It is known before the statement runs, by a hash of what the statement will take for the key's
+ * columns (generate.c), as it is written in the entry.
+ */
+#include "key.h"
+
+#include "common/hashfn.h"
+#include "utils/fmgrprotos.h"
+
+static uint64
+hash_text(uint64 hash, const char *text, int len)
+{
+	return hash_bytes_extended((const unsigned char *) text, len, hash + 1);
+}
+
+/* What ->> makes of a value goes into the hash, so that 7 in JSON meets '7'; false: it is NULL. */
+static bool
+hash_value(uint64 *hash, JsonbValue *value, bool empty_is_null)
+{
+	char *text;
+
+	switch (value->type)
+	{
+		case jbvString:
+			if (empty_is_null && value->val.string.len == 0)
+				return false;
+			*hash = hash_text(*hash, value->val.string.val, value->val.string.len);
+			return true;
+		case jbvNumeric:
+			text = DatumGetCString(
+				DirectFunctionCall1(numeric_out, NumericGetDatum(value->val.numeric)));
+			break;
+		case jbvBool:
+			text = pstrdup(value->val.boolean ? "true" : "false");
+			break;
+		case jbvBinary:
+			text = JsonbToCString(NULL, value->val.binary.data, value->val.binary.len);
+			break;
+		default:
+			return false;
+	}
+	*hash = hash_text(*hash, text, (int) strlen(text));
+	pfree(text);
+	return true;
+}
+
+/* False: the entry has no value for the column. */
+static bool
+hash_column(uint64 *hash, const PpKeyColumn *column, const PpEntry *entry)
+{
+	ListCell *lc;
+
+	if (column->sources == NIL)
+	{
+		*hash = hash_text(*hash, (const char *) &entry->id, sizeof(PpId));
+		return true;
+	}
+	foreach (lc, column->sources)
+	{
+		const PpKeyField *field = lfirst(lc);
+		Jsonb *from = field->in_envelope ? entry->envelope : entry->event;
+		JsonbValue value;
+
+		if (from != NULL &&
+			getKeyJsonValueFromContainer(&from->root, field->name, field->len, &value) &&
+			hash_value(hash, &value, column->empty_is_null))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * pp_key_hash
+ *		A hash of the values of the key (PpKeyColumn).  False: the entry has a key that no other has,
+ *		because a column of it comes from a default that is another one each time, or is NULL.
+ *		Entries with one key have one hash if they write it alike; the converse need not hold.
+ */
+bool
+pp_key_hash(List *key, const PpEntry *entry, uint64 *hash)
+{
+	ListCell *lc;
+
+	*hash = 0;
+	foreach (lc, key)
+	{
+		const PpKeyColumn *column = lfirst(lc);
+
+		if (hash_column(hash, column, entry))
+			continue;
+		if (!column->absent_alike)
+			return false;
+		*hash = hash_text(*hash, "", 0);
+	}
+	return key != NIL;
+}
