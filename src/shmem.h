@@ -150,6 +150,7 @@ typedef struct PpPipe
 	TimestampTz since;          /* (R) start of the counters */
 	pg_atomic_uint64 counters[PP_COUNT_NUM];
 	int workers_wanted;
+	int commit_level;         /* synchronous_commit in this database, but for the option */
 	PpStatus status;          /* what the supervisor says: paused, waiting, running … */
 	bool opened;              /* worker 1 has seen to owner, epoch, group; see held.c */
 	char nonce[PP_NONCE_LEN]; /* of the owner key, once worker 1 has written it */
