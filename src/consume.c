@@ -435,7 +435,8 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 	/* Nothing may be taken from others, nor from a consumer of our name, when the group is not ours. */
 	set_reply_target(w, batch);
 	pp_owner_send_check(w);
-	if (!pp_owner_receive_check(w, error) || !pp_take_over(w, error))
+	if (!pp_owner_receive_check(w, error) || !pp_take_over(w, error) ||
+		!pp_watch_consumer(w, error))
 		return false;
 	for (;;)
 	{

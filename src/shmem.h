@@ -160,6 +160,8 @@ typedef struct PpPipe
 	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */
 	bool exclusive; /* the group has no consumers but this pipeline's; set by worker 1 */
 	int max_consumers;     /* of the group, when they are all of this pipeline */
+	uint64 has_consumer;   /* by worker: it has found or made its own */
+	bool consumer_gone;    /* somebody deleted one, with what was pending for it */
 	bool correction_known; /* of what Redis says that the group has read; see watch.c */
 	int64 correction;
 	uint64 received; /* new entries, by all workers, since the slot is in use */
