@@ -31,9 +31,8 @@
 #include "stream.h"
 #include "suspect.h"
 
-#define BLOCK_MS        5000  /* how long Redis may hold an empty read */
-#define ANSWER_MS       3000  /* how much longer than that we wait for an answer */
-#define RESCAN_MS       30000 /* own pending entries again, while idle */
+#define BLOCK_MS        5000 /* how long Redis may hold an empty read */
+#define ANSWER_MS       3000 /* how much longer than that we wait for an answer */
 #define MIN_REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
 #define MAX_REPLY_LIMIT ((size_t) 1200 * 1024 * 1024)
 
@@ -436,7 +435,8 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 	/* Nothing may be taken from others, nor from a consumer of our name, when the group is not ours. */
 	set_reply_target(w, batch);
 	pp_owner_send_check(w);
-	if (!pp_owner_receive_check(w, error) || !pp_take_over(w, error))
+	if (!pp_owner_receive_check(w, error) || !pp_take_over(w, error) ||
+		!pp_watch_consumer(w, error))
 		return false;
 	for (;;)
 	{
@@ -514,15 +514,10 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 static bool
 is_time_to_leave(PpWorker *w, bool due, PpRedisError *error)
 {
-	if (due)
-	{
-		pp_consume_acknowledge(w);
-		if (!receive_acks(w, error))
-			return true;
-	}
-	if (w->ack_old.n > 0 || w->ack_new.n > 0)
+	if (!due)
 		return false;
-	return due || TimestampDifferenceExceeds(w->recovered_at, GetCurrentTimestamp(), RESCAN_MS);
+	pp_consume_acknowledge(w);
+	return !receive_acks(w, error) || (w->ack_old.n == 0 && w->ack_new.n == 0);
 }
 
 static PpRedis *connection_in_use;

@@ -354,21 +354,29 @@ pp_dead_letter_count(const PpExtension *ext, const char *pipeline)
 }
 
 /*
- * pp_dead_letter_hold
- *		The pipeline is rewound to `since`: the entries after it will be read again, so their letters
- *		must not be tried again by themselves.  From a backend.  Returns how many became dead.
+ * pp_dead_letter_discard
+ *		Removes the letters that `chosen` selects, a query of columns epoch and id with these
+ *		parameters, the first of which is the pipeline; they count as discarded.  By their keys: the
+ *		row that a lock was waited for may be another version of it.  SPI must be connected.  Returns
+ *		how many they were.
  */
 int64
-pp_dead_letter_hold(const PpExtension *ext, const char *pipeline, PpId since)
+pp_dead_letter_discard(const PpExtension *ext, const char *chosen, int n, Oid *types, Datum *values,
+					   const char *nulls)
 {
-	Oid types[] = {TEXTOID, pp_id_type_oid(ext)};
-	Datum values[] = {CStringGetTextDatum(pipeline), PointerGetDatum(&since)};
+	const char *s = ext->schema_name;
+	bool isnull;
 
-	return (int64) pp_store_execute(ext,
-									psprintf("UPDATE %s.postpipe_dead_letter "
-											 "SET state = 'dead', next_retry_at = NULL "
-											 "WHERE pipeline = $1 AND state = 'retrying' "
-											 "AND id OPERATOR(%s.>) $2",
-											 ext->schema_name, ext->schema_name),
-									2, types, values, NULL);
+	SPI_execute_with_args(
+		psprintf("WITH chosen AS MATERIALIZED (%s), "
+				 "gone AS (DELETE FROM %s.postpipe_dead_letter d USING chosen c "
+				 "WHERE d.pipeline = $1 AND d.epoch = c.epoch AND d.id OPERATOR(%s.=) c.id "
+				 "RETURNING d.epoch, d.id), "
+				 "sums AS (INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
+				 "last_id, applied, filtered, dead, discarded, lost, ids) "
+				 "SELECT $1, epoch, 0, %s.min(id), %s.max(id), 0, 0, -count(*), count(*), 0, "
+				 "'\\x01' FROM gone GROUP BY epoch) SELECT count(*) FROM gone",
+				 chosen, s, s, s, s, s),
+		n, types, values, nulls, false, 0);
+	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }

@@ -26,6 +26,7 @@ extern void pp_dead_letter_failed(PpLedger *ledger, const PpPipeline *p, PpEntry
 extern void pp_dead_letter_remove(PpLedger *ledger, const PpEntry *entry);
 extern void pp_dead_letter_forget_plans(PpLedger *ledger);
 extern int64 pp_dead_letter_count(const PpExtension *ext, const char *pipeline);
-extern int64 pp_dead_letter_hold(const PpExtension *ext, const char *pipeline, PpId since);
+extern int64 pp_dead_letter_discard(const PpExtension *ext, const char *chosen, int n, Oid *types,
+									Datum *values, const char *nulls);
 
 #endif /* PP_DEAD_LETTER_H */

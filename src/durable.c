@@ -48,12 +48,20 @@ pp_durable_commit(void)
 	return XLogRecPtrIsInvalid(XactLastCommitEnd) ? pp_log_marker() : XactLastCommitEnd;
 }
 
+/* Has a standby to confirm, at this level of synchronous_commit? */
 static bool
-replicated(XLogRecPtr lsn)
+must_replicate(int level)
 {
-	int mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY   ? SYNC_REP_WAIT_APPLY
-			   : synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ? SYNC_REP_WAIT_WRITE
-																	   : SYNC_REP_WAIT_FLUSH;
+	return max_wal_senders > 0 && level > SYNCHRONOUS_COMMIT_LOCAL_FLUSH &&
+		   SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
+}
+
+static bool
+replicated(XLogRecPtr lsn, int level)
+{
+	int mode = level == SYNCHRONOUS_COMMIT_REMOTE_APPLY   ? SYNC_REP_WAIT_APPLY
+			   : level == SYNCHRONOUS_COMMIT_REMOTE_WRITE ? SYNC_REP_WAIT_WRITE
+														  : SYNC_REP_WAIT_FLUSH;
 	bool reached;
 
 	LWLockAcquire(SyncRepLock, LW_SHARED);
@@ -73,11 +81,22 @@ pp_durable_wait(XLogRecPtr lsn)
 {
 	XLogFlush(lsn); /* returns at once when it is flushed */
 	PP_FAULT("after_flush");
-	if (!SyncRepRequested() || SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
+	if (!must_replicate(synchronous_commit))
 		return true;
 	/* A cancel or a request to die ends the wait with a WARNING, and is served by the caller then. */
 	HOLD_INTERRUPTS();
 	SyncRepWaitForLSN(lsn, true);
 	RESUME_INTERRUPTS();
-	return replicated(lsn);
+	return replicated(lsn, synchronous_commit);
+}
+
+/*
+ * pp_durable_is_reached
+ *		Is WAL flushed up to `lsn`, and replicated as this level of synchronous_commit says?  Does not
+ *		wait, so it may be asked where nothing may fail.
+ */
+bool
+pp_durable_is_reached(XLogRecPtr lsn, int level)
+{
+	return GetFlushRecPtr(NULL) >= lsn && (!must_replicate(level) || replicated(lsn, level));
 }

@@ -11,5 +11,6 @@
 
 extern XLogRecPtr pp_durable_commit(void);
 extern bool pp_durable_wait(XLogRecPtr lsn);
+extern bool pp_durable_is_reached(XLogRecPtr lsn, int level);
 
 #endif /* PP_DURABLE_H */

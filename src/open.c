@@ -12,7 +12,9 @@
  *	4. Has the group other consumers?  If it had, and has none any more, an epoch is opened: what
  *	   they settled is not on record.  An epoch that has just begun notes what it begins with.
  *	5. Entries that the group has delivered to nobody we know are read by their range: the group was
- *	   moved forward from outside, or the database has gone back in time and Redis has not.
+ *	   moved forward from outside, or the database has gone back in time and Redis has not.  When
+ *	   some are not accounted for, as after somebody has deleted a consumer of ours, everything that
+ *	   the ledger still knows one by one is gone through.
  *	6. Entries that were trimmed before anybody read them are counted.
  *
  * 5 and 6 are done in a group that is ours alone: in a shared one, what we do not know of is
@@ -336,14 +338,14 @@ apply_range(PpWorker *w, PpId after, PpId last, int64 *seen, PpRedisError *error
 }
 
 /*
- * Reads what the group has passed over, see the top of the file.  *seen becomes the number of entries
- * that it found there.
+ * Reads what the group has passed over, see the top of the file: all that the ledger still knows one
+ * by one, or from where it was read last.  *seen becomes the number of entries that it found there.
  */
 static bool
-repair(PpWorker *w, const PpStreamFacts *facts, int64 *seen, PpRedisError *error)
+repair(PpWorker *w, const PpStreamFacts *facts, bool all, int64 *seen, PpRedisError *error)
 {
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	PpId after = w->went_back ? ledger->pruned : pp_held_seen(w->pipe);
+	PpId after = all || w->went_back ? ledger->pruned : pp_held_seen(w->pipe);
 	uint64 before = pp_pipe_settled(w->pipe);
 	uint64 applied;
 
@@ -365,6 +367,8 @@ repair(PpWorker *w, const PpStreamFacts *facts, int64 *seen, PpRedisError *error
 	if (!apply_range(w, after, facts->last_delivered, seen, error))
 		return false;
 	applied = pp_pipe_settled(w->pipe) - before;
+	if (all)
+		w->missing = Max(w->missing - (int64) applied, 0);
 	if (applied > 0)
 		ereport(w->went_back ? WARNING : LOG,
 				(errmsg("postpipe pipeline \"%s\": " UINT64_FORMAT " entries that the group had "
@@ -428,8 +432,66 @@ note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, int64 repaired, 
 }
 
 /*
- * How many entries were ever added up to the one that was delivered last?  -1: cannot be told.
- * Redis's own count is not asked: after it has loaded a rewritten file, it is that of the rewrite.
+ * How many entries were ever added up to the one that was delivered last?  -1: cannot be told from
+ * this alone.
+ */
+static int64
+certain_position(const PpStreamFacts *facts)
+{
+	if (facts->added < 0)
+		return -1;
+	if (pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
+		return facts->added;
+	if (facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
+		return facts->added - facts->length;
+	return -1;
+}
+
+/*
+ * Is something that the group has delivered neither settled nor pending?  It is looked for once.
+ * Where it is not certain how much was delivered, Redis's own count is good enough for a suspicion,
+ * and where there is none, that a consumer was deleted.
+ */
+static bool
+find_missing(PpWorker *w, const PpStreamFacts *facts, bool *suspected, PpRedisError *error)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	int64 position = certain_position(facts);
+	int64 unsettled;
+	int64 missing;
+
+	if (position < 0)
+		position = facts->entries_read;
+	*suspected = w->pipe->consumer_gone;
+	if (!w->pipe->exclusive || ledger->base < 0 || position < 0)
+		return true;
+	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
+		return false;
+	missing = position - ledger->base - ledger->settled - unsettled;
+	*suspected = missing > 0 && missing != w->missing;
+	w->missing = missing;
+	return true;
+}
+
+/* Goes through all of it, if something is missing still. */
+static bool
+repair_rest(PpWorker *w, const PpStreamFacts *facts, int64 *repaired, PpRedisError *error)
+{
+	bool suspected;
+
+	if (!find_missing(w, facts, &suspected, error))
+		return false;
+	if (!suspected)
+		return true;
+	if (!repair(w, facts, true, repaired, error))
+		return false;
+	pp_worker_open_apply(w);
+	return true;
+}
+
+/*
+ * The same in all cases, for what is counted from here on.  Redis's own count is not asked: after it
+ * has loaded a rewritten file, it is that of the rewrite.
  */
 static bool
 find_position(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError *error)
@@ -437,14 +499,8 @@ find_position(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisE
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
 	int64 unsettled;
 
-	*position = -1;
-	if (facts->added < 0)
-		return true;
-	if (pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
-		*position = facts->added;
-	else if (facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
-		*position = facts->added - facts->length;
-	else if (w->pipe->exclusive && ledger->base >= 0)
+	*position = certain_position(facts);
+	if (*position < 0 && facts->added >= 0 && w->pipe->exclusive && ledger->base >= 0)
 	{
 		if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
 			return false;
@@ -485,9 +541,11 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	top = pp_apply_ledger(w->apply)->top;
 	if (pp_id_compare(pp_apply_ledger(w->apply)->pruned, top) > 0)
 		top = pp_apply_ledger(w->apply)->pruned;
-	if (!alone_now && !repair(w, &facts, &repaired, error))
+	if (!alone_now && !repair(w, &facts, false, &repaired, error))
 		return false;
 	pp_worker_open_apply(w);
+	if (!alone_now && !begins && !repair_rest(w, &facts, &repaired, error))
+		return false;
 	/* Before an epoch that begins now, nothing can be missing. */
 	if (!begins && !note_trimmed(w, &facts, top, repaired, error))
 		return false;

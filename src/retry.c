@@ -276,25 +276,18 @@ static void
 expire(PpApply *a, void *arg)
 {
 	Expire *e = arg;
-	Oid types[] = {TEXTOID, TEXTOID, INT4OID, BYTEAOID};
-	Datum values[] = {CStringGetTextDatum(a->pipeline->name), CStringGetTextDatum(e->retention),
-					  Int32GetDatum(a->ledger.worker), (Datum) 0};
+	Oid types[] = {TEXTOID, TEXTOID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name), CStringGetTextDatum(e->retention)};
 	const char *s = a->ext->schema_name;
 	bool isnull;
 
-	SPI_execute_with_args(
-		psprintf("WITH gone AS (DELETE FROM %s.postpipe_dead_letter WHERE ctid = ANY (ARRAY("
-				 "SELECT ctid FROM %s.postpipe_dead_letter WHERE pipeline = $1 AND state = 'dead' "
-				 "AND last_failed_at < now() - $2::interval ORDER BY last_failed_at "
-				 "LIMIT %d FOR UPDATE SKIP LOCKED)) RETURNING epoch, id), "
-				 "sums AS (INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
-				 "last_id, applied, filtered, dead, discarded, lost, ids) "
-				 "SELECT $1, epoch, $3, %s.min(id), %s.max(id), 0, 0, -count(*), count(*), 0, "
-				 "'\\x01' FROM gone GROUP BY epoch) SELECT count(*) FROM gone",
-				 s, s, MAX_EXPIRED, s, s, s),
-		3, types, values, NULL, false, 0);
-	e->removed = (uint64) DatumGetInt64(
-		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	e->removed = (uint64) pp_dead_letter_discard(
+		a->ext,
+		psprintf("SELECT epoch, id FROM %s.postpipe_dead_letter WHERE pipeline = $1 "
+				 "AND state = 'dead' AND last_failed_at < now() - $2::interval "
+				 "ORDER BY last_failed_at LIMIT %d FOR UPDATE SKIP LOCKED",
+				 s, MAX_EXPIRED),
+		2, types, values, NULL);
 	SPI_execute_with_args(psprintf("SELECT least(min(last_failed_at), now()) + $2::interval "
 								   "FROM %s.postpipe_dead_letter "
 								   "WHERE pipeline = $1 AND state = 'dead'",

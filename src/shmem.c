@@ -465,11 +465,25 @@ pp_pipe_reserve(Oid dboid, const char *name)
 	return pipe;
 }
 
+/*
+ * The pipeline is gone, and its consumers are dead.  Its group may be that of any other one, whose
+ * worker 1 takes over what is left of them.
+ */
 void
 pp_pipe_release(PpPipe *pipe)
 {
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	pipe->in_use = false;
+	for (int i = 0; i < PP_MAX_PIPELINES; i++)
+	{
+		PpPipe *other = &pp_shared->pipes[i];
+
+		if (!other->in_use)
+			continue;
+		LWLockAcquire(&other->lock, LW_EXCLUSIVE);
+		other->rescan = true;
+		LWLockRelease(&other->lock);
+	}
 	LWLockRelease(&pp_shared->lock);
 	ConditionVariableBroadcast(&pp_shared->state_cv);
 }

@@ -150,6 +150,7 @@ typedef struct PpPipe
 	TimestampTz since;          /* (R) start of the counters */
 	pg_atomic_uint64 counters[PP_COUNT_NUM];
 	int workers_wanted;
+	int commit_level;         /* synchronous_commit in this database, but for the option */
 	PpStatus status;          /* what the supervisor says: paused, waiting, running … */
 	bool opened;              /* worker 1 has seen to owner, epoch, group; see held.c */
 	char nonce[PP_NONCE_LEN]; /* of the owner key, once worker 1 has written it */
@@ -159,6 +160,8 @@ typedef struct PpPipe
 	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */
 	bool exclusive; /* the group has no consumers but this pipeline's; set by worker 1 */
 	int max_consumers;     /* of the group, when they are all of this pipeline */
+	uint64 has_consumer;   /* by worker: it has found or made its own */
+	bool consumer_gone;    /* somebody deleted one, with what was pending for it */
 	bool correction_known; /* of what Redis says that the group has read; see watch.c */
 	int64 correction;
 	uint64 received; /* new entries, by all workers, since the slot is in use */

@@ -35,7 +35,6 @@ PG_FUNCTION_INFO_V1(postpipe_drop_pipeline);
 PG_FUNCTION_INFO_V1(postpipe_pause);
 PG_FUNCTION_INFO_V1(postpipe_resume);
 PG_FUNCTION_INFO_V1(postpipe_wait_state);
-PG_FUNCTION_INFO_V1(postpipe_rewind);
 PG_FUNCTION_INFO_V1(postpipe_definition_changed);
 PG_FUNCTION_INFO_V1(postpipe_version);
 
@@ -268,100 +267,6 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_BOOL(reached);
-}
-
-/* How many entries lie after `id`, by pages of XRANGE; -1 for the ID means all of them. */
-static int64
-count_after(PpRedis *conn, const PpPipeline *p, PpId id)
-{
-	int64 total = 0;
-	PpReply *reply;
-	char from[PP_ID_LEN + 1] = "(";
-	MemoryContext page =
-		AllocSetContextCreate(CurrentMemoryContext, "postpipe page", ALLOCSET_DEFAULT_SIZES);
-
-	if (pp_id_is_zero(id))
-	{
-		pp_redis_send(conn, "XLEN %s", p->stream);
-		reply = pp_function_reply(conn);
-		if (!pp_reply_integer(reply, &total))
-			pp_function_fail(reply);
-		return total;
-	}
-	pp_id_print(id, from + 1);
-	for (;;)
-	{
-		MemoryContextReset(page);
-		pp_redis_reply_target(conn, page, (size_t) 1024 * 1024 * 1024);
-		pp_redis_send(conn, "XRANGE %s %s + COUNT 1000", p->stream, from);
-		reply = pp_function_reply(conn);
-		if (reply->type != PP_REPLY_ARRAY)
-			pp_function_fail(reply);
-		if (reply->len == 0)
-			break;
-		total += (int64) reply->len;
-		if (!pp_reply_is(&reply->items[reply->len - 1], PP_REPLY_ARRAY, 2) ||
-			!pp_reply_is(&reply->items[reply->len - 1].items[0], PP_REPLY_STRING, 1))
-			pp_function_fail(reply);
-		strlcpy(from + 1, reply->items[reply->len - 1].items[0].str, PP_ID_LEN);
-	}
-	MemoryContextDelete(page);
-	return total;
-}
-
-/* postpipe_rewind(pipeline, to_id, to_time): see the script. */
-Datum
-postpipe_rewind(PG_FUNCTION_ARGS)
-{
-	PpExtension ext;
-	PpPipeline *p;
-	PpPipe *pipe;
-	PpRedis *conn;
-	PpReply *reply;
-	PpId id = {0, 0};
-	char buf[PP_ID_LEN];
-	int64 entries;
-
-	pp_require_preload();
-	pp_require_extension(&ext);
-	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
-	pp_pipeline_lock(&ext, p->name, AccessExclusiveLock);
-	if (!PG_ARGISNULL(1))
-	{
-		char *text = pp_text_arg(fcinfo, 1);
-
-		if (!pp_id_parse(text, strlen(text), &id))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid to_id \"%s\"", text),
-					 errhint("It is the ID of an entry: those after it are read again.")));
-	}
-	else if (!PG_ARGISNULL(2))
-		id = pp_id_previous(pp_id_at_time(PG_GETARG_TIMESTAMPTZ(2)));
-	if (pp_pipeline_status(p->name, &pipe) != PP_STATE_PAUSED || p->enabled)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("pipeline \"%s\" is not paused", p->name),
-				 errhint("Run postpipe_pause('%s') and postpipe_wait_state('%s', 'paused') first.",
-						 p->name, p->name)));
-
-	/*
-	 * The epoch first: if the group is set back and this transaction fails in the end, what comes
-	 * again is on record and not applied twice.
-	 */
-	(void) pp_ledger_new_epoch(&ext, p->name, id, "rewind", true);
-	pp_count(pipe, PP_COUNT_DEAD, (uint64) pp_dead_letter_hold(&ext, p->name, id));
-	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
-	memset(&pipe->mark, 0, sizeof(pipe->mark));
-	LWLockRelease(&pipe->lock);
-	conn = pp_function_connect();
-	pp_id_print(id, buf);
-	pp_redis_send(conn, "XGROUP SETID %s %s %s", p->stream, p->group, buf);
-	reply = pp_function_reply(conn);
-	if (reply->type == PP_REPLY_ERROR)
-		pp_function_fail(reply);
-	entries = count_after(conn, p, id);
-	pp_redis_close(conn);
-	PG_RETURN_INT64(entries);
 }
 
 /* Is the library preloaded and this database listed?  Said when the extension is created. */

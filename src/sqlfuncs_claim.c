@@ -7,17 +7,22 @@
  * recorded as lost in this transaction and acknowledged when that is committed.  The XACK is written
  * into the connection's buffer before and sent by a callback at commit, where nothing may fail any
  * more; if it does not get through, the next call finds these entries on record and acknowledges
- * them.
+ * them.  It passes the same barrier as a worker's XACK (durable.c): the commit waits as the workers
+ * do, whatever the session has set, and when that wait was cancelled nothing is sent.
  */
 #include "sqlfuncs.h"
 
 #include "access/xact.h"
+#include "replication/message.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 
+#include "compat.h"
 #include "consumer.h"
+#include "durable.h"
 #include "guc.h"
 #include "ledger.h"
 #include "stats.h"
@@ -34,6 +39,7 @@ typedef struct LateAck
 	SubTransactionId subxact;
 	PpRedis *conn;
 	PpPipe *pipe;
+	int level; /* of synchronous_commit, that the commit must have reached */
 	int lost;
 } LateAck;
 
@@ -60,7 +66,10 @@ at_xact_end(XactEvent event, void *arg)
 	if (event == XACT_EVENT_COMMIT)
 		for (LateAck *late = late_acks; late != NULL; late = late->next)
 		{
-			(void) pp_redis_flush(late->conn);
+			if (pp_durable_is_reached(XactLastCommitEnd, late->level))
+				(void) pp_redis_flush(late->conn);
+			else
+				pp_redis_close(late->conn);
 			if (late->pipe != NULL)
 				pp_count(late->pipe, PP_COUNT_LOST, late->lost);
 		}
@@ -91,6 +100,37 @@ at_subxact_end(SubXactEvent event, SubTransactionId subxact, SubTransactionId pa
 }
 
 static void
+set_commit_level(const char *level)
+{
+	(void) set_config_option("synchronous_commit", level, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/* Lets the commit wait as the pipeline's workers do, or longer, if the session does; returns the level. */
+static int
+make_commit_wait(const Claim *c)
+{
+	static const char *const levels[] = {"off", "local", "remote_write", "on", "remote_apply"};
+	char *option = pp_pipeline_option(c->p, "synchronous_commit");
+	int own = synchronous_commit;
+	int level = c->pipe != NULL ? c->pipe->commit_level : SYNCHRONOUS_COMMIT_ON;
+
+	if (option != NULL)
+	{
+		set_commit_level(option);
+		level = synchronous_commit;
+	}
+	level = Max(level, own);
+	set_commit_level(levels[level]);
+	/* A commit that has written nothing, because all is on record, would wait for nobody. */
+	(void) GetCurrentTransactionId();
+	(void) pp_log_marker();
+	/* Off still means that an XACK waits for the flush. */
+	ForceSyncCommit();
+	return level;
+}
+
+static void
 send_at_commit(Claim *c, int lost)
 {
 	static bool registered = false;
@@ -109,11 +149,10 @@ send_at_commit(Claim *c, int lost)
 	late->subxact = GetCurrentSubTransactionId();
 	late->conn = c->conn;
 	late->pipe = c->pipe;
+	late->level = make_commit_wait(c);
 	late->lost = lost;
 	late->next = late_acks;
 	late_acks = late;
-	/* The callback comes when the commit has returned: it has to be durable then. */
-	ForceSyncCommit();
 }
 
 static int

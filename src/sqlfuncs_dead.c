@@ -265,24 +265,13 @@ postpipe_discard(PG_FUNCTION_ARGS)
 	PpExtension ext;
 	PpPipeline *p = lock_pipeline(fcinfo, &ext);
 	char *reason = pp_text_arg(fcinfo, 6);
-	const char *s = ext.schema_name;
 	Filter filter;
-	bool isnull;
 	int64 n;
 
 	read_filter(fcinfo, &ext, &filter);
 	pp_store_begin(&ext);
-	SPI_execute_with_args(
-		psprintf(
-			"WITH gone AS (DELETE FROM %s.postpipe_dead_letter WHERE ctid = ANY (ARRAY(%s)) "
-			"RETURNING epoch, id), "
-			"sums AS (INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
-			"last_id, applied, filtered, dead, discarded, lost, ids) "
-			"SELECT $1, epoch, 0, %s.min(id), %s.max(id), 0, 0, -count(*), count(*), 0, '\\x01' "
-			"FROM gone GROUP BY epoch) SELECT count(*) FROM gone",
-			s, selection(&ext, "ctid"), s, s, s),
-		FILTER_ARGS, filter.types, filter.values, filter.nulls, false, 0);
-	n = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	n = pp_dead_letter_discard(&ext, selection(&ext, "epoch, id"), FILTER_ARGS, filter.types,
+							   filter.values, filter.nulls);
 	pp_store_end();
 	if (n > 0)
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\": " INT64_FORMAT

@@ -398,6 +398,7 @@ publish(Supervisor *s)
 			continue;
 		LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 		pipe->workers_wanted = reason == NULL ? p->workers : 0;
+		pipe->commit_level = synchronous_commit;
 		LWLockRelease(&pipe->lock);
 		/* "paused" promises that no transaction of the pipeline is open any more. */
 		if (reason != NULL && !has_workers(s, p->name))

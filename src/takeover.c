@@ -3,9 +3,10 @@
  *		Entries that are pending for others: consumers that are dead, and foreign ones on request.
  *
  * Worker 1 makes them its own before it reads its own pending entries, which it does at the start,
- * now and then while idle, and when something here is due; the ledger knows which of them are
+ * now and then, also under load, and when something here is due; the ledger knows which of them are
  * settled.  Three things are done:
- *	- What is pending for dead consumers of this cluster (consumer.c) is taken over at once.
+ *	- What is pending for dead consumers of this cluster (consumer.c) is taken over, at once where
+ *	  their pipeline has gone while its supervisor looked.
  *	- With the option claim_foreign, what foreign consumers have left alone for claim_idle is taken
  *	  over, a bounded number of pages at a time: new entries have their turns between.  The place
  *	  where it stopped is kept, across connections, too.
@@ -31,7 +32,8 @@
 #define PAGES_PER_TURN 10    /* of foreign consumers */
 #define LEAVE_MS       10000 /* longer than a supervisor lets a worker that it has stopped go on */
 #define REAP_EVERY_MS  60000
-#define CLAIM_MIN_MS   1000 /* between two looks at foreign consumers */
+#define RESCAN_MS      30000 /* pending entries are looked after at least that often */
+#define CLAIM_MIN_MS   1000  /* between two looks at foreign consumers */
 #define CLAIM_MAX_MS   60000
 
 /* A consumer that there may be something to do about. */
@@ -67,19 +69,19 @@ is_under_way(const PpTakeover *t)
 	return t->current < t->num_foreign;
 }
 
-/* When is the next thing due?  DT_NOEND: nothing is. */
+/* When is the next thing due? */
 static TimestampTz
 due_at(const PpWorker *w)
 {
 	const PpTakeover *t = &w->takeover;
-	TimestampTz at = DT_NOEND;
+	TimestampTz at = TimestampTzPlusMilliseconds(w->recovered_at, RESCAN_MS);
 
 	if (pp_my_proc->worker > 1)
 		return at;
 	if (pp_pipe_wants_rescan(w->pipe))
 		return 0;
 	if (t->claim_foreign)
-		at = t->claim_at;
+		at = Min(at, t->claim_at);
 	if (t->reap_idle >= 0)
 		at = Min(at, t->reap_at);
 	return at;
@@ -88,20 +90,14 @@ due_at(const PpWorker *w)
 bool
 pp_take_over_is_due(const PpWorker *w)
 {
-	TimestampTz at = due_at(w);
-
-	return at != DT_NOEND && at <= GetCurrentTimestamp();
+	return due_at(w) <= GetCurrentTimestamp();
 }
 
 /* In how many ms is it due?  At most limit_ms. */
 int
 pp_take_over_due_ms(const PpWorker *w, int limit_ms)
 {
-	TimestampTz at = due_at(w);
-
-	if (at == DT_NOEND)
-		return limit_ms;
-	return (int) Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), at), limit_ms);
+	return (int) Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due_at(w)), limit_ms);
 }
 
 static void

@@ -165,12 +165,14 @@ pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position)
 
 	w->looked = w->delivered = facts->last_delivered;
 	remember(w, facts);
+	w->consumers = 0;
 	w->ahead_since = 0;
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	pipe->offset_known = read >= 0;
 	pipe->offset = read - (int64) pipe->received;
 	pipe->seen_known = true;
 	pipe->seen = facts->last_delivered;
+	pipe->consumer_gone = false;
 	LWLockRelease(&pipe->lock);
 	set_position(w, facts, position);
 }
@@ -182,7 +184,51 @@ pp_watch_join(PpWorker *w)
 	LWLockAcquire(&w->pipe->lock, LW_SHARED);
 	w->looked = w->delivered = w->pipe->seen;
 	LWLockRelease(&w->pipe->lock);
+	w->consumers = 0;
 	w->ahead_since = 0;
+}
+
+/* A consumer of ours was deleted: what was pending for it is pending for nobody. */
+static bool
+consumer_gone(PpWorker *w)
+{
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	w->pipe->consumer_gone = true;
+	LWLockRelease(&w->pipe->lock);
+	ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: a consumer of group \"%s\" was "
+						 "deleted by somebody; looking for what was pending for it",
+						 w->def->name, pp_my_proc->worker, w->def->group)));
+	return false;
+}
+
+/*
+ * pp_watch_consumer
+ *		Before this worker reads what is pending for it: is its consumer still there?  Makes it, else;
+ *		but when it had one, returns false without an error, and the pipeline has to be looked at as a
+ *		whole.
+ */
+bool
+pp_watch_consumer(PpWorker *w, PpRedisError *error)
+{
+	uint64 mine = UINT64CONST(1) << (pp_my_proc->worker - 1);
+	PpReply *reply;
+	bool had;
+
+	pp_redis_send(w->redis, "XGROUP CREATECONSUMER %s %s %s", w->def->stream, w->def->group,
+				  w->consumer);
+	if ((reply = pp_consume_receive_any(w, error)) == NULL)
+		return false;
+	/* A user who may not do this, or no group: the read that comes next says so, or does without. */
+	if (reply->type != PP_REPLY_INTEGER)
+		return true;
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	had = (w->pipe->has_consumer & mine) != 0;
+	w->pipe->has_consumer |= mine;
+	LWLockRelease(&w->pipe->lock);
+	if (reply->integer == 0 || !had || !w->pipe->exclusive)
+		return true;
+	w->group_open = false;
+	return consumer_gone(w);
 }
 
 /*
@@ -233,6 +279,10 @@ pp_watch_position(PpWorker *w, const PpStreamFacts *facts)
 	/* Somebody else has come: what was not delivered to us may be his, and not lost. */
 	if (w->pipe->exclusive && facts->consumers > w->pipe->max_consumers)
 		return false;
+	/* A read makes the consumer again, but what is seen here is how it was before. */
+	if (w->pipe->exclusive && facts->consumers < w->consumers)
+		return consumer_gone(w);
+	w->consumers = facts->consumers;
 	remember(w, facts);
 	/* Moved forward: with one worker nobody else can have been given entries. */
 	if (is_alone(w) && pp_id_compare(facts->last_delivered, w->delivered) > 0)

@@ -82,11 +82,13 @@ typedef struct PpWorker
 	bool recovered; /* own pending entries are done since the last connect */
 	TimestampTz recovered_at;
 	bool went_back; /* Redis knows of batches that the database has not */
+	int64 missing;  /* entries that are not accounted for, and were not found in the stream */
 	PpId looked;    /* this and below: what watch.c saw last */
 	PpId delivered;
 	PpId generated;
 	int64 added;
 	int64 length;
+	int64 consumers;
 	PpId first;
 	int64 position; /* entries ever added up to the one that was delivered last; -1: not known */
 	TimestampTz ahead_since;
@@ -132,6 +134,7 @@ extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 positi
 extern void pp_watch_join(PpWorker *w);
 extern bool pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts);
 extern bool pp_watch_position(PpWorker *w, const PpStreamFacts *facts);
+extern bool pp_watch_consumer(PpWorker *w, PpRedisError *error);
 extern void pp_watch_delivered(PpWorker *w, int n, PpId last);
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
 /* chores.c */

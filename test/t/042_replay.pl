@@ -176,6 +176,30 @@ wait_state('old', 'paused');
 sql(q(SELECT postpipe_resume('old')));
 letters('old', 1);
 
+# --- A rewind: letters whose entries are read again are discarded, those whose entries are gone or others by now stay.
+sql(<<'SQL');
+CREATE TABLE again (v text, CONSTRAINT v CHECK (v NOT LIKE 'bad%'));
+SELECT postpipe_create_pipeline('again', 'stream:again', statement => 'INSERT INTO again SELECT event ->> $$v$$ FROM postpipe_batch');
+SQL
+wait_state('again');
+my @again = map { $redis->xadd('stream:again', v => $_) } 'bad before', 'a', 'bad 1', 'bad gone', 'b', 'bad other';
+letters('again', 4);
+sql(q(ALTER TABLE again DROP CONSTRAINT v; SELECT postpipe_pause('again')));
+wait_state('again', 'paused');
+# The stream is made anew, up to the same ID, with another entry at its end.
+my @kept = map { [ 'XADD', 'stream:again', $_->[0], @{ $_->[1] } ] } @{ $redis->command('XRANGE', 'stream:again', '-', $again[4]) };
+$redis->pipeline(['MULTI'], [ 'DEL', 'stream:again' ], @kept, [ 'XDEL', 'stream:again', $again[3] ], [ 'XADD', 'stream:again', $again[5], 'v', 'c' ],
+	[ 'XGROUP', 'CREATE', 'stream:again', 'postpipe_again', $again[5] ], ['EXEC']);
+is(sql("SELECT postpipe_rewind('again', to_id => '$again[0]')"), 4, 'a rewind');
+is(sql(q(SELECT string_agg(event->>'v', ', ' ORDER BY id) FROM postpipe_dlq WHERE pipeline = 'again')), 'bad before, bad gone, bad other', '... discards the letter of what is read again');
+is(scalar log_lines($node, qr/pipeline "again": 1 dead letters were discarded, because a rewind reads their entries again/), 1, '... and says so');
+sql(q(SELECT postpipe_resume('again')));
+wait_sql($node, 'postgres', 'SELECT string_agg(v, $$, $$ ORDER BY v) FROM again', 'a, a, b, b, bad 1, c', '... which is applied once');
+is(sql(q(SELECT * FROM postpipe_replay('again'))), '3|3|0', 'a replay then');
+is(sql('SELECT string_agg(v, $$, $$ ORDER BY v) FROM again'), 'a, a, b, b, bad 1, bad before, bad gone, bad other, c', '... applies the others, and nothing twice');
+is(sql(q(SELECT string_agg(concat_ws(' ', applied, dead, discarded), ', ' ORDER BY epoch) FROM postpipe_audit WHERE pipeline = 'again')), '5 0 1, 0 0 0, 4 0 0', 'each is counted, in the epoch of its letter');
+sql(q(SELECT postpipe_drop_pipeline('again')));
+
 # --- Every entry is somewhere.
 my %sums = (item => '7|0|1|2', late => '4|0|0|0', many => 2501 - $failed . "|0|$failed|0", anything => '2|0|3|4', old => '0|0|1|2199');
 wait_sql($node, 'postgres', "SELECT applied, retrying, dead, discarded, balance FROM postpipe_audit WHERE pipeline = '$_'", "$sums{$_}|0", "$_: the audit balances", 30) for sort keys %sums;

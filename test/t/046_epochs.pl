@@ -4,6 +4,7 @@
 
 use strict;
 use warnings;
+use IPC::Run ();
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
@@ -48,6 +49,60 @@ settled('flushed', 15);
 is(sql('SELECT count(*), count(DISTINCT v) FROM t_flushed'), '15|15', 'FLUSHALL and a producer that sends again: each entry once');
 balanced('flushed');
 drop('flushed');
+
+# --- XGROUP DELCONSUMER of ours with pending entries, by somebody else: they are read by their range.
+# While the pipeline rests, with and without a backlog behind them.
+for my $behind (0, 500)
+{
+	my $p = "deleted_$behind";
+	make($p, statement => "INSERT INTO t_$p SELECT event ->> 'v' FROM postpipe_batch, pg_sleep(0)", options => '{"batch_size": 10}');
+	add($p, '*', "v$_") for 1 .. 5;
+	settled($p, 5);
+	my $consumer = sql("SELECT consumer FROM postpipe_workers WHERE pipeline = '$p'");
+	sql("ALTER TABLE t_$p RENAME TO away");
+	add_many($p, 20 + $behind);
+	wait_for { pending($redis, "stream:$p", "postpipe_$p") > 0 } "$p: some are pending";
+	pause($p);
+	my $n = $redis->command('XGROUP', 'DELCONSUMER', "stream:$p", "postpipe_$p", $consumer);
+	cmp_ok($n, '>', 0, "$p: the consumer is deleted, with what is pending");
+	sql("ALTER TABLE away RENAME TO t_$p; SELECT postpipe_resume('$p')");
+	settled($p, 25 + $behind);
+	is(sql("SELECT count(DISTINCT v) FROM t_$p"), 25 + $behind, "$p: each entry once");
+	is(lost($p), 0, "$p: nothing is lost");
+	balanced($p);
+	drop($p);
+}
+# Of a worker that is busy, and then goes, while another one goes on beyond; and the same with an immediate stop.
+sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v = ''hold'' THEN PERFORM pg_advisory_xact_lock(1); END IF; RETURN NEW; END'));
+for my $p (qw(busy down))
+{
+	my $name = "postpipe_$p";
+	make($p, workers => 2, options => '{"batch_size": 10}');
+	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()");
+	wait_for { add_many($p, 1); consumers($redis, "stream:$p", $name) == 2 } "$p: two consumers";
+	my $session = session();
+	$session->('SELECT pg_advisory_lock(1)');
+	my $stuck;
+	add($p, '*', 'hold');
+	wait_for { $stuck = sql("SELECT w.consumer FROM postpipe_workers w JOIN pg_stat_activity a USING (pid) WHERE w.pipeline = '$p' AND a.wait_event_type = 'Lock' LIMIT 1") } "$p: a worker is stuck";
+	for my $round (1 .. 3)
+	{
+		add($p, '*', "$p $round");
+		wait_sql($node, 'postgres', "SELECT count(*) FROM t_$p WHERE v = '$p $round'", 1, "$p: the other one goes on");
+	}
+	$node->stop('immediate') if $p eq 'down';
+	is($redis->command('XGROUP', 'DELCONSUMER', "stream:$p", $name, $stuck), 1, "$p: its consumer is deleted, with an entry");
+	$node->start if $p eq 'down';
+	sql("SELECT pg_terminate_backend(pid) FROM postpipe_workers WHERE consumer = '$stuck'") if $p eq 'busy';
+	$session->('SELECT pg_advisory_unlock(1)') if $p eq 'busy';
+	my $n = $redis->command('XLEN', "stream:$p");
+	settled($p, $n);
+	is(sql("SELECT count(DISTINCT v) FROM t_$p"), $n, "$p: each entry once");
+	is(lost($p), 0, "$p: nothing is lost");
+	balanced($p);
+	cmp_ok(scalar log_lines($node, qr/pipeline "$p", worker \d: a consumer of group "$name" was deleted by somebody/), '>', 0, "$p: the log says so") if $p eq 'busy';
+	drop($p);
+}
 
 # --- XGROUP DESTROY; also with entries that were added before it is made again.
 make('destroyed');
@@ -193,6 +248,19 @@ sub add_many
 }
 
 sub group_at { my ($name, $id) = @_; return $redis->command('XGROUP', 'SETID', "stream:$name", "postpipe_$name", $id) }
+
+# A session that stays open.
+sub session
+{
+	my ($in, $out, $n) = ('', '', 0);
+	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(120));
+	return sub {
+		my ($query) = @_;
+		$n++;
+		$in .= "$query;\n\\echo done $n\n";
+		$psql->pump until $out =~ /^done $n$/m;
+	};
+}
 
 sub lag
 {

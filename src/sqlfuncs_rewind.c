@@ -1,0 +1,213 @@
+/*
+ * sqlfuncs_rewind.c
+ *		postpipe_rewind(): entries of a paused pipeline are read and applied again.
+ *
+ * A new epoch is opened, in which what was settled after the ID does not count, and the group is set
+ * back to it.  A dead letter whose entry will be read again is discarded: else both would be applied.
+ * One whose entry is not in the stream any more, or is another one by now, stays as it is: it is all
+ * that is left of it.
+ */
+#include "sqlfuncs.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "dead_letter.h"
+#include "event.h"
+#include "stats.h"
+#include "stream.h"
+
+#define MAX_REPLY ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
+
+PG_FUNCTION_INFO_V1(postpipe_rewind);
+
+/* How many entries lie after `id`, by pages of XRANGE; -1 for the ID means all of them. */
+static int64
+count_after(PpRedis *conn, const PpPipeline *p, PpId id)
+{
+	int64 total = 0;
+	PpReply *reply;
+	char from[PP_ID_LEN + 1] = "(";
+	MemoryContext page =
+		AllocSetContextCreate(CurrentMemoryContext, "postpipe page", ALLOCSET_DEFAULT_SIZES);
+
+	if (pp_id_is_zero(id))
+	{
+		pp_redis_send(conn, "XLEN %s", p->stream);
+		reply = pp_function_reply(conn);
+		if (!pp_reply_integer(reply, &total))
+			pp_function_fail(reply);
+		return total;
+	}
+	pp_id_print(id, from + 1);
+	for (;;)
+	{
+		MemoryContextReset(page);
+		pp_redis_reply_target(conn, page, (size_t) 1024 * 1024 * 1024);
+		pp_redis_send(conn, "XRANGE %s %s + COUNT 1000", p->stream, from);
+		reply = pp_function_reply(conn);
+		if (reply->type != PP_REPLY_ARRAY)
+			pp_function_fail(reply);
+		if (reply->len == 0)
+			break;
+		total += (int64) reply->len;
+		if (!pp_reply_is(&reply->items[reply->len - 1], PP_REPLY_ARRAY, 2) ||
+			!pp_reply_is(&reply->items[reply->len - 1].items[0], PP_REPLY_STRING, 1))
+			pp_function_fail(reply);
+		strlcpy(from + 1, reply->items[reply->len - 1].items[0].str, PP_ID_LEN);
+	}
+	MemoryContextDelete(page);
+	return total;
+}
+
+/* Is the entry of a letter in the stream, as it was?  Everything is read in the current context. */
+static bool
+is_in_stream(PpLedger *ledger, const PpPipeline *p, PpRedis *conn, const PpLetterKey *key)
+{
+	PpEntry letter;
+	PpBatch found = {.cxt = CurrentMemoryContext};
+	PpRedisError error;
+	PpReply *reply;
+	bool loaded;
+
+	pp_store_begin(ledger->ext);
+	loaded = pp_dead_letter_load(ledger, found.cxt, key, &letter);
+	pp_store_end();
+	pp_redis_reply_target(conn, found.cxt, MAX_REPLY);
+	pp_stream_send_range(conn, p->stream, pp_id_previous(key->id), key->id, 1);
+	reply = pp_function_reply(conn);
+	if (!pp_stream_parse_range(reply, &found, &error))
+		pp_function_fail(reply);
+	return loaded && found.n == 1 && pp_event_hash(found.entries) == pp_event_hash(&letter);
+}
+
+/* The letters of entries after `since`. */
+static PpLetterKey *
+letters_after(const PpExtension *ext, const PpPipeline *p, PpId since, int *n)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	Oid types[] = {TEXTOID, pp_id_type_oid(ext)};
+	Datum values[] = {CStringGetTextDatum(p->name), PointerGetDatum(&since)};
+	PpLetterKey *keys;
+
+	pp_store_begin(ext);
+	SPI_execute_with_args(psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
+								   "WHERE pipeline = $1 AND id OPERATOR(%s.>) $2",
+								   ext->schema_name, ext->schema_name),
+						  2, types, values, NULL, false, 0);
+	keys = pp_dead_letter_keys(cxt, n);
+	pp_store_end();
+	return keys;
+}
+
+/* Discards the letters of entries after `since` that will be read again. */
+static void
+discard_letters(const PpExtension *ext, const PpPipeline *p, PpRedis *conn, PpId since)
+{
+	MemoryContext cxt =
+		AllocSetContextCreate(CurrentMemoryContext, "postpipe letter", ALLOCSET_DEFAULT_SIZES);
+	PpLedger ledger = {.cxt = CurrentMemoryContext, .ext = ext, .pipeline = p->name};
+	int n;
+	PpLetterKey *keys = letters_after(ext, p, since, &n);
+	Datum *epochs = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1) * sizeof(Datum));
+	Datum *ids = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1) * sizeof(Datum));
+	int again = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(cxt);
+
+		CHECK_FOR_INTERRUPTS();
+		if (is_in_stream(&ledger, p, conn, &keys[i]))
+		{
+			epochs[again] = Int32GetDatum(keys[i].epoch);
+			ids[again++] = PointerGetDatum(&keys[i].id);
+		}
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(cxt);
+	}
+	pp_dead_letter_forget_plans(&ledger);
+	MemoryContextDelete(cxt);
+	if (again > 0)
+	{
+		Oid id_type = pp_id_type_oid(ext);
+		Oid types[] = {TEXTOID, INT4ARRAYOID, get_array_type(id_type)};
+		Datum values[] = {CStringGetTextDatum(p->name),
+						  PointerGetDatum(construct_array(epochs, again, INT4OID, sizeof(int32),
+														  true, TYPALIGN_INT)),
+						  PointerGetDatum(construct_array(ids, again, id_type, sizeof(PpId), false,
+														  TYPALIGN_DOUBLE))};
+
+		pp_store_begin(ext);
+		(void) pp_dead_letter_discard(ext, "SELECT * FROM unnest($2, $3) AS u (epoch, id)", 3,
+									  types, values, NULL);
+		pp_store_end();
+		ereport(LOG, (errmsg("postpipe pipeline \"%s\": %d dead letters were discarded, because a "
+							 "rewind reads their entries again",
+							 p->name, again)));
+	}
+	pfree(keys);
+	pfree(epochs);
+	pfree(ids);
+}
+
+/* postpipe_rewind(pipeline, to_id, to_time): see the script. */
+Datum
+postpipe_rewind(PG_FUNCTION_ARGS)
+{
+	PpExtension ext;
+	PpPipeline *p;
+	PpPipe *pipe;
+	PpRedis *conn;
+	PpReply *reply;
+	PpId id = {0, 0};
+	char buf[PP_ID_LEN];
+	int64 entries;
+
+	pp_require_preload();
+	pp_require_extension(&ext);
+	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	pp_pipeline_lock(&ext, p->name, AccessExclusiveLock);
+	if (!PG_ARGISNULL(1))
+	{
+		char *text = pp_text_arg(fcinfo, 1);
+
+		if (!pp_id_parse(text, strlen(text), &id))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid to_id \"%s\"", text),
+					 errhint("It is the ID of an entry: those after it are read again.")));
+	}
+	else if (!PG_ARGISNULL(2))
+		id = pp_id_previous(pp_id_at_time(PG_GETARG_TIMESTAMPTZ(2)));
+	if (pp_pipeline_status(p->name, &pipe) != PP_STATE_PAUSED || p->enabled)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("pipeline \"%s\" is not paused", p->name),
+				 errhint("Run postpipe_pause('%s') and postpipe_wait_state('%s', 'paused') first.",
+						 p->name, p->name)));
+
+	/*
+	 * The epoch first: if the group is set back and this transaction fails in the end, what comes
+	 * again is on record and not applied twice.
+	 */
+	(void) pp_ledger_new_epoch(&ext, p->name, id, "rewind", true);
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	memset(&pipe->mark, 0, sizeof(pipe->mark));
+	LWLockRelease(&pipe->lock);
+	conn = pp_function_connect();
+	discard_letters(&ext, p, conn, id);
+	pp_id_print(id, buf);
+	pp_redis_send(conn, "XGROUP SETID %s %s %s", p->stream, p->group, buf);
+	reply = pp_function_reply(conn);
+	if (reply->type == PP_REPLY_ERROR)
+		pp_function_fail(reply);
+	entries = count_after(conn, p, id);
+	pp_redis_close(conn);
+	PG_RETURN_INT64(entries);
+}
