@@ -147,6 +147,9 @@ get_pending(PpWorker *w, PpId after, PpId last, PpBatch *page, PpRedisError *err
 	pp_stream_send_pending(w->redis, w->def->stream, w->def->group, after, last, PENDING_PAGE);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 		return false;
+	/* begin_with() has room for so many. */
+	if (reply->len > PENDING_PAGE)
+		return pp_stream_unexpected(error, "XPENDING");
 	page->entries = MemoryContextAllocZero(w->batches[0].cxt, Max(reply->len, 1) * sizeof(PpEntry));
 	for (size_t i = 0; i < reply->len; i++)
 	{

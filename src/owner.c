@@ -210,7 +210,10 @@ compare_sequences(PpApply *a, void *arg)
 static void
 copy_reply(char *dst, Size size, const PpReply *reply)
 {
-	strlcpy(dst, pp_reply_is(reply, PP_REPLY_STRING, 0) ? reply->str : "", size);
+	if (pp_reply_is(reply, PP_REPLY_STRING, 0))
+		pp_redis_copy_text(dst, size, reply->str, reply->len);
+	else
+		dst[0] = '\0';
 }
 
 /* A number in a hash, which is a string; 0 when it is not there. */
@@ -278,9 +281,12 @@ static void
 write_instance(char *instance, Size size)
 {
 	char host[256] = "";
+	char text[sizeof(host) + MAXPGPATH];
 
 	(void) gethostname(host, sizeof(host) - 1);
-	snprintf(instance, size, "%s:%d:%s", host, PostPortNumber, DataDir);
+	snprintf(text, sizeof(text), "%s:%d:%s", host, PostPortNumber, DataDir);
+	/* As it will be when it is read from the key. */
+	pp_redis_copy_text(instance, size, text, strlen(text));
 }
 
 /*

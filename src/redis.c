@@ -21,7 +21,9 @@
 
 #include "process.h"
 
-#define READ_AT_ONCE (256 * 1024) /* look for complete replies after so many bytes */
+#define READ_AT_ONCE (256 * 1024)         /* look for complete replies after so many bytes */
+#define TAKE_AT_ONCE (4 * 1024 * 1024)    /* between two looks at interrupts */
+#define MAX_LINE     ((size_t) 64 * 1024) /* of what is no string; Redis's are far shorter */
 
 static void
 close_with_context(void *conn)
@@ -93,7 +95,8 @@ fail_hiredis(PpRedis *conn)
 {
 	if (conn->target.over_limit)
 		return pp_redis_fail(conn, PP_REDIS_CLASS_MOMENT, "redis_reply_too_large",
-							 "a reply of Redis is larger than %zu bytes", conn->target.limit);
+							 "a reply of Redis is too large: more than %zu bytes, or %d items",
+							 conn->target.limit, PP_MAX_ITEMS);
 	if (conn->rc->err == REDIS_ERR_EOF)
 		return pp_redis_fail(conn, PP_REDIS_CLASS_MOMENT, "redis_closed",
 							 "Redis closed the connection");
@@ -111,11 +114,31 @@ pp_redis_is_open(const PpRedis *conn)
 	return conn->rc != NULL && !conn->connecting && conn->login_count == 0;
 }
 
+static size_t
+unparsed(const PpRedis *conn)
+{
+	return conn->rc->reader->len - conn->rc->reader->pos;
+}
+
+static PpRedisResult
+fail_unasked(PpRedis *conn)
+{
+	return pp_redis_fail(conn, PP_REDIS_CLASS_MOMENT, "redis_protocol",
+						 "Redis sent a reply that nothing was asked for");
+}
+
 /* How many replies the caller has still to receive. */
 int
 pp_redis_outstanding(const PpRedis *conn)
 {
 	return conn->outstanding;
+}
+
+/* How many bytes have come in all: while they do, Redis is not silent. */
+uint64
+pp_redis_received(const PpRedis *conn)
+{
+	return conn->received;
 }
 
 /* Further replies are built in `cxt`, of at most `limit` bytes in all. */
@@ -125,13 +148,22 @@ pp_redis_reply_target(PpRedis *conn, MemoryContext cxt, size_t limit)
 	pp_reply_target(&conn->target, cxt, limit);
 }
 
+/* May a command be queued?  Not when bytes wait that would be taken for its reply. */
+static bool
+can_send(PpRedis *conn)
+{
+	if (conn->rc != NULL && pp_redis_is_open(conn) && conn->outstanding == 0 && unparsed(conn) > 0)
+		(void) fail_unasked(conn);
+	return conn->rc != NULL;
+}
+
 /* Queues a command, in hiredis's format (%s, %b with a length, %d, %lld). One reply will come. */
 void
 pp_redis_send(PpRedis *conn, const char *format, ...)
 {
 	va_list args;
 
-	if (conn->rc == NULL)
+	if (!can_send(conn))
 		return;
 	va_start(args, format);
 	(void) redisvAppendCommand(conn->rc, format, args);
@@ -146,7 +178,7 @@ pp_redis_send_strings(PpRedis *conn, int n, const PpString *strings)
 	const char **argv;
 	size_t *lengths;
 
-	if (conn->rc == NULL)
+	if (!can_send(conn))
 		return;
 	argv = palloc(n * sizeof(*argv));
 	lengths = palloc(n * sizeof(*lengths));
@@ -207,9 +239,9 @@ pp_redis_flush(PpRedis *conn)
 	return true;
 }
 
-/* Reads what has arrived. Sets *more when there was anything. */
+/* Reads what has arrived, READ_AT_ONCE at most.  False: the connection has failed. */
 static bool
-read_some(PpRedis *conn, bool *more)
+read_some(PpRedis *conn)
 {
 	size_t total = 0;
 
@@ -230,13 +262,37 @@ read_some(PpRedis *conn, bool *more)
 			break;
 		total += conn->rc->reader->len - before;
 	}
-	*more = total > 0;
+	conn->received += total;
 	if (conn->rc->reader->len > conn->target.limit + READ_AT_ONCE)
 	{
 		conn->target.over_limit = true;
 		return false;
 	}
 	return true;
+}
+
+/*
+ * Is what the reader could not read yet a line without an end?  It would be searched for one from its
+ * beginning each time.
+ */
+static bool
+line_is_endless(const PpRedis *conn)
+{
+	return unparsed(conn) >= MAX_LINE &&
+		   memmem(conn->rc->reader->buf + conn->rc->reader->pos, MAX_LINE, "\r\n", 2) == NULL;
+}
+
+/*
+ * Is it the beginning of a string that will be refused?  What has its line and is not read yet, is
+ * a string: the line is its length, behind the type byte, and the rest has not come.
+ */
+static bool
+string_is_too_large(PpRedis *conn)
+{
+	const char *line = conn->rc->reader->buf + conn->rc->reader->pos;
+
+	return unparsed(conn) > 0 && memmem(line, Min(unparsed(conn), 32), "\r\n", 2) != NULL &&
+		   strtoll(line, NULL, 10) > (long long) conn->target.limit;
 }
 
 /*
@@ -247,27 +303,41 @@ read_some(PpRedis *conn, bool *more)
 void
 pp_redis_take_in(PpRedis *conn)
 {
-	size_t before;
+	size_t total = 0;
 
 	if (conn->rc == NULL || conn->connecting)
 		return;
-	do
+	while (total < TAKE_AT_ONCE && !line_is_endless(conn))
 	{
-		before = conn->rc->reader->len;
-		if (before > conn->target.limit || redisBufferRead(conn->rc) != REDIS_OK)
-			return;
-	} while (conn->rc->reader->len != before);
+		size_t before = conn->rc->reader->len;
+
+		if (before > conn->target.limit || redisBufferRead(conn->rc) != REDIS_OK ||
+			conn->rc->reader->len == before)
+			break;
+		total += conn->rc->reader->len - before;
+	}
+	conn->received += total;
+}
+
+/* Nothing was asked for, so nothing may come: it would be built where nobody keeps it. */
+static PpRedisResult
+expect_nothing(PpRedis *conn)
+{
+	if (unparsed(conn) == 0 && !read_some(conn))
+		return fail_hiredis(conn);
+	return unparsed(conn) > 0 ? fail_unasked(conn) : PP_REDIS_NOTHING;
 }
 
 /*
  * pp_redis_poll
  *		Writes and reads without waiting.  Returns PP_REDIS_REPLY with the next reply, built in the
- *		reply target; error replies of commands are replies, too.
+ *		reply target; error replies of commands are replies, too.  PP_REDIS_NOTHING: wait and poll
+ *		again; there may be more on the socket, because a call reads only so much at a time.
  */
 PpRedisResult
 pp_redis_poll(PpRedis *conn, PpReply **reply)
 {
-	bool more = true;
+	bool has_read = false;
 
 	if (conn->rc == NULL)
 		return PP_REDIS_FAILED;
@@ -279,6 +349,8 @@ pp_redis_poll(PpRedis *conn, PpReply **reply)
 	{
 		void *object = NULL;
 
+		if (conn->login_count == 0 && conn->outstanding == 0)
+			return expect_nothing(conn);
 		if (redisReaderGetReply(conn->rc->reader, &object) != REDIS_OK)
 		{
 			conn->rc->err = conn->rc->reader->err;
@@ -290,18 +362,25 @@ pp_redis_poll(PpRedis *conn, PpReply **reply)
 			if (pp_redis_login_step(conn, object) == PP_REDIS_FAILED || !pp_redis_flush(conn))
 				return PP_REDIS_FAILED;
 		}
-		else if (object != NULL && conn->outstanding == 0)
-			return pp_redis_fail(conn, PP_REDIS_CLASS_MOMENT, "redis_protocol",
-								 "Redis sent a reply that nothing was asked for");
 		else if (object != NULL)
 		{
 			conn->outstanding--;
 			*reply = object;
 			return PP_REDIS_REPLY;
 		}
-		else if (!more)
+		else if (line_is_endless(conn))
+			return pp_redis_fail(conn, PP_REDIS_CLASS_MOMENT, "redis_protocol",
+								 "a reply of Redis could not be understood: a line of more than "
+								 "%zu bytes",
+								 MAX_LINE);
+		else if (string_is_too_large(conn))
+		{
+			conn->target.over_limit = true;
+			return fail_hiredis(conn);
+		}
+		else if (has_read)
 			return PP_REDIS_NOTHING;
-		else if (!read_some(conn, &more))
+		else if (!(has_read = read_some(conn)))
 			return fail_hiredis(conn);
 	}
 }

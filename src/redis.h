@@ -25,6 +25,7 @@ extern bool pp_redis_start(PpRedis *conn, const PpRedisUrl *url);
 extern void pp_redis_close(PpRedis *conn);
 extern bool pp_redis_is_open(const PpRedis *conn);
 extern int pp_redis_outstanding(const PpRedis *conn);
+extern uint64 pp_redis_received(const PpRedis *conn);
 extern void pp_redis_reply_target(PpRedis *conn, MemoryContext cxt, size_t limit);
 
 extern void pp_redis_send(PpRedis *conn, const char *format, ...);

@@ -64,9 +64,13 @@ static const ErrorRule rules[] = {
 	 "The database number in postpipe.redis_url is out of range."},
 };
 
-/* Copies text into a fixed buffer: control bytes and what is not UTF-8 as '?', cut at a character. */
-static void
-copy_text(char *dst, size_t size, const char *src, size_t len)
+/*
+ * pp_redis_copy_text
+ *		Copies text that Redis has sent into a fixed buffer, for people: control bytes and what is not
+ *		UTF-8 as '?', cut at a character.
+ */
+void
+pp_redis_copy_text(char *dst, size_t size, const char *src, size_t len)
 {
 	size_t n = 0;
 
@@ -112,7 +116,7 @@ pp_redis_error_reply(PpRedisError *error, const char *text, size_t len)
 			break;
 		}
 	}
-	copy_text(error->message, sizeof(error->message), text, len);
+	pp_redis_copy_text(error->message, sizeof(error->message), text, len);
 }
 
 /* Fills *error with a failure that we noticed ourselves. `code` is a constant. */
@@ -127,7 +131,7 @@ pp_redis_error_set(PpRedisError *error, PpRedisClass class, const char *code, co
 	va_end(args);
 	error->class = class;
 	error->code = code;
-	copy_text(error->message, sizeof(error->message), text, strlen(text));
+	pp_redis_copy_text(error->message, sizeof(error->message), text, strlen(text));
 }
 
 /* The SQLSTATE for a failure of Redis: 08xxx as a rule, 28xxx for a refused log-in. */

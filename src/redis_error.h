@@ -22,6 +22,7 @@ typedef struct PpRedisError
 	char message[PP_REASON_LEN];
 } PpRedisError;
 
+extern void pp_redis_copy_text(char *dst, size_t size, const char *src, size_t len);
 extern void pp_redis_error_reply(PpRedisError *error, const char *text, size_t len);
 extern void pp_redis_error_set(PpRedisError *error, PpRedisClass class, const char *code,
 							   const char *fmt, ...) pg_attribute_printf(4, 5);

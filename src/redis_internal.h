@@ -10,6 +10,7 @@
 #include "redis.h"
 
 #define PP_LOGIN_STEPS 6
+#define PP_MAX_ITEMS   (1 << 20) /* of one array: far above any batch, far below harm */
 
 /* Which reply of the log-in comes next. */
 typedef enum PpLoginStep
@@ -34,6 +35,7 @@ struct PpRedis
 	int login_next;
 	int login_count; /* steps whose reply is outstanding */
 	int outstanding; /* replies owed to the caller */
+	uint64 received; /* bytes */
 	PpReplyTarget target;
 	PpRedisUrl url;
 	PpRedisError error;

@@ -152,7 +152,7 @@ copy_info(const PpReply *info, const char *name, char *dst, size_t size)
 		{
 			size_t n = strcspn(p + len + 1, "\r\n");
 
-			strlcpy(dst, p + len + 1, Min(n + 1, size));
+			pp_redis_copy_text(dst, size, p + len + 1, n);
 			return;
 		}
 		p = strchr(p, '\n');

@@ -12,7 +12,6 @@
 #include "utils/memutils.h"
 
 #define CHUNK_SIZE (8 * 1024) /* the largest that a memory context takes from its blocks */
-#define MAX_ITEMS  (1 << 20)  /* of one array: far above any batch, far below harm */
 
 /* Replies are built in `cxt` from now on, of at most `limit` bytes until the next call. */
 void
@@ -102,8 +101,11 @@ create_array(const redisReadTask *task, size_t n)
 {
 	PpReply *reply = place(task);
 
-	if (reply == NULL || (int64) n < 0 || (int64) n > MAX_ITEMS)
+	if (reply == NULL || (int64) n < 0 || (int64) n > PP_MAX_ITEMS)
+	{
+		((PpReplyTarget *) task->privdata)->over_limit = true;
 		return NULL;
+	}
 	reply->type = PP_REPLY_ARRAY;
 	reply->len = n;
 	reply->str = NULL;

@@ -139,6 +139,20 @@ pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipel
 	return s;
 }
 
+/* A role that was dropped would run as an OID that somebody else may get. */
+static void
+check_owner(const PpStatement *s)
+{
+	const PpPipeline *p = s->pipeline;
+
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(p->owner)))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("owner of pipeline \"%s\" does not exist", p->name),
+						errhint("Give it another one: UPDATE %s.postpipe_pipeline SET owner = "
+								"'...' WHERE pipeline = '%s'.",
+								s->ext->schema_name, p->name)));
+}
+
 /* Is the target a table that we can promise something about? */
 static void
 check_target(const PpStatement *s, Relation rel)
@@ -291,6 +305,7 @@ pp_statement_prepare(PpStatement *s)
 		LockRelationOid(s->target, RowExclusiveLock);
 	if (!relations_changed)
 		return;
+	check_owner(s);
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe statement", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(cxt);
 	if (s->pipeline->target == NULL)

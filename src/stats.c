@@ -178,12 +178,13 @@ pp_report_redis(const char *url, const char *role, const char *version, int64 cl
 	LWLockRelease(&pp_my_proc->lock);
 }
 
+/* The consumer, and the role that the statement runs as; NULL: it was dropped since. */
 void
 pp_report_consumer(const char *consumer, const char *owner)
 {
 	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
 	strlcpy(pp_my_proc->info.consumer, consumer, sizeof(pp_my_proc->info.consumer));
-	strlcpy(pp_my_proc->info.owner, owner, sizeof(pp_my_proc->info.owner));
+	strlcpy(pp_my_proc->info.owner, owner ? owner : "", sizeof(pp_my_proc->info.owner));
 	LWLockRelease(&pp_my_proc->lock);
 }
 

@@ -208,6 +208,36 @@ not_superuser('after objects were planted');
 sql("SELECT postpipe_drop_pipeline('$_')") for qw(victim as_low);
 sql('DROP OWNED BY low CASCADE');
 
+# --- The pipeline's owner is dropped: that pipeline fails, with a statement as well as with a target, and nothing else does.
+sql(<<'SQL');
+CREATE ROLE leaver; CREATE ROLE helper IN ROLE low;
+GRANT CREATE ON SCHEMA public TO low;
+CREATE TABLE of_leaver (id int, who text DEFAULT current_user); CREATE TABLE of_low (id int PRIMARY KEY, who text DEFAULT current_user); CREATE TABLE of_nobody (id int PRIMARY KEY);
+ALTER TABLE of_low OWNER TO low;
+GRANT INSERT ON of_leaver TO PUBLIC;
+SELECT postpipe_create_pipeline('by_leaver', 'stream:leaver', owner => 'leaver', statement => $$INSERT INTO of_leaver SELECT (event ->> 'id')::int FROM postpipe_batch$$);
+SELECT postpipe_create_pipeline('by_helper', 'stream:leaver', owner => 'helper', target => 'of_low');
+SELECT postpipe_create_pipeline('bystander', 'stream:leaver', target => 'of_nobody');
+SQL
+$redis->xadd('stream:leaver', id => 1);
+wait_sql($node, 'postgres', 'SELECT (SELECT count(*) FROM of_leaver), (SELECT count(*) FROM of_low)', '1|1', 'pipelines of roles that will be dropped');
+my $started = sql('SELECT pg_postmaster_start_time()');
+sql('DROP ROLE leaver; DROP ROLE helper');
+$redis->xadd('stream:leaver', id => 2);
+wait_sql($node, 'postgres', "SELECT state, reason_code, reason FROM postpipe_stats WHERE pipeline = '$_'", qq(failed|sqlstate_42704|owner of pipeline "$_" does not exist), "$_: fails when its owner is dropped")
+  for qw(by_leaver by_helper);
+# Without what it had in memory it comes to the same.
+sql("SELECT pg_terminate_backend(pid) FROM postpipe_workers WHERE pipeline IN ('by_leaver', 'by_helper')");
+wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_stats WHERE pipeline IN ('by_leaver', 'by_helper') AND state = 'failed' AND reason_code = 'sqlstate_42704' AND worker_restarts > 0", '2', '... also when it starts');
+$redis->xadd('stream:leaver', id => 3);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM of_nobody', '3', '... others go on');
+is(sql('SELECT (SELECT count(*) FROM of_leaver), (SELECT count(*) FROM of_low), (SELECT count(*) FROM postpipe_dlq)'), '1|1|0', '... nothing is written as nobody, and nothing is dead');
+like(sql(q(SELECT * FROM postpipe_pipelines WHERE pipeline = 'by_leaver')), qr/stream:leaver/, '... the views show it');
+sql(q(UPDATE postpipe_pipeline SET owner = 'app' WHERE pipeline = 'by_leaver'; UPDATE postpipe_pipeline SET owner = 'low' WHERE pipeline = 'by_helper'));
+wait_sql($node, 'postgres', q(SELECT (SELECT string_agg(id || who, ',' ORDER BY id) FROM of_leaver), (SELECT string_agg(id || who, ',' ORDER BY id) FROM of_low)), '1leaver,2app,3app|1low,2low,3low', '... with another owner they go on where they were');
+is(sql('SELECT pg_postmaster_start_time()'), $started, '... and the server was never harmed');
+sql("SELECT postpipe_drop_pipeline('$_')") for qw(by_leaver by_helper bystander);
+
 # --- The password of postpipe.redis_url: known to the worker, shown to nobody.
 my $secret = 'hunter2-' . $$;
 my $closed = Postpipe::Test::Redis->new(password => $secret);

@@ -12,6 +12,7 @@
 #   {send => bytes, close => 1} sent, then the connection is closed (in the middle of a reply, say); reset => 1: with RST
 #   {silent => 1}               no answer
 #   {after => seconds, send => bytes}
+#   {times => n, send => bytes}
 # Modes: 'answer'; 'silent' accepts and never answers; 'close' closes at the first byte; 'reset' accepts and resets;
 # 'garbage' answers everything with the bytes of mode('garbage', $bytes).
 package Postpipe::Test::FakeRedis;
@@ -33,24 +34,25 @@ sub _groups
 	return '*' . @groups . "\r\n" . join '', @groups;
 }
 
-# The owner key, a hash, written in a transaction: what is queued is done at EXEC.
-my (%hash, $queue);
+# The owner keys, hashes, written in a transaction: what is queued is done at EXEC.
+my (%hashes, $queue);
 
 sub _hash_command
 {
-	my ($name, undef, @args) = @_;
+	my ($name, $key, @args) = @_;
+	my $hash = $hashes{$key} //= {};
 
 	if ($queue)
 	{
 		push @$queue, [@_];
 		return "+QUEUED\r\n";
 	}
-	return Postpipe::Test::Resp::encode(%hash) if $name eq 'HGETALL';
-	return defined $hash{ $args[0] } ? _bulk($hash{ $args[0] }) : "\$-1\r\n" if $name eq 'HGET';
-	return ':' . ($hash{ $args[0] } += $args[1]) . "\r\n" if $name eq 'HINCRBY';
-	return ':' . (grep { defined } delete @hash{@args}) . "\r\n" if $name eq 'HDEL';
+	return Postpipe::Test::Resp::encode(%$hash) if $name eq 'HGETALL';
+	return defined $hash->{ $args[0] } ? _bulk($hash->{ $args[0] }) : "\$-1\r\n" if $name eq 'HGET';
+	return ':' . ($hash->{ $args[0] } += $args[1]) . "\r\n" if $name eq 'HINCRBY';
+	return ':' . (grep { defined } delete @$hash{@args}) . "\r\n" if $name eq 'HDEL';
 	my %new = @args;
-	@hash{ keys %new } = values %new;
+	@$hash{ keys %new } = values %new;
 	return ':' . keys(%new) . "\r\n";
 }
 
@@ -260,7 +262,7 @@ sub _flush
 		my $next = $client->{later}[0];
 		return if !$next || $next->{at} > Time::HiRes::time();
 		shift @{ $client->{later} };
-		$client->{out} = $next->{send} // '';
+		$client->{out} = ($next->{send} // '') x ($next->{times} // 1);
 		$client->{end} = $next->{reset} ? 'reset' : $next->{close} ? 'close' : '';
 	}
 }
