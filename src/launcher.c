@@ -38,6 +38,7 @@ typedef struct Database
 	Oid oid; /* InvalidOid: does not exist, or takes no connections */
 	bool listed;
 	bool complained; /* said so already */
+	bool waits;      /* for a free worker slot */
 	PpProc *proc;
 	uint32 generation;
 	BackgroundWorkerHandle *handle;
@@ -176,6 +177,7 @@ check_start(Database *db)
 static void
 start_supervisor(Database *db)
 {
+	char *name = psprintf("postpipe supervisor %s", db->name);
 	MemoryContext old;
 	bool ok = false;
 
@@ -185,20 +187,23 @@ start_supervisor(Database *db)
 	{
 		db->generation = db->proc->generation;
 		old = MemoryContextSwitchTo(TopMemoryContext);
-		ok = pp_process_register(db->proc, "postpipe_supervisor_main",
-								 psprintf("postpipe supervisor %s", db->name),
-								 "postpipe supervisor", &db->handle);
+		ok = pp_process_register(db->proc, "postpipe_supervisor_main", name, "postpipe supervisor",
+								 &db->handle);
 		MemoryContextSwitchTo(old);
 		if (!ok)
 			pp_proc_release(db->proc, db->generation);
 	}
+	db->waits = !ok;
 	if (ok)
 		return;
 	db->proc = NULL;
 	db->next_start_at =
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&db->backoff));
-	pp_report_state(PP_STATE_WAITING, "no_slot", "no free worker slot for a supervisor",
-					"Raise max_worker_processes and restart the server.");
+	pp_report_state(
+		PP_STATE_WAITING, "no_slot",
+		"no free worker slot for a supervisor; raise max_worker_processes and restart the "
+		"server",
+		NULL);
 }
 
 static void
@@ -243,6 +248,7 @@ reconcile(Database *db)
 		pp_proc_enforce_stop(db->oid, STOP_DEADLINE_MS);
 		return 100;
 	}
+	db->waits &= wanted;
 	if (wanted && db->next_start_at <= GetCurrentTimestamp())
 		start_supervisor(db);
 	if (wanted)
@@ -274,10 +280,10 @@ postpipe_launcher_main(Datum main_arg)
 
 	if (!pp_process_start(main_arg, InvalidOid, true))
 		proc_exit(1);
-	pp_report_state(PP_STATE_RUNNING, "", "", NULL);
 	for (;;)
 	{
 		long next = -1;
+		bool waits = false;
 
 		MemoryContextSwitchTo(cxt);
 		MemoryContextReset(cxt);
@@ -290,7 +296,10 @@ postpipe_launcher_main(Datum main_arg)
 
 			if (due >= 0)
 				next = next < 0 ? due : Min(next, due);
+			waits |= databases[i].waits;
 		}
+		if (!waits)
+			pp_report_state(PP_STATE_RUNNING, "", "", NULL);
 		forget_unlisted();
 		pp_process_activity(false, "watching the supervisors");
 		pp_process_sleep(next, PP_WAIT_LAUNCHER_MAIN);

@@ -465,6 +465,19 @@ pp_pipe_reserve(Oid dboid, const char *name)
 	return pipe;
 }
 
+/* How many slots of pipelines are taken, but for those of one database. */
+int
+pp_pipe_count(Oid except_dboid)
+{
+	int n = 0;
+
+	LWLockAcquire(&pp_shared->lock, LW_SHARED);
+	for (int i = 0; i < PP_MAX_PIPELINES; i++)
+		n += pp_shared->pipes[i].in_use && pp_shared->pipes[i].dboid != except_dboid;
+	LWLockRelease(&pp_shared->lock);
+	return n;
+}
+
 /*
  * The pipeline is gone, and its consumers are dead.  Its group may be that of any other one, whose
  * worker 1 takes over what is left of them.

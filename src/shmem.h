@@ -216,6 +216,11 @@ extern bool pp_supervisor_has_looked(Oid dboid);
 extern void pp_wake_supervisor(Oid dboid);
 extern void pp_wake_launcher(void);
 
+/* Why a pipeline has no slot while there is a supervisor. */
+#define PP_PIPES_FULL_CODE "no_pipeline_slot"
+#define PP_PIPES_FULL \
+	CppAsString2(PP_MAX_PIPELINES) " pipelines of all databases are the most there can be; drop one"
+extern int pp_pipe_count(Oid except_dboid);
 extern PpPipe *pp_pipe_find(Oid dboid, const char *name);
 extern PpPipe *pp_pipe_reserve(Oid dboid, const char *name);
 extern void pp_pipe_release(PpPipe *pipe);

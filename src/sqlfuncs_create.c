@@ -297,6 +297,17 @@ owner_arg(FunctionCallInfo fcinfo, int n)
 	return owner;
 }
 
+/* Only so many pipelines have a slot in shared memory: the next one would never run. */
+static void
+check_number(const PpExtension *ext)
+{
+	if (pp_pipe_count(MyDatabaseId) + list_length(pp_pipeline_list(ext)) >= PP_MAX_PIPELINES)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many pipelines: all databases together can have %d", PP_MAX_PIPELINES),
+				 errhint("Drop one, here or in another database.")));
+}
+
 static void
 check_name(const char *name)
 {
@@ -342,6 +353,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 						errmsg("pipeline \"%s\" already exists", p->name),
 						errhint("postpipe_drop_pipeline('%s') drops it.", p->name)));
 	}
+	check_number(&ext);
 	p->statement = pp_text_arg(fcinfo, 3);
 	if ((target == NULL) == (p->statement == NULL))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -7,6 +7,7 @@
  */
 #include "sqlfuncs.h"
 
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
@@ -61,6 +62,32 @@ severity(PpState state)
 	return ranks[state];
 }
 
+/* Why a pipeline of this database has no slot: no supervisor has seen it, or could have. */
+static void
+explain_no_slot(PpStatus *status)
+{
+	PpProc *launcher = copy_proc(0);
+
+	if (RecoveryInProgress())
+		(void) pp_status_set(status, PP_STATE_WAITING, "standby", "this server is a standby");
+	else if (!pp_guc_lists_database(get_database_name(MyDatabaseId)))
+		(void) pp_status_set(status, PP_STATE_STOPPED, "not_listed",
+							 "this database is not listed in postpipe.databases");
+	else if (pp_pipe_count(InvalidOid) >= PP_MAX_PIPELINES)
+		(void) pp_status_set(status, PP_STATE_WAITING, PP_PIPES_FULL_CODE, PP_PIPES_FULL);
+	else if (launcher->status.state == PP_STATE_WAITING)
+		*status = launcher->status;
+	else if (launcher->pid == 0)
+		(void) pp_status_set(status, PP_STATE_STOPPED, "no_launcher",
+							 "the launcher does not run; if it stays so, raise "
+							 "max_worker_processes and restart the server");
+	else if (pp_supervisor_has_looked(MyDatabaseId))
+		status->state = PP_STATE_STARTING;
+	else
+		(void) pp_status_set(status, PP_STATE_STOPPED, "no_supervisor",
+							 "no supervisor runs in this database yet");
+}
+
 /* The status of a pipeline of this database, and how many of its workers are up. */
 static PpStatus
 combine_status(const char *name, PpPipe *pipe, int *workers)
@@ -71,15 +98,7 @@ combine_status(const char *name, PpPipe *pipe, int *workers)
 	*workers = 0;
 	if (pipe == NULL)
 	{
-		const char *datname = get_database_name(MyDatabaseId);
-
-		status.state = PP_STATE_STOPPED;
-		if (pp_guc_lists_database(datname))
-			(void) pp_status_set(&status, PP_STATE_STOPPED, "no_supervisor",
-								 "no supervisor runs in this database yet");
-		else
-			(void) pp_status_set(&status, PP_STATE_STOPPED, "not_listed",
-								 "this database is not listed in postpipe.databases");
+		explain_no_slot(&status);
 		return status;
 	}
 	LWLockAcquire(&pipe->lock, LW_SHARED);

@@ -49,6 +49,7 @@ typedef struct Track
 	TimestampTz started_at;
 	TimestampTz next_start_at;
 	TimestampTz stop_asked_at; /* 0: not asked */
+	const char *waits_for;     /* the reason code while there is no slot for it; else NULL */
 	PpBackoff backoff;
 } Track;
 
@@ -61,7 +62,6 @@ typedef struct Supervisor
 	bool created;    /* the extension is */
 	List *pipelines; /* PpPipeline */
 	List *tracks;    /* Track */
-	bool no_slot;    /* said so already */
 	PpMeasure *measure;
 } Supervisor;
 
@@ -223,23 +223,36 @@ set_pipe_status(PpPipe *pipe, PpState state, const char *code, const char *reaso
 		ConditionVariableBroadcast(&pp_shared->state_cv);
 }
 
+/* There is no slot for this worker now.  Said once for all that wait for the same. */
 static void
-say_no_slot(Supervisor *s, Track *t, PpPipe *pipe, const char *setting)
+wait_for_slot(Supervisor *s, Track *t, PpPipe *pipe, const char *code, const char *reason)
 {
-	char *reason = psprintf("no free worker slot; raise %s and restart the server", setting);
+	bool said = false;
+	ListCell *lc;
 
+	foreach (lc, s->tracks)
+	{
+		const Track *other = lfirst(lc);
+
+		said |= other->waits_for != NULL && strcmp(other->waits_for, code) == 0;
+	}
+	t->waits_for = code;
 	t->started_at = 0;
 	t->next_start_at =
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&t->backoff));
-	set_pipe_status(pipe, PP_STATE_WAITING, "no_slot", reason);
-	if (!s->no_slot)
-		ereport(LOG,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("postpipe supervisor of database \"%s\": pipelines wait for a free worker "
-						"slot",
-						s->datname),
-				 errhint("Raise %s and restart the server.", setting)));
-	s->no_slot = true;
+	if (pipe != NULL)
+		set_pipe_status(pipe, PP_STATE_WAITING, code, reason);
+	if (!said)
+		ereport(LOG, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					  errmsg("postpipe supervisor of database \"%s\": pipelines wait: %s",
+							 s->datname, reason)));
+}
+
+static void
+wait_for_process(Supervisor *s, Track *t, PpPipe *pipe, const char *setting)
+{
+	wait_for_slot(s, t, pipe, "no_slot",
+				  psprintf("no free worker slot; raise %s and restart the server", setting));
 }
 
 static void
@@ -247,34 +260,36 @@ start_worker(Supervisor *s, Track *t)
 {
 	PpPipeline *p = find_definition(s, t->pipeline);
 	PpPipe *pipe = pp_pipe_reserve(MyDatabaseId, p->name);
+	char *name = psprintf("postpipe worker %s/%d", p->name, t->worker);
 	MemoryContext old;
 	bool ok;
 
 	if (pipe == NULL)
+	{
+		wait_for_slot(s, t, NULL, PP_PIPES_FULL_CODE, PP_PIPES_FULL);
 		return;
+	}
 	t->version = p->version;
 	t->started_at = GetCurrentTimestamp();
 	t->proc = pp_proc_reserve(PP_PROC_WORKER, MyDatabaseId, s->datname, p->name,
 							  (int) (pipe - pp_shared->pipes), t->worker);
 	if (t->proc == NULL)
 	{
-		say_no_slot(s, t, pipe, "postpipe.max_workers");
+		wait_for_process(s, t, pipe, "postpipe.max_workers");
 		return;
 	}
 	t->generation = t->proc->generation;
 	old = MemoryContextSwitchTo(s->cxt);
-	ok = pp_process_register(t->proc, "postpipe_worker_main",
-							 psprintf("postpipe worker %s/%d", p->name, t->worker),
-							 "postpipe worker", &t->handle);
+	ok = pp_process_register(t->proc, "postpipe_worker_main", name, "postpipe worker", &t->handle);
 	MemoryContextSwitchTo(old);
 	if (!ok)
 	{
 		pp_proc_release(t->proc, t->generation);
 		t->proc = NULL;
-		say_no_slot(s, t, pipe, "max_worker_processes");
+		wait_for_process(s, t, pipe, "max_worker_processes");
 		return;
 	}
-	s->no_slot = false;
+	t->waits_for = NULL;
 	set_pipe_status(pipe, PP_STATE_RUNNING, "", "");
 }
 
@@ -359,6 +374,8 @@ reconcile(Supervisor *s)
 			s->tracks = foreach_delete_current(s->tracks, lc);
 			pfree(t);
 		}
+		else
+			t->waits_for = NULL;
 		if (due >= 0)
 			next = next < 0 ? due : Min(next, due);
 	}
