@@ -68,6 +68,16 @@ look_up(PpApply *a, void *arg)
 	pp_ledger_lookup(pp_apply_ledger(a), entries, batch->n);
 }
 
+/* Is this entry on record?  *arg becomes NULL when it is not. */
+static void
+look_for(PpApply *a, void *arg)
+{
+	PpEntry **entry = arg;
+
+	if (!pp_ledger_knows(pp_apply_ledger(a), *entry))
+		*entry = NULL;
+}
+
 /*
  * Is the highest entry that the ledger knows in the stream, as it was?  It may have been deleted:
  * then Redis, from 7.0 on, knows that something up there was.
@@ -78,6 +88,7 @@ top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError 
 	PpId top = pp_apply_ledger(w->apply)->top;
 	PpReply *reply;
 	PpBatch *batch = &w->batches[0];
+	PpEntry *entry;
 
 	pp_consume_begin_replies(w);
 	pp_stream_send_range(w->redis, w->def->stream, pp_id_previous(top), top, 1);
@@ -91,8 +102,9 @@ top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError 
 		return true;
 	}
 	pp_consume_normalize(w, batch);
-	pp_worker_transact(w, look_up, batch);
-	*there = batch->entries[0].verdict == PP_VERDICT_DUPLICATE;
+	entry = &batch->entries[0];
+	pp_worker_transact(w, look_for, &entry);
+	*there = entry != NULL;
 	return true;
 }
 
@@ -166,8 +178,6 @@ begin_with(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 	PpBatch page;
 	MemoryContext cxt = AllocSetContextCreate(w->cxt, "postpipe holes", ALLOCSET_DEFAULT_SIZES);
 
-	if (facts->added >= 0 && facts->undelivered >= 0 && facts->pending >= 0)
-		base.added = facts->added - facts->undelivered - facts->pending;
 	if (facts->pending > 0)
 		base.holes = MemoryContextAllocHuge(cxt, (Min(facts->pending, MAX_HOLES) + PENDING_PAGE) *
 													 sizeof(PpId));
@@ -189,6 +199,9 @@ begin_with(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 		base.settled = (PpId){0, 0};
 		base.num_holes = 0;
 	}
+	/* What is pending above what was delivered last, because the group was set back, is in `undelivered`. */
+	else if (facts->added >= 0 && facts->undelivered >= 0)
+		base.added = facts->added - facts->undelivered - base.num_holes;
 	pp_worker_transact(w, set_base, &base);
 	MemoryContextDelete(cxt);
 	return true;
