@@ -111,7 +111,8 @@ top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError 
 /*
  * Why is the stream not the one that the ledger knows?  *cause becomes NULL when it is.  A stream
  * that was deleted and filled again has fewer entries than were settled, or lower IDs, or other
- * entries under the same ones.
+ * entries under the same ones.  Of an epoch that has not begun yet nothing is known; in one that has,
+ * everything up to `pruned` was in the stream, whoever settled it.
  */
 static bool
 find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisError *error)
@@ -119,16 +120,19 @@ find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisE
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
 	int64 known = ledger->base + ledger->settled;
 	bool counted = facts->added >= 0 && ledger->base_known && ledger->base >= 0;
+	PpId top = ledger->top;
 	bool trimmed;
 	bool there;
 
 	*cause = NULL;
-	if (pp_id_is_zero(ledger->top))
+	if (ledger->base_known && pp_id_compare(ledger->pruned, top) > 0)
+		top = ledger->pruned;
+	if (pp_id_is_zero(top) && !(ledger->base_known && ledger->base > 0))
 		return true;
-	trimmed = facts->length == 0 || pp_id_compare(facts->first_entry, ledger->top) > 0;
+	trimmed = facts->length == 0 || pp_id_compare(facts->first_entry, top) > 0;
 	if (!facts->key_exists)
 		*cause = "stream_gone";
-	else if (pp_id_compare(facts->last_generated, ledger->top) < 0)
+	else if (pp_id_compare(facts->last_generated, top) < 0)
 		*cause = "stream_went_back";
 	else if (pp_watch_is_other(w, facts))
 		*cause = "stream_made_anew";
@@ -136,7 +140,7 @@ find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisE
 		*cause = "stream_made_anew";
 	else if (!counted && trimmed && !facts->group_exists)
 		*cause = "group_gone";
-	else if (!trimmed)
+	else if (facts->length > 0 && pp_id_compare(facts->first_entry, ledger->top) <= 0)
 	{
 		if (!top_is_there(w, facts, &there, error))
 			return false;
@@ -173,7 +177,11 @@ get_pending(PpWorker *w, PpId after, PpId last, PpBatch *page, PpRedisError *err
 static bool
 begin_with(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 {
-	PpBase base = {.added = -1, .settled = facts->last_delivered};
+	/* Somebody may have set the group to an ID that does not exist yet. */
+	PpBase base = {.added = -1,
+				   .settled = pp_id_compare(facts->last_generated, facts->last_delivered) < 0
+								  ? facts->last_generated
+								  : facts->last_delivered};
 	PpId after = {0, 0};
 	PpBatch page;
 	MemoryContext cxt = AllocSetContextCreate(w->cxt, "postpipe holes", ALLOCSET_DEFAULT_SIZES);
@@ -486,8 +494,7 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: %s", w->def->name,
 							 pp_apply_ledger(w->apply)->epoch, cause)));
 	}
-	if (!facts.group_exists &&
-		(!pp_consume_create_group(w, cause != NULL, error) || !get_facts(w, &facts, error)))
+	if (!facts.group_exists && (!pp_consume_create_group(w, error) || !get_facts(w, &facts, error)))
 		return false;
 	if (!find_exclusive(w, error))
 		return false;
