@@ -158,6 +158,7 @@ typedef struct PpPipe
 	uint64 last_ticket;
 	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */
 	bool exclusive; /* the group has no consumers but this pipeline's; set by worker 1 */
+	PpId accounted; /* up to here no entry was missing; 0-0: not known; worker 1's own */
 	int max_consumers;     /* of the group, when they are all of this pipeline */
 	bool correction_known; /* of what Redis says that the group has read; see watch.c */
 	int64 correction;
