@@ -175,6 +175,16 @@ find_base(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *ba
 		*base = (PpBase){.added = -1};
 	else if (facts->added >= 0 && facts->undelivered >= 0)
 		base->added = facts->added - facts->undelivered - base->num_holes;
+	/*
+	 * The database has gone back to before an epoch began that has read the group: what was delivered
+	 * since then is not settled here.
+	 */
+	if (w->went_back && w->begin_known && w->begin.added <= facts->added &&
+		pp_id_compare(w->begin.settled, base->settled) <= 0)
+	{
+		base->settled = w->begin.settled;
+		base->added = w->begin.added;
+	}
 	return true;
 }
 
@@ -184,7 +194,7 @@ begin_with(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 {
 	MemoryContext cxt = AllocSetContextCreate(w->cxt, "postpipe holes", ALLOCSET_DEFAULT_SIZES);
 	PpBase base;
-	bool ok = find_base(w, facts, cxt, &base, error);
+	bool ok = find_base(w, facts, cxt, &base, error) && pp_owner_note_begin(w, &base, error);
 
 	if (ok)
 		pp_worker_transact(w, set_base, &base);

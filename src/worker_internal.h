@@ -81,7 +81,9 @@ typedef struct PpWorker
 	TimestampTz no_group_at;
 	bool recovered; /* own pending entries are done since the last connect */
 	TimestampTz recovered_at;
-	bool went_back;        /* Redis knows of batches that the database has not */
+	bool went_back; /* Redis knows of batches that the database has not … */
+	bool begin_known;
+	PpBase begin;          /* … and, perhaps, what the epoch began with that read them */
 	TimestampTz looked_at; /* this and below: see repair.c */
 	TimestampTz checked_at;
 	int64 checked_added;
