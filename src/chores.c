@@ -12,8 +12,11 @@
  */
 #include "worker_internal.h"
 
+#include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/latch.h"
 
+#include "held.h"
 #include "process.h"
 #include "retry.h"
 #include "stats.h"
@@ -92,6 +95,11 @@ pp_chores_run(PpWorker *w)
 		return;
 	if (!w->chores.begun)
 		begin(w);
+	if (w->group_open && pp_repair_is_wanted(w))
+	{
+		pp_pipe_close(w->pipe);
+		SetLatch(MyLatch); /* this worker has to look around as well */
+	}
 	due = pp_pipe_next_retry(w->pipe, false);
 	if (due != 0 && due <= now)
 		retry(w);

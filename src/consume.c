@@ -381,25 +381,29 @@ pp_consume_apply(PpWorker *w, PpBatch *batch)
 }
 
 /*
- * XGROUP CREATE: from the start that was asked for if nothing was ever read; where the stream was
- * made anew, from its beginning; else from where the ledger knows that everything is settled.
+ * XGROUP CREATE.  The tables alone say where it begins, because it may have failed before: in an epoch
+ * that has begun, where everything is known as settled; after a rewind, where that was to; before
+ * anything was ever read, where it was asked for; in a stream that was made anew, at its beginning.
  */
 bool
-pp_consume_create_group(PpWorker *w, bool anew, PpRedisError *error)
+pp_consume_create_group(PpWorker *w, PpRedisError *error)
 {
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	const PpRewind *rewind =
+		ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
 	char *asked = pp_pipeline_option(w->def, "start_id");
-	const char *start = "0";
-	char settled[PP_ID_LEN];
+	PpId begin = {0, 0};
+	char start[PP_ID_LEN];
 	PpReply *reply;
 
-	pp_id_print(ledger->pruned, settled);
-	if (!anew && pp_id_is_zero(ledger->top) && asked != NULL)
-		start = asked;
-	else if (!anew && ledger->num_holes == 0)
-		start = settled;
+	if (ledger->base_known)
+		begin = ledger->num_holes == 0 ? ledger->pruned : begin;
+	else if (rewind != NULL && rewind->epoch == ledger->epoch)
+		begin = rewind->since;
+	pp_id_print(begin, start);
 	set_reply_target(w, &w->batches[0]);
-	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group, start);
+	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
+								ledger->epoch == 1 && !ledger->base_known && asked ? asked : start);
 	reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
 	if (failed(w, reply, error) && (reply == NULL || strcmp(error->code, "redis_busygroup") != 0))
 		return false;

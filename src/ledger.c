@@ -51,9 +51,13 @@ record_counts(const PpLedger *ledger, int epoch, PpId id)
 	return true;
 }
 
-/* Marks those of `entries` that a ledger row of this epoch has. */
+/*
+ * Marks those of `entries` that a ledger row of this epoch has; with `ever`, also those that are to be
+ * applied again.
+ */
 static void
-mark_duplicates(const PpLedger *ledger, int epoch, const bytea *ids, PpEntry **entries, int n)
+mark_duplicates(const PpLedger *ledger, int epoch, const bytea *ids, PpEntry **entries, int n,
+				bool ever)
 {
 	PpIdsReader reader;
 	PpIdHash next;
@@ -66,7 +70,7 @@ mark_duplicates(const PpLedger *ledger, int epoch, const bytea *ids, PpEntry **e
 		/* What is gone from the stream has no content to compare: the ID decides. */
 		PpEntry *entry = find_entry(entries, n, next.id);
 
-		if (entry == NULL || !record_counts(ledger, epoch, next.id))
+		if (entry == NULL || (!ever && !record_counts(ledger, epoch, next.id)))
 			continue;
 		if (entry->nfields >= 0 && entry->hash != next.hash)
 		{
@@ -76,7 +80,7 @@ mark_duplicates(const PpLedger *ledger, int epoch, const bytea *ids, PpEntry **e
 		entry->verdict = PP_VERDICT_DUPLICATE;
 		entry->on_record = Max(entry->on_record, epoch);
 	}
-	if (other == NULL)
+	if (other == NULL || ever)
 		return;
 	pp_id_print(other->id, id);
 	ereport(WARNING,
@@ -137,21 +141,15 @@ mark_pruned(PpLedger *ledger, PpEntry **entries, int n)
 	}
 }
 
-/*
- * pp_ledger_lookup
- *		Gives the verdict "duplicate" to those of `entries`, in stream order, that are settled
- *		already.  SPI must be connected.
- */
-void
-pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
+/* Marks those of `entries`, in stream order, that the ledger's rows have. */
+static void
+look_up_rows(PpLedger *ledger, PpEntry **entries, int n, bool ever)
 {
 	Oid id_type = pp_id_type_oid(ledger->ext);
 	Oid types[] = {TEXTOID, id_type, id_type};
 	Datum values[3];
 	char *sql = NULL;
 
-	if (n == 0)
-		return;
 	values[0] = CStringGetTextDatum(ledger->pipeline);
 	values[1] = PointerGetDatum(&entries[0]->id);
 	values[2] = PointerGetDatum(&entries[n - 1]->id);
@@ -168,10 +166,31 @@ pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
 		Datum ids = SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull);
 		Datum epoch = SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull);
 
-		mark_duplicates(ledger, DatumGetInt32(epoch), DatumGetByteaPP(ids), entries, n);
+		mark_duplicates(ledger, DatumGetInt32(epoch), DatumGetByteaPP(ids), entries, n, ever);
 	}
 	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * pp_ledger_lookup
+ *		Gives the verdict "duplicate" to those of `entries`, in stream order, that are settled
+ *		already.  SPI must be connected.
+ */
+void
+pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
+{
+	if (n == 0)
+		return;
+	look_up_rows(ledger, entries, n, false);
 	mark_pruned(ledger, entries, n);
+}
+
+/* Was this very entry ever settled, be it that it is to be applied again?  Changes its verdict. */
+bool
+pp_ledger_knows(PpLedger *ledger, PpEntry *entry)
+{
+	look_up_rows(ledger, &entry, 1, true);
+	return entry->verdict == PP_VERDICT_DUPLICATE;
 }
 
 /*

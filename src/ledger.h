@@ -54,6 +54,7 @@ typedef struct PpBase
 extern PpId pp_ledger_open(PpLedger *ledger);
 extern void pp_ledger_load_epochs(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
+extern bool pp_ledger_knows(PpLedger *ledger, PpEntry *entry);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied,
 							 int filtered);

@@ -11,14 +11,7 @@
  *	3. The group is made, if it is missing.
  *	4. Has the group other consumers?  If it had, and has none any more, an epoch is opened: what
  *	   they settled is not on record.  An epoch that has just begun notes what it begins with.
- *	5. Entries that the group has delivered to nobody we know are read by their range: the group was
- *	   moved forward from outside, or the database has gone back in time and Redis has not.  When
- *	   some are not accounted for, as after somebody has deleted a consumer of ours, everything that
- *	   the ledger still knows one by one is gone through.
- *	6. Entries that were trimmed before anybody read them are counted.
- *
- * 5 and 6 are done in a group that is ours alone: in a shared one, what we do not know of is
- * somebody else's.
+ *	5. Entries that are neither settled nor pending are read by their range, or lost (repair.c).
  */
 #include "worker_internal.h"
 
@@ -30,8 +23,7 @@
 #include "process.h"
 #include "stats.h"
 
-#define PENDING_PAGE 1000
-#define MAX_HOLES    100000 /* more than that pending at the begin of an epoch are not noted */
+#define MAX_HOLES 100000 /* more than that pending at the begin of an epoch are not noted */
 
 static void
 begin_epoch(PpApply *a, void *cause)
@@ -58,21 +50,19 @@ get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
 	return pp_stream_parse_facts(replies, w->def->group, facts, error);
 }
 
-/* Looks entries up, in a transaction of its own. */
+/* Is this entry on record?  *arg becomes NULL when it is not. */
 static void
-look_up(PpApply *a, void *arg)
+look_for(PpApply *a, void *arg)
 {
-	PpBatch *batch = arg;
-	PpEntry **entries = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
+	PpEntry **entry = arg;
 
-	for (int i = 0; i < batch->n; i++)
-		entries[i] = &batch->entries[i];
-	pp_ledger_lookup(pp_apply_ledger(a), entries, batch->n);
+	if (!pp_ledger_knows(pp_apply_ledger(a), *entry))
+		*entry = NULL;
 }
 
 /*
- * Is the highest entry that the ledger knows in the stream, as it was?  It may have been deleted:
- * then Redis, from 7.0 on, knows that something up there was.
+ * Is the highest entry that the ledger has in the stream, as it was?  It may have been deleted: then
+ * Redis, from 7.0 on, knows that something up there was.
  */
 static bool
 top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError *error)
@@ -80,6 +70,7 @@ top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError 
 	PpId top = pp_apply_ledger(w->apply)->top;
 	PpReply *reply;
 	PpBatch *batch = &w->batches[0];
+	PpEntry *entry;
 
 	pp_consume_begin_replies(w);
 	pp_stream_send_range(w->redis, w->def->stream, pp_id_previous(top), top, 1);
@@ -93,15 +84,17 @@ top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError 
 		return true;
 	}
 	pp_consume_normalize(w, batch);
-	pp_worker_transact(w, look_up, batch);
-	*there = batch->entries[0].verdict == PP_VERDICT_DUPLICATE;
+	entry = &batch->entries[0];
+	pp_worker_transact(w, look_for, &entry);
+	*there = entry != NULL;
 	return true;
 }
 
 /*
  * Why is the stream not the one that the ledger knows?  *cause becomes NULL when it is.  A stream
  * that was deleted and filled again has fewer entries than were settled, or lower IDs, or other
- * entries under the same ones.
+ * entries under the same ones.  Of an epoch that has not begun yet nothing is known; in one that has,
+ * everything up to `pruned` was in the stream, whoever settled it.
  */
 static bool
 find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisError *error)
@@ -109,16 +102,19 @@ find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisE
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
 	int64 known = ledger->base + ledger->settled;
 	bool counted = facts->added >= 0 && ledger->base_known && ledger->base >= 0;
+	PpId top = ledger->top;
 	bool trimmed;
 	bool there;
 
 	*cause = NULL;
-	if (pp_id_is_zero(ledger->top))
+	if (ledger->base_known && pp_id_compare(ledger->pruned, top) > 0)
+		top = ledger->pruned;
+	if (pp_id_is_zero(top) && !(ledger->base_known && ledger->base > 0))
 		return true;
-	trimmed = facts->length == 0 || pp_id_compare(facts->first_entry, ledger->top) > 0;
+	trimmed = facts->length == 0 || pp_id_compare(facts->first_entry, top) > 0;
 	if (!facts->key_exists)
 		*cause = "stream_gone";
-	else if (pp_id_compare(facts->last_generated, ledger->top) < 0)
+	else if (pp_id_compare(facts->last_generated, top) < 0)
 		*cause = "stream_went_back";
 	else if (pp_watch_is_other(w, facts))
 		*cause = "stream_made_anew";
@@ -126,7 +122,7 @@ find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisE
 		*cause = "stream_made_anew";
 	else if (!counted && trimmed && !facts->group_exists)
 		*cause = "group_gone";
-	else if (!trimmed)
+	else if (facts->length > 0 && pp_id_compare(facts->first_entry, ledger->top) <= 0)
 	{
 		if (!top_is_there(w, facts, &there, error))
 			return false;
@@ -136,28 +132,58 @@ find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisE
 	return true;
 }
 
-/* XPENDING from `after` on: the IDs of a page, in stream order, as entries without content. */
+/* What is pending up to what was delivered last, as the holes of an epoch that begins. */
 static bool
-get_pending(PpWorker *w, PpId after, PpId last, PpBatch *page, PpRedisError *error)
+get_holes(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *base,
+		  PpRedisError *error)
 {
-	PpReply *reply;
+	PpId after = {0, 0};
+	PpBatch page;
 
-	pp_consume_begin_replies(w);
-	page->n = 0;
-	pp_stream_send_pending(w->redis, w->def->stream, w->def->group, after, last, PENDING_PAGE);
-	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
-		return false;
-	/* begin_with() has room for so many. */
-	if (reply->len > PENDING_PAGE)
-		return pp_stream_unexpected(error, "XPENDING");
-	page->entries = MemoryContextAllocZero(w->batches[0].cxt, Max(reply->len, 1) * sizeof(PpEntry));
-	for (size_t i = 0; i < reply->len; i++)
+	do
 	{
-		PpEntry *entry = &page->entries[page->n++];
-
-		entry->nfields = -1;
-		if (!pp_stream_parse_pending(&reply->items[i], &entry->id, error))
+		if (!pp_repair_get_pending(w, after, facts->last_delivered, &page, error))
 			return false;
+		if (page.n == 0)
+			break;
+		if (base->holes == NULL)
+			base->holes = MemoryContextAlloc(cxt, page.n * sizeof(PpId));
+		else
+			base->holes = repalloc(base->holes, (base->num_holes + page.n) * sizeof(PpId));
+		for (int i = 0; i < page.n; i++)
+			base->holes[base->num_holes++] = after = page.entries[i].id;
+	} while (base->num_holes < MAX_HOLES);
+	return true;
+}
+
+/*
+ * What an epoch begins with: what was delivered is settled, or none of ours, but for what is pending.
+ * What is pending above that, because the group was set back, is not delivered yet.
+ */
+static bool
+find_base(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *base,
+		  PpRedisError *error)
+{
+	*base = (PpBase){.added = -1, .settled = facts->last_delivered};
+	/* Somebody may have set the group to an ID that does not exist yet. */
+	if (pp_id_compare(facts->last_generated, base->settled) < 0)
+		base->settled = facts->last_generated;
+	if (!get_holes(w, facts, cxt, base, error))
+		return false;
+	if (base->num_holes >= MAX_HOLES)
+		/* Too many to list: then what comes again from before the epoch is not known as settled. */
+		*base = (PpBase){.added = -1};
+	else if (facts->added >= 0 && facts->undelivered >= 0)
+		base->added = facts->added - facts->undelivered - base->num_holes;
+	/*
+	 * The database has gone back to before an epoch began that has read the group: what was delivered
+	 * since then is not settled here.
+	 */
+	if (w->went_back && w->begin_known && w->begin.added <= facts->added &&
+		pp_id_compare(w->begin.settled, base->settled) <= 0)
+	{
+		base->settled = w->begin.settled;
+		base->added = w->begin.added;
 	}
 	return true;
 }
@@ -166,37 +192,15 @@ get_pending(PpWorker *w, PpId after, PpId last, PpBatch *page, PpRedisError *err
 static bool
 begin_with(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 {
-	PpBase base = {.added = -1, .settled = facts->last_delivered};
-	PpId after = {0, 0};
-	PpBatch page;
 	MemoryContext cxt = AllocSetContextCreate(w->cxt, "postpipe holes", ALLOCSET_DEFAULT_SIZES);
+	PpBase base;
+	bool ok = find_base(w, facts, cxt, &base, error) && pp_owner_note_begin(w, &base, error);
 
-	if (facts->added >= 0 && facts->undelivered >= 0 && facts->pending >= 0)
-		base.added = facts->added - facts->undelivered - facts->pending;
-	if (facts->pending > 0)
-		base.holes = MemoryContextAllocHuge(cxt, (Min(facts->pending, MAX_HOLES) + PENDING_PAGE) *
-													 sizeof(PpId));
-	do
-	{
-		if (facts->pending <= 0)
-			break;
-		if (!get_pending(w, after, facts->last_delivered, &page, error))
-		{
-			MemoryContextDelete(cxt);
-			return false;
-		}
-		for (int i = 0; i < page.n; i++)
-			base.holes[base.num_holes++] = after = page.entries[i].id;
-	} while (page.n == PENDING_PAGE && base.num_holes < Min(facts->pending, MAX_HOLES));
-	if (facts->pending < 0 || base.num_holes >= MAX_HOLES)
-	{
-		/* Too many to list: then what comes again from before the epoch is not known as settled. */
-		base.settled = (PpId){0, 0};
-		base.num_holes = 0;
-	}
-	pp_worker_transact(w, set_base, &base);
+	if (ok)
+		pp_worker_transact(w, set_base, &base);
+	w->pipe->accounted = (PpId){0, 0};
 	MemoryContextDelete(cxt);
-	return true;
+	return ok;
 }
 
 /* Are all consumers of the group workers of this pipeline? */
@@ -255,274 +259,36 @@ other_consumers_left(PpApply *a, void *arg)
 	pp_ledger_start_epoch(pp_apply_ledger(a), "other_consumers_left");
 }
 
-/* Notes that the group has other consumers. Returns true when it has none any more. */
-static bool
-note_sharing(PpWorker *w, const PpStreamFacts *facts)
+/* Notes whether the group has other consumers. */
+static void
+note_sharing(PpWorker *w)
 {
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
 
 	if (!w->pipe->exclusive)
 		pp_consume_not_alone(w);
 	if (!w->pipe->exclusive || !ledger->shared)
-		return false;
+		return;
 	/* What went back in time cannot be told from what was theirs. */
 	if (w->went_back)
 	{
 		w->pipe->exclusive = false;
-		return false;
+		return;
 	}
 	pp_worker_transact(w, other_consumers_left, NULL);
-	pp_held_seed(w->pipe, facts->last_delivered);
 	ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: the group has no other "
 						 "consumers any more",
 						 w->def->name, ledger->epoch)));
-	return true;
-}
-
-/* Takes out of a batch what is pending: it will be delivered again by itself. */
-static void
-leave_out_pending(PpBatch *batch, const PpReply *pending)
-{
-	int kept = 0;
-	size_t next = 0;
-	PpRedisError ignored;
-
-	for (int i = 0; i < batch->n; i++)
-	{
-		PpId id = {0, 0};
-		int order = -1;
-
-		while (next < pending->len &&
-			   pp_stream_parse_pending(&pending->items[next], &id, &ignored) &&
-			   (order = pp_id_compare(id, batch->entries[i].id)) < 0)
-			next++;
-		if (next == pending->len || order != 0)
-			batch->entries[kept++] = batch->entries[i];
-	}
-	batch->n = kept;
-}
-
-/*
- * Applies what lies in after..last, is not pending and not on record.  Redis is asked what is
- * pending before it is asked for the entries, and the ledger last: so nothing falls between.  *seen
- * is raised by how many there are in the stream that are not pending.
- */
-static bool
-apply_range(PpWorker *w, PpId after, PpId last, int64 *seen, PpRedisError *error)
-{
-	PpBatch *batch = &w->batches[0];
-
-	while (pp_id_compare(after, last) < 0)
-	{
-		PpReply *pending;
-		PpReply *range;
-
-		pp_consume_begin_replies(w);
-		pp_stream_send_pending(w->redis, w->def->stream, w->def->group, after, last, w->count);
-		pp_stream_send_range(w->redis, w->def->stream, after, last, w->count);
-		if (!pp_consume_receive(w, PP_REPLY_ARRAY, &pending, error) ||
-			!pp_consume_receive(w, PP_REPLY_ARRAY, &range, error) ||
-			!pp_stream_parse_range(range, batch, error))
-			return false;
-		if (batch->n == 0)
-			break;
-		after = batch->entries[batch->n - 1].id;
-		leave_out_pending(batch, pending);
-		*seen += batch->n;
-		batch->look_up = true;
-		if (batch->n > 0 && !pp_consume_apply(w, batch))
-			return false;
-		w->ack_new.n = 0; /* they are not pending */
-		pp_worker_look_around(w);
-		if (!pp_redis_is_open(w->redis))
-			return false;
-	}
-	return true;
-}
-
-/*
- * Reads what the group has passed over, see the top of the file: all that the ledger still knows one
- * by one, or from where it was read last.  *seen becomes the number of entries that it found there.
- */
-static bool
-repair(PpWorker *w, const PpStreamFacts *facts, bool all, int64 *seen, PpRedisError *error)
-{
-	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	PpId after = all || w->went_back ? ledger->pruned : pp_held_seen(w->pipe);
-	uint64 before = pp_pipe_settled(w->pipe);
-	uint64 applied;
-
-	*seen = 0;
-	if (pp_id_compare(after, facts->last_delivered) >= 0)
-		return true;
-	if (!w->pipe->exclusive)
-	{
-		if (w->went_back)
-			ereport(WARNING,
-					(errmsg("postpipe pipeline \"%s\": the database has gone back in time, and the "
-							"group \"%s\" has not",
-							w->def->name, w->def->group),
-					 errdetail("The group has other consumers too, so it cannot be told which "
-							   "entries are missing here."),
-					 errhint("postpipe_rewind('%s', ...) applies entries again.", w->def->name)));
-		return true;
-	}
-	if (!apply_range(w, after, facts->last_delivered, seen, error))
-		return false;
-	applied = pp_pipe_settled(w->pipe) - before;
-	if (all)
-		w->missing = Max(w->missing - (int64) applied, 0);
-	if (applied > 0)
-		ereport(w->went_back ? WARNING : LOG,
-				(errmsg("postpipe pipeline \"%s\": " UINT64_FORMAT " entries that the group had "
-						"passed over were read from the stream",
-						w->def->name, applied),
-				 w->went_back ? errdetail("The database has gone back in time.") : 0));
-	pp_held_seed(w->pipe, facts->last_delivered);
-	return true;
-}
-
-/* How many entries are pending and not settled? */
-static bool
-count_unsettled(PpWorker *w, PpId last, int64 *unsettled, PpRedisError *error)
-{
-	PpId after = {0, 0};
-	PpBatch page;
-
-	*unsettled = 0;
-	do
-	{
-		if (!get_pending(w, after, last, &page, error))
-			return false;
-		if (page.n == 0)
-			break;
-		pp_worker_transact(w, look_up, &page);
-		for (int i = 0; i < page.n; i++)
-			*unsettled += page.entries[i].verdict != PP_VERDICT_DUPLICATE;
-		after = page.entries[page.n - 1].id;
-	} while (page.n == PENDING_PAGE);
-	return true;
-}
-
-/*
- * Counts what was trimmed before it was read, while nobody looked: everything that is left lies
- * above what was settled when we came, so what is missing in between is no more there to be read.
- * Of what is left, `repaired` entries were read by their range just now.
- */
-static bool
-note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, int64 repaired, PpRedisError *error)
-{
-	PpLedger *ledger = pp_apply_ledger(w->apply);
-	int64 undelivered = facts->length - repaired;
-	int64 unsettled;
-	int64 missing;
-
-	if (!w->pipe->exclusive || ledger->base < 0 || facts->added < 0 ||
-		(facts->length > 0 && pp_id_compare(facts->first_entry, top) <= 0))
-		return true;
-	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
-		return false;
-	/* Of the rest, what was delivered is what is pending. */
-	if (facts->length > 0 && pp_id_compare(facts->first_entry, facts->last_delivered) <= 0)
-		undelivered -= unsettled;
-	missing = facts->added - undelivered - ledger->base - ledger->settled - unsettled;
-	if (missing > 0)
-	{
-		pp_watch_lost(w, top, facts, missing);
-		ledger->settled += missing;
-	}
-	return true;
-}
-
-/*
- * How many entries were ever added up to the one that was delivered last?  -1: cannot be told from
- * this alone.
- */
-static int64
-certain_position(const PpStreamFacts *facts)
-{
-	if (facts->added < 0)
-		return -1;
-	if (pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
-		return facts->added;
-	if (facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
-		return facts->added - facts->length;
-	return -1;
-}
-
-/*
- * Is something that the group has delivered neither settled nor pending?  It is looked for once.
- * Where it is not certain how much was delivered, Redis's own count is good enough for a suspicion,
- * and where there is none, that a consumer was deleted.
- */
-static bool
-find_missing(PpWorker *w, const PpStreamFacts *facts, bool *suspected, PpRedisError *error)
-{
-	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	int64 position = certain_position(facts);
-	int64 unsettled;
-	int64 missing;
-
-	if (position < 0)
-		position = facts->entries_read;
-	*suspected = w->pipe->consumer_gone;
-	if (!w->pipe->exclusive || ledger->base < 0 || position < 0)
-		return true;
-	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
-		return false;
-	missing = position - ledger->base - ledger->settled - unsettled;
-	*suspected = missing > 0 && missing != w->missing;
-	w->missing = missing;
-	return true;
-}
-
-/* Goes through all of it, if something is missing still. */
-static bool
-repair_rest(PpWorker *w, const PpStreamFacts *facts, int64 *repaired, PpRedisError *error)
-{
-	bool suspected;
-
-	if (!find_missing(w, facts, &suspected, error))
-		return false;
-	if (!suspected)
-		return true;
-	if (!repair(w, facts, true, repaired, error))
-		return false;
-	pp_worker_open_apply(w);
-	return true;
-}
-
-/*
- * The same in all cases, for what is counted from here on.  Redis's own count is not asked: after it
- * has loaded a rewritten file, it is that of the rewrite.
- */
-static bool
-find_position(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError *error)
-{
-	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	int64 unsettled;
-
-	*position = certain_position(facts);
-	if (*position < 0 && facts->added >= 0 && w->pipe->exclusive && ledger->base >= 0)
-	{
-		if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
-			return false;
-		*position = ledger->base + ledger->settled + unsettled;
-	}
-	return true;
 }
 
 /* Worker 1: everything that is said at the top of the file. */
 static bool
 look_at_stream(PpWorker *w, PpRedisError *error)
 {
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
 	PpStreamFacts facts;
-	int64 repaired = 0;
 	int64 position;
 	const char *cause;
-	bool alone_now;
-	bool begins;
-	PpId top;
 
 	if (!get_facts(w, &facts, error) || !find_cause(w, &facts, &cause, error))
 		return false;
@@ -530,29 +296,16 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	{
 		pp_worker_transact(w, begin_epoch, (void *) cause);
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: %s", w->def->name,
-							 pp_apply_ledger(w->apply)->epoch, cause)));
+							 ledger->epoch, cause)));
 	}
-	if (!facts.group_exists &&
-		(!pp_consume_create_group(w, cause != NULL, error) || !get_facts(w, &facts, error)))
+	if (!facts.group_exists && (!pp_consume_create_group(w, error) || !get_facts(w, &facts, error)))
 		return false;
 	if (!find_exclusive(w, error))
 		return false;
-	alone_now = note_sharing(w, &facts);
-	begins = !pp_apply_ledger(w->apply)->base_known;
-	if (begins && !begin_with(w, &facts, error))
+	note_sharing(w);
+	if (!ledger->base_known && !begin_with(w, &facts, error))
 		return false;
-	top = pp_apply_ledger(w->apply)->top;
-	if (pp_id_compare(pp_apply_ledger(w->apply)->pruned, top) > 0)
-		top = pp_apply_ledger(w->apply)->pruned;
-	if (!alone_now && !repair(w, &facts, false, &repaired, error))
-		return false;
-	pp_worker_open_apply(w);
-	if (!alone_now && !begins && !repair_rest(w, &facts, &repaired, error))
-		return false;
-	/* Before an epoch that begins now, nothing can be missing. */
-	if (!begins && !note_trimmed(w, &facts, top, repaired, error))
-		return false;
-	if (!find_position(w, &facts, &position, error))
+	if (!pp_repair(w, &facts, &position, error))
 		return false;
 	pp_watch_begin(w, &facts, position);
 	return true;

@@ -18,14 +18,17 @@
  * next batch.
  *
  * The key also has the number of the last batch that each worker has acknowledged.  If Redis knows
- * of more than the database has, the database has gone back in time.
+ * of more than the database has, the database has gone back in time.  And it has what the epoch began
+ * with, because a database may go back to before that, and before the pipeline's first start: then
+ * its own tables do not tell which entries are the pipeline's and were read.
  *
  * Who loses the group to another pipeline acknowledges what it has settled, because nobody else can
  * know of it (handover.c); the rest is taken over by a new owner on this server.
  *
- * The key: a hash, postpipe:{<stream>}:<group>, with owner, nonce, instance, client, turns and
- * sequence:<owner>:<n>.  The braces keep it in the stream's slot of a cluster.  It is written with
- * WATCH and MULTI, not by a script: a Redis user who may not run scripts can read a stream.
+ * The key: a hash, postpipe:{<stream>}:<group>, with owner, nonce, instance, client, turns,
+ * sequence:<owner>:<n> and begin:<owner>.  The braces keep it in the stream's slot of a cluster.  It is
+ * written with WATCH and MULTI, not by a script: a Redis user who may not run scripts can read a
+ * stream.
  */
 #include "owner.h"
 
@@ -74,6 +77,9 @@ typedef struct Key
 	int64 client;
 	int64 turns;
 	int64 sequences[PP_MAX_WORKERS_PER_PIPELINE + 1]; /* ours */
+	bool others_began;                                /* to read the group */
+	bool begin_known;                                 /* what our epoch began with is there */
+	PpBase begin;
 } Key;
 
 /* Our name in the key. */
@@ -225,10 +231,36 @@ get_number(const PpReply *hash, const char *name)
 	return pp_reply_is(value, PP_REPLY_STRING, 1) ? strtoll(value->str, NULL, 10) : 0;
 }
 
+/* What tells this pipeline from one of the same name that was dropped. */
+static void
+write_identity(const PpWorker *w, char *identity, Size size)
+{
+	snprintf(identity, size, "%u:" INT64_FORMAT, w->ext.oid, w->def->created_at);
+}
+
+/* "<identity> <ID> <number>", as pp_owner_note_begin() has written it; of another pipeline: nothing. */
+static void
+parse_begin(const PpWorker *w, const PpReply *reply, Key *key)
+{
+	char ours[64];
+	char identity[64];
+	char id[PP_ID_LEN];
+	long long added;
+
+	write_identity(w, ours, sizeof(ours));
+	key->begin_known = pp_reply_is(reply, PP_REPLY_STRING, 1) &&
+					   sscanf(reply->str, "%63s %41s %lld", identity, id, &added) == 3 &&
+					   strcmp(identity, ours) == 0 &&
+					   pp_id_parse(id, strlen(id), &key->begin.settled);
+	if (key->begin_known)
+		key->begin.added = added;
+}
+
 static bool
 get_key(PpWorker *w, Key *key, PpRedisError *error)
 {
 	char owner[sizeof(key->owner)];
+	char name[sizeof(owner) + 32];
 	PpReply *reply;
 
 	write_owner(w, owner, sizeof(owner));
@@ -244,11 +276,15 @@ get_key(PpWorker *w, Key *key, PpRedisError *error)
 	key->turns = get_number(reply, "turns");
 	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
 	{
-		char name[sizeof(owner) + 32];
-
 		snprintf(name, sizeof(name), "sequence:%s:%d", owner, i);
 		key->sequences[i] = get_number(reply, name);
 	}
+	snprintf(name, sizeof(name), "begin:%s", owner);
+	parse_begin(w, pp_reply_lookup(reply, name), key);
+	for (size_t i = 0; i < reply->len; i += 2)
+		key->others_began |= pp_reply_is(&reply->items[i], PP_REPLY_STRING, 1) &&
+							 strncmp(reply->items[i].str, "begin:", strlen("begin:")) == 0 &&
+							 strcmp(reply->items[i].str, name) != 0;
 	return true;
 }
 
@@ -427,9 +463,9 @@ has_gone_back(PpWorker *w, const Known *known, const Key *key)
 	char owner[sizeof(key->owner)];
 	Comparison comparison = {.key = key};
 
-	/* Who has never owned it has nothing to compare. */
+	/* It has never owned it, as far as it knows, but the key knows of its first epoch. */
 	if (known->nonce[0] == '\0')
-		return false;
+		return key->begin_known;
 	write_owner(w, owner, sizeof(owner));
 	if (key->nonce[0] != '\0' && strcmp(key->owner, owner) == 0 && !is_our_nonce(known, key))
 		return true;
@@ -501,6 +537,23 @@ note_connection(PpWorker *w, const Key *key, PpRedisError *error)
 }
 
 /*
+ * A group that others have read is ours now, and nothing of what they read is on record here: it is in
+ * another database, a live one, or the one that this one was restored from.
+ */
+static void
+warn_no_record(PpWorker *w, const char *owner)
+{
+	ereport(WARNING,
+			(errmsg("postpipe pipeline \"%s\": consumer group \"%s\" was read by %s, and this "
+					"database has no record of what was read",
+					w->def->name, w->def->group, owner),
+			 errdetail("All of it is taken for settled."),
+			 errhint("If rows of it are missing here, as after a dump was restored, pause the "
+					 "pipeline and run postpipe_rewind('%s', ...): it applies entries again.",
+					 w->def->name)));
+}
+
+/*
  * pp_owner_claim
  *		Makes the group ours, or sees that it still is.  False with *error: it could not be done now.
  *		Does not return while the group is somebody else's.
@@ -524,16 +577,43 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 	if (!check_right(w, &known, &key, error))
 		return false;
 	w->went_back |= has_gone_back(w, &known, &key);
+	w->begin_known = key.begin_known;
+	w->begin = key.begin;
 	if (!write_key(w, &known, &key, error))
 		return false;
 	pp_worker_transact(w, note_claimed, NULL);
+	if (known.take_over && known.nonce[0] == '\0' && key.others_began && !w->went_back)
+		warn_no_record(w, key.owner);
 	strlcpy(w->nonce, known.next_nonce, sizeof(w->nonce));
 	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
 	strlcpy(w->pipe->nonce, w->nonce, sizeof(w->pipe->nonce));
 	w->pipe->fenced = false;
 	LWLockRelease(&w->pipe->lock);
 	/* What an earlier pipeline of this name has left there. */
-	return known.nonce[0] != '\0' || pp_owner_reset_sequences(w, error);
+	return known.nonce[0] != '\0' || w->went_back || pp_owner_reset_sequences(w, error);
+}
+
+/*
+ * pp_owner_note_begin
+ *		Notes in the key what the epoch begins with.  Before it is noted here: of an epoch that has
+ *		read something, the key knows.
+ */
+bool
+pp_owner_note_begin(PpWorker *w, const PpBase *begin, PpRedisError *error)
+{
+	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
+	char identity[64];
+	char id[PP_ID_LEN];
+	char begun[160];
+	PpReply *reply;
+
+	write_owner(w, owner, sizeof(owner));
+	write_identity(w, identity, sizeof(identity));
+	pp_id_print(begin->settled, id);
+	snprintf(begun, sizeof(begun), "%s %s " INT64_FORMAT, identity, id, begin->added);
+	pp_consume_begin_replies(w);
+	pp_redis_send(w->redis, "HSET %s begin:%s %s", w->owner_name, owner, begun);
+	return pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error);
 }
 
 /* Another worker takes the nonce that worker 1 has written. */

@@ -8,6 +8,7 @@
 #include "worker_internal.h"
 
 extern bool pp_owner_claim(PpWorker *w, PpRedisError *error);
+extern bool pp_owner_note_begin(PpWorker *w, const PpBase *begin, PpRedisError *error);
 extern void pp_owner_join(PpWorker *w);
 extern void pp_owner_send_check(PpWorker *w);
 extern bool pp_owner_receive_check(PpWorker *w, PpRedisError *error);

@@ -159,6 +159,7 @@ typedef struct PpPipe
 	uint64 last_ticket;
 	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */
 	bool exclusive; /* the group has no consumers but this pipeline's; set by worker 1 */
+	PpId accounted; /* up to here no entry was missing; 0-0: not known; worker 1's own */
 	int max_consumers;     /* of the group, when they are all of this pipeline */
 	uint64 has_consumer;   /* by worker: it has found or made its own */
 	bool consumer_gone;    /* somebody deleted one, with what was pending for it */

@@ -36,10 +36,23 @@ record_lost(PpApply *a, void *arg)
 						  ((Lost *) arg)->entries, "trimmed_before_read");
 }
 
+/* Up to which ID are entries gone?  They were trimmed, or deleted one by one. */
+static PpId
+gone_up_to(const PpStreamFacts *facts)
+{
+	PpId last = facts->length > 0 ? pp_id_previous(facts->first_entry) : facts->last_generated;
+
+	/* What was deleted above what was delivered last would be missed later. */
+	if (pp_id_compare(facts->max_deleted, last) > 0 &&
+		pp_id_compare(facts->last_delivered, last) > 0)
+		last = pp_id_compare(facts->max_deleted, facts->last_delivered) < 0 ? facts->max_deleted
+																			: facts->last_delivered;
+	return last;
+}
+
 /*
  * pp_watch_lost
- *		Records that `entries` entries between `after` and the first one that is left were trimmed
- *		before they were read.
+ *		Records that `entries` entries after `after` were trimmed or deleted before they were read.
  */
 void
 pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries)
@@ -49,9 +62,9 @@ pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries
 	char last[PP_ID_LEN];
 
 	lost.first = (PpId){after.ms, after.seq + 1};
-	lost.last = facts->length > 0 ? pp_id_previous(facts->first_entry) : facts->last_generated;
+	lost.last = gone_up_to(facts);
 	if (pp_id_compare(lost.last, after) <= 0)
-		lost.last = facts->last_delivered; /* deleted one by one, somewhere in between */
+		lost.last = facts->last_delivered; /* before 7.0, Redis does not tell */
 	pp_worker_transact(w, record_lost, &lost);
 	pp_count(w->pipe, PP_COUNT_LOST, entries);
 	pp_id_print(lost.first, first);

@@ -81,9 +81,13 @@ typedef struct PpWorker
 	TimestampTz no_group_at;
 	bool recovered; /* own pending entries are done since the last connect */
 	TimestampTz recovered_at;
-	bool went_back; /* Redis knows of batches that the database has not */
-	int64 missing;  /* entries that are not accounted for, and were not found in the stream */
-	PpId looked;    /* this and below: what watch.c saw last */
+	bool went_back; /* Redis knows of batches that the database has not … */
+	bool begin_known;
+	PpBase begin;          /* … and, perhaps, what the epoch began with that read them */
+	TimestampTz looked_at; /* this and below: see repair.c */
+	TimestampTz checked_at;
+	int64 checked_added;
+	PpId looked; /* this and below: what watch.c saw last */
 	PpId delivered;
 	PpId generated;
 	int64 added;
@@ -114,7 +118,7 @@ extern void pp_worker_open_apply(PpWorker *w);
 extern void pp_worker_transact(PpWorker *w, PpWork work, void *arg);
 
 /* consume.c */
-extern bool pp_consume_create_group(PpWorker *w, bool anew, PpRedisError *error);
+extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
 extern void pp_consume_normalize(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_apply(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
@@ -128,6 +132,13 @@ extern void pp_consume(PpWorker *w, PpRedisError *error);
 /* open.c */
 extern bool pp_consume_open(PpWorker *w, PpRedisError *error);
 extern void pp_consume_not_alone(PpWorker *w);
+
+/* repair.c */
+extern bool pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position,
+					  PpRedisError *error);
+extern bool pp_repair_is_wanted(PpWorker *w);
+extern bool pp_repair_get_pending(PpWorker *w, PpId after, PpId last, PpBatch *page,
+								  PpRedisError *error);
 
 /* watch.c */
 extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position);
