@@ -459,6 +459,7 @@ write_key(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
 	copy_reply(nonce, sizeof(nonce), reply);
 	if (strcmp(nonce, key->nonce) == 0)
 	{
+		PpReply *refused = NULL;
 		int n = 3;
 
 		pp_redis_send(w->redis, "MULTI");
@@ -472,32 +473,58 @@ write_key(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
 		}
 		pp_redis_send(w->redis, "EXEC");
 		for (int i = 0; i < n; i++)
+		{
 			if ((reply = pp_consume_receive_any(w, error)) == NULL)
 				return false;
-		if (reply->type == PP_REPLY_ARRAY)
-			return true;
-		if (reply->type == PP_REPLY_ERROR)
+			/* The first one says why: EXEC, only that there was one. */
+			if (reply->type == PP_REPLY_ERROR && refused == NULL)
+				refused = reply;
+		}
+		if (refused != NULL)
 		{
-			pp_redis_error_reply(error, reply->str, reply->len);
+			pp_redis_error_reply(error, refused->str, refused->len);
 			return false;
 		}
+		w->client_noted = true;
+		if (reply->type == PP_REPLY_ARRAY)
+			return true;
 	}
 	pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "owner_changed",
 					   "another owner of consumer group \"%s\" came first", w->def->group);
 	return false;
 }
 
-/* It is ours, and was: the connection is another one, perhaps. */
+/* It is ours, and was: the connection is another one, perhaps.  Refused, it is tried with each read. */
 static bool
 note_connection(PpWorker *w, const Key *key, PpRedisError *error)
 {
 	PpReply *reply;
 
-	if (key->client == pp_redis_client_id(w->redis))
+	w->client_noted = key->client == pp_redis_client_id(w->redis);
+	if (w->client_noted)
 		return true;
 	pp_redis_send(w->redis, "HSET %s client %lld", w->owner_name,
 				  (long long) pp_redis_client_id(w->redis));
-	return pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error);
+	if ((reply = pp_consume_receive_any(w, error)) == NULL)
+		return false;
+	w->client_noted = reply->type == PP_REPLY_INTEGER;
+	return true;
+}
+
+/*
+ * May it be read although the key could not be written?  Under maxmemory Redis refuses that, and
+ * serves reads and acknowledgements, which give memory back.  Only by the server that wrote the key
+ * last: whether another one with the same nonce moves could not be seen.  And what is to be made
+ * good could not be noted.
+ */
+static bool
+may_keep(PpWorker *w, const Known *known, const Key *key, const PpRedisError *error)
+{
+	char instance[sizeof(key->instance)];
+
+	write_instance(instance, sizeof(instance));
+	return strcmp(error->code, "redis_oom") == 0 && !w->went_back && known->nonce[0] != '\0' &&
+		   strcmp(key->nonce, known->nonce) == 0 && strcmp(key->instance, instance) == 0;
 }
 
 /*
@@ -524,10 +551,19 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 	if (!check_right(w, &known, &key, error))
 		return false;
 	w->went_back |= has_gone_back(w, &known, &key);
-	if (!write_key(w, &known, &key, error))
+	if (write_key(w, &known, &key, error))
+	{
+		pp_worker_transact(w, note_claimed, NULL);
+		strlcpy(w->nonce, known.next_nonce, sizeof(w->nonce));
+	}
+	else if (may_keep(w, &known, &key, error))
+	{
+		w->client_noted = false;
+		memset(error, 0, sizeof(*error));
+		strlcpy(w->nonce, known.nonce, sizeof(w->nonce));
+	}
+	else
 		return false;
-	pp_worker_transact(w, note_claimed, NULL);
-	strlcpy(w->nonce, known.next_nonce, sizeof(w->nonce));
 	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
 	strlcpy(w->pipe->nonce, w->nonce, sizeof(w->pipe->nonce));
 	w->pipe->fenced = false;
@@ -545,12 +581,18 @@ pp_owner_join(PpWorker *w)
 	LWLockRelease(&w->pipe->lock);
 }
 
-/* Queues a look at the nonce, and the sign that we move; before a read. */
+/*
+ * Queues a look at the nonce, and the sign that we move; before a read.  The sign is the connection,
+ * until that is in the key.
+ */
 void
 pp_owner_send_check(PpWorker *w)
 {
-	if (pp_my_proc->worker == 1)
+	if (pp_my_proc->worker == 1 && w->client_noted)
 		pp_redis_send(w->redis, "HINCRBY %s turns 1", w->owner_name);
+	else if (pp_my_proc->worker == 1)
+		pp_redis_send(w->redis, "HSET %s client %lld", w->owner_name,
+					  (long long) pp_redis_client_id(w->redis));
 	pp_redis_send(w->redis, "HGET %s nonce", w->owner_name);
 }
 
@@ -560,8 +602,12 @@ pp_owner_receive_check(PpWorker *w, PpRedisError *error)
 {
 	PpReply *reply;
 
-	if (pp_my_proc->worker == 1 && pp_consume_receive_any(w, error) == NULL)
-		return false;
+	if (pp_my_proc->worker == 1)
+	{
+		if ((reply = pp_consume_receive_any(w, error)) == NULL)
+			return false;
+		w->client_noted |= reply->type == PP_REPLY_INTEGER;
+	}
 	reply = pp_consume_receive_any(w, error);
 	if (reply == NULL)
 		return false;
