@@ -36,11 +36,28 @@
 #define MIN_REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
 #define MAX_REPLY_LIMIT ((size_t) 1200 * 1024 * 1024)
 
-/* The next reply, within timeout_ms; looks around meanwhile. NULL: the connection failed. */
+/*
+ * No reply came.  Perhaps it was longer than Redis keeps for a client that is slow to take it
+ * (client-output-buffer-limit), or than can be taken: the next one is to be shorter.
+ */
+static PpReply *
+no_reply(PpWorker *w)
+{
+	/* Closed by ourselves, because a setting has changed: that says nothing. */
+	if (pp_redis_error(w->redis)->class != PP_REDIS_CLASS_NONE)
+		w->count = Max(1, w->count / 4);
+	return NULL;
+}
+
+/*
+ * The next reply; looks around meanwhile.  NULL: the connection failed, or for timeout_ms nothing
+ * came.  A long reply may take longer, as long as it comes.
+ */
 static PpReply *
 receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
 {
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	uint64 received = pp_redis_received(w->redis);
 	PpReply *reply = NULL;
 
 	for (;;)
@@ -51,13 +68,18 @@ receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
 		if (result == PP_REDIS_REPLY)
 			return reply;
 		if (result == PP_REDIS_FAILED)
-			return NULL;
+			return no_reply(w);
+		if (pp_redis_received(w->redis) != received)
+		{
+			received = pp_redis_received(w->redis);
+			end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+		}
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 		if (left <= 0)
 		{
 			(void) pp_redis_fail(w->redis, PP_REDIS_CLASS_MOMENT, "redis_timeout",
 								 "Redis did not answer within %ld ms", timeout_ms);
-			return NULL;
+			return no_reply(w);
 		}
 		pp_redis_wait(w->redis, left, event);
 		pp_worker_look_around(w);
@@ -149,18 +171,22 @@ keep_for_ack(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn)
 
 /*
  * Receives the replies to the XACKs.  A smaller number than was sent is no error: somebody else has
- * acknowledged, or the group is another one; what is not acknowledged comes again.
+ * acknowledged, or the group is another one; what is not acknowledged comes again.  The number of the
+ * batch, sent behind each, may be refused, as it is under maxmemory: one that is too low does no harm.
  */
 static bool
 receive_acks(PpWorker *w, PpRedisError *error)
 {
 	while (w->acks_in_flight > 0)
 	{
+		bool is_ack = w->acks_in_flight % 2 == 0;
 		PpReply *reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+		bool refused = failed(w, reply, error);
 
-		if (failed(w, reply, error))
+		if (refused && (is_ack || reply == NULL))
 			return false;
-		if (reply->type != PP_REPLY_INTEGER)
+		memset(error, 0, sizeof(*error));
+		if (!refused && reply->type != PP_REPLY_INTEGER)
 		{
 			pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
 							   "the reply to XACK is not a number");
@@ -189,8 +215,11 @@ receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, P
 	pp_pipe_read(w->pipe, batch);
 	batch->look_up = !pp_held_take(w->pipe, (int) (batch - w->batches), batch->entries[0].id,
 								   batch->entries[batch->n - 1].id);
-	/* Large entries: fewer at a time from now on; and back to more only step by step. */
-	w->count = (int) Min(Min((size_t) w->batch_size, (size_t) w->count * 2),
+	/*
+	 * Large entries: fewer at a time from now on; and back to more only step by step, when the last
+	 * failure is a while ago.
+	 */
+	w->count = (int) Min(Min(w->batch_size, w->backoff.attempts > 0 ? w->count : w->count * 2),
 						 Max(w->batch_bytes / Max(batch->bytes / batch->n, 1), 1));
 	return true;
 }

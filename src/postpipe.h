@@ -22,6 +22,7 @@
 #define PP_STREAM_LEN      256 /* a stream key or a consumer group, checked when a pipeline is made */
 #define PP_CONSUMER_LEN    128 /* postpipe:<system identifier>:<database>:<pipeline>:<n> */
 #define PP_NONCE_LEN       33  /* 128 random bits in hexadecimal, and the zero */
+#define PP_ADDRESS_LEN     64  /* an address in numbers */
 #define PP_REASON_LEN      256 /* a reason in words; longer text is cut at a character */
 #define PP_REASON_CODE_LEN 32  /* a stable code such as redis_loading */
 /*

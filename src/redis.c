@@ -361,6 +361,8 @@ pp_redis_poll(PpRedis *conn, PpReply **reply)
 		{
 			if (pp_redis_login_step(conn, object) == PP_REDIS_FAILED || !pp_redis_flush(conn))
 				return PP_REDIS_FAILED;
+			if (conn->login_count == 0)
+				pp_redis_address_works(conn);
 		}
 		else if (object != NULL)
 		{

@@ -1,6 +1,6 @@
 /*
  * redis_internal.h
- *		Shared by redis.c, redis_login.c and redis_reply.c alone: hiredis.
+ *		Shared by redis.c, redis_address.c, redis_login.c and redis_reply.c alone: hiredis.
  */
 #ifndef PP_REDIS_INTERNAL_H
 #define PP_REDIS_INTERNAL_H
@@ -41,7 +41,10 @@ struct PpRedis
 	PpRedisError error;
 	char name[PP_CONSUMER_LEN];
 	int64 client_id;
-	int64 old_client_id; /* of the connection before, if it may still be half-open */
+	int64 old_client_id;          /* of the connection before, if it may still be half-open */
+	char address[PP_ADDRESS_LEN]; /* of this attempt to connect; see redis_address.c */
+	bool address_failed;          /* no log-in has succeeded there since it was looked up */
+	int address_turn;             /* which of several is tried */
 	char run_id[64];
 	char version[32];
 	char role[16];
@@ -52,6 +55,10 @@ extern PpRedisResult pp_redis_fail_connect(PpRedis *conn, const char *why);
 
 /* redis_login.c */
 extern PpRedisResult pp_redis_login_step(PpRedis *conn, const PpReply *reply);
+
+/* redis_address.c */
+extern bool pp_redis_find_address(PpRedis *conn);
+extern void pp_redis_address_works(PpRedis *conn);
 
 /* redis_reply.c */
 extern redisReplyObjectFunctions *pp_reply_functions(void);

@@ -1,6 +1,6 @@
 /*
  * redis_login.c
- *		Open a connection to Redis: resolve, connect, log in.
+ *		Open a connection to Redis: connect, log in.
  *
  * pp_redis_start() begins to connect and queues the log-in; the replies to it are consumed by
  * pp_redis_login_step(), and pp_redis_is_open() becomes true when it is done.  When the server turns
@@ -10,61 +10,12 @@
 #include "redis_internal.h"
 
 #include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <arpa/nameser.h>
-#include <resolv.h>
 
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
 #define KEPT_BUFFER     (4 * 1024 * 1024) /* what the reader keeps between two replies */
 #define HANDSHAKE_LIMIT (256 * 1024)
-
-/*
- * Resolves the host to a numeric address.  getaddrinfo() cannot be interrupted; the resolver's
- * own timeout, lowered once per process, bounds it (resolv.conf(5), RES_OPTIONS).
- */
-static bool
-resolve(PpRedis *conn, char *address, size_t size)
-{
-	static bool resolver_bounded = false;
-	struct addrinfo hints;
-	struct addrinfo *list;
-	int rc;
-
-	if (!resolver_bounded)
-	{
-		setenv("RES_OPTIONS", "timeout:1 attempts:1", 1);
-		(void) res_init(); /* the postmaster may have used the resolver before us */
-		resolver_bounded = true;
-	}
-	memset(&hints, 0, sizeof(hints));
-	hints.ai_socktype = SOCK_STREAM;
-	hints.ai_flags = AI_ADDRCONFIG;
-	rc = getaddrinfo(conn->url.host, NULL, &hints, &list);
-	if (rc == 0)
-	{
-		/*
-		 * IPv4 first where there is a choice: Redis listens on 127.0.0.1 and often not on ::1, and
-		 * one attempt is made per back-off.
-		 */
-		struct addrinfo *best = list;
-
-		for (struct addrinfo *ai = list; ai != NULL; ai = ai->ai_next)
-			if (ai->ai_family == AF_INET)
-			{
-				best = ai;
-				break;
-			}
-		rc = getnameinfo(best->ai_addr, best->ai_addrlen, address, (socklen_t) size, NULL, 0,
-						 NI_NUMERICHOST);
-		freeaddrinfo(list);
-	}
-	if (rc != 0)
-		(void) pp_redis_fail_connect(conn, gai_strerror(rc));
-	return rc == 0;
-}
 
 static void
 queue_login(PpRedis *conn)
@@ -102,15 +53,13 @@ queue_login(PpRedis *conn)
 bool
 pp_redis_start(PpRedis *conn, const PpRedisUrl *url)
 {
-	char address[NI_MAXHOST];
-
 	pp_redis_close(conn);
 	if (strcmp(conn->url.display, url->display) != 0)
 		conn->old_client_id = 0; /* another server: the number means nothing there */
 	conn->url = *url;
 	memset(&conn->error, 0, sizeof(conn->error));
 	conn->error.code = "";
-	if (!url->is_unix && !resolve(conn, address, sizeof(address)))
+	if (!url->is_unix && !pp_redis_find_address(conn))
 		return false;
 
 	if (!AcquireExternalFD())
@@ -120,7 +69,7 @@ pp_redis_start(PpRedis *conn, const PpRedisUrl *url)
 	}
 	conn->fd_accounted = true;
 	conn->rc = url->is_unix ? redisConnectUnixNonBlock(url->host)
-							: redisConnectNonBlock(address, url->port);
+							: redisConnectNonBlock(conn->address, url->port);
 	if (conn->rc == NULL || conn->rc->err)
 	{
 		(void) pp_redis_fail_connect(conn, conn->rc ? conn->rc->errstr : "out of memory");

@@ -183,12 +183,21 @@ typedef struct PpPipe
 	int sample_count;
 } PpPipe;
 
+/* The host that was looked up last, in the one postpipe.redis_url (redis_address.c). */
+typedef struct PpKnownHost
+{
+	char host[256];
+	char address[PP_ADDRESS_LEN]; /* at which the last log-in succeeded; '': none */
+	TimestampTz asked_at;         /* a question that was not answered in time; 0: none */
+} PpKnownHost;
+
 typedef struct PpShared
 {
 	LWLock lock;
 	ConditionVariable state_cv; /* broadcast when a status, or a slot's use, has changed */
 	int tranche;
 	int num_procs;
+	PpKnownHost known_host;               /* (R) */
 	Oid step_aside[PP_MAX_DATABASES];     /* (R) databases to stay out of … */
 	int step_aside_pid[PP_MAX_DATABASES]; /* (R) … for as long as this backend lives */
 	PpPipe pipes[PP_MAX_PIPELINES];

@@ -32,20 +32,18 @@ put_error(PpRow *row, const PpLastError *error)
 	pp_row_time(row, error->at);
 }
 
-static PpProc *
-copy_proc(int i)
+/* Copies a slot. False: it is not in use. */
+static bool
+copy_proc(int i, PpProc *copy)
 {
 	PpProc *shared = &pp_shared->procs[i];
-	PpProc *copy = palloc(sizeof(PpProc));
-	bool in_use;
 
 	LWLockAcquire(&pp_shared->lock, LW_SHARED);
 	LWLockAcquire(&shared->lock, LW_SHARED);
 	memcpy(copy, shared, sizeof(PpProc));
 	LWLockRelease(&shared->lock);
-	in_use = copy->in_use;
 	LWLockRelease(&pp_shared->lock);
-	return in_use ? copy : NULL;
+	return copy->in_use;
 }
 
 /* How bad is a state?  A pipeline is in the worst state of its workers. */
@@ -106,19 +104,19 @@ combine_status(const char *name, PpPipe *pipe, int *workers)
 	LWLockRelease(&pipe->lock);
 	for (int i = 1 + PP_MAX_DATABASES; i < pp_shared->num_procs; i++)
 	{
-		PpProc *proc = copy_proc(i);
+		PpProc proc;
 
-		if (proc == NULL || proc->dboid != MyDatabaseId || strcmp(proc->pipeline, name) != 0)
+		if (!copy_proc(i, &proc) || proc.dboid != MyDatabaseId || strcmp(proc.pipeline, name) != 0)
 			continue;
-		*workers += proc->pid != 0;
+		*workers += proc.pid != 0;
 		/* What the supervisor says counts while it is not just "running". */
 		if (status.state == PP_STATE_RUNNING && status.reason_code[0] == '\0')
 		{
-			status = proc->status;
+			status = proc.status;
 			first = false;
 		}
-		else if (!first && severity(proc->status.state) > severity(status.state))
-			status = proc->status;
+		else if (!first && severity(proc.status.state) > severity(status.state))
+			status = proc.status;
 	}
 	/* Wanted, and no worker there: it is between two lives. */
 	if (first && status.state == PP_STATE_RUNNING && status.reason_code[0] == '\0')
@@ -312,12 +310,12 @@ postpipe_workers_0_1(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < pp_shared->num_procs; i++)
 	{
-		PpProc *proc = copy_proc(i);
+		PpProc proc;
 		PpRow row = {0};
 
-		if (proc == NULL)
+		if (!copy_proc(i, &proc))
 			continue;
-		put_worker(&row, proc);
+		put_worker(&row, &proc);
 		pp_row_emit(fcinfo, &row);
 	}
 	return (Datum) 0;

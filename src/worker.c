@@ -175,8 +175,6 @@ redis_failed(PpWorker *w, const PpRedisError *error)
 	pp_worker_disconnect(w);
 	pp_held_release_all(w->pipe);
 	pp_pipe_park(w->pipe);
-	if (strcmp(copy.code, "redis_reply_too_large") == 0)
-		w->count = Max(1, w->count / 4);
 	pp_report_error(w->pipe, pp_redis_error_sqlstate(&copy), copy.message);
 	pp_report_state(copy.class == PP_REDIS_CLASS_SETTING ? PP_STATE_FAILED : PP_STATE_RETRYING,
 					copy.code, copy.message, pp_redis_error_hint(&copy));

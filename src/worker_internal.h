@@ -98,6 +98,7 @@ typedef struct PpWorker
 	TimestampTz ahead_since;
 	char *owner_name; /* this and below: see owner.c */
 	char nonce[PP_NONCE_LEN];
+	bool client_noted;         /* the key names this connection */
 	TimestampTz owner_seen_at; /* the connection of another owner */
 	int64 owner_turns;
 	TimestampTz owner_gone_at; /* that connection */

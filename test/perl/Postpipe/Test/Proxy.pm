@@ -12,6 +12,7 @@
 #   drop DIR                  black hole: swallow the bytes
 #   delay DIR MS              hold each chunk back
 #   dribble DIR               one byte per write
+#   rate DIR BYTES            no more than that in a second
 #   garble DIR PERMILLE       flip one bit in PERMILLE of the bytes
 #   noise DIR PERMILLE        the same, but not inside of strings, where nobody could see it; connections made from now on
 #   cut DIR N                 reset after N more bytes (0: at the next byte)
@@ -34,6 +35,7 @@ use Time::HiRes ();
 
 use constant DRIBBLE_SECONDS => 0.0005;
 use constant QUEUE_BYTES => 1 << 20;
+use constant RATE_BYTES => 1 << 14;    # written at once
 
 sub new
 {
@@ -65,7 +67,7 @@ sub request_command
 	elsif ($command eq 'stats') { }
 	elsif (!@modes) { die "proxy: what is \"$line\"?\n" }
 	elsif ($command =~ /^(?:stall|drop|dribble|dup)$/) { $_->{$command} = 1 for @modes }
-	elsif ($command =~ /^(?:delay|garble|noise|cut)$/) { $_->{$command} = $args[0] for @modes }
+	elsif ($command =~ /^(?:delay|garble|noise|cut|rate)$/) { $_->{$command} = $args[0] for @modes }
 	elsif ($command eq 'cuton') { $_->{cuton} = { pattern => $args[0], when => $args[1], count => $args[2] // 1 } for @modes }
 	elsif ($command eq 'gate') { $_->{gate} = { pattern => $args[0], shell => (split ' ', $line, 4)[3] } for @modes }
 	else { die "proxy: what is \"$line\"?\n" }
@@ -234,8 +236,10 @@ sub _write
 		my $mode = $self->{modes}{ $pipe->{direction} };
 		return if $mode->{stall} || $now < max($chunk->[0], $pipe->{at});
 		$pipe->{at} = $now + DRIBBLE_SECONDS if $mode->{dribble};
-		my $n = length $chunk->[1] ? syswrite($pipe->{to}, $chunk->[1], $mode->{dribble} ? 1 : length $chunk->[1]) : 0;
+		my $most = $mode->{dribble} ? 1 : $mode->{rate} ? RATE_BYTES : length $chunk->[1];
+		my $n = length $chunk->[1] ? syswrite($pipe->{to}, $chunk->[1], $most) : 0;
 		return $!{EAGAIN} ? undef : $self->_reset($pipe) unless defined $n;
+		$pipe->{at} = $now + $n / $mode->{rate} if $mode->{rate};
 		substr($chunk->[1], 0, $n, '');
 		$pipe->{bytes} -= $n;
 		shift @{ $pipe->{queue} } unless length $chunk->[1];

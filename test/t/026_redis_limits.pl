@@ -1,0 +1,95 @@
+# A Redis that works, within limits: a slow link, a limit for what it keeps for a client, no memory for anything new.
+# Whatever can be read is read. TAP, because limits are set in Redis and on the way to it under a running server.
+
+use strict;
+use warnings;
+use IPC::Run ();
+use PostgreSQL::Test::Utils;
+use Postpipe::Test;
+use Postpipe::Test::Hits;
+
+my $redis = Postpipe::Test::Redis->new;
+my $proxy = Postpipe::Test::Proxy->new(target => $redis->port);
+my $node = pp_node('main', redis => $proxy, conf => 'postpipe.max_retries = 0');
+my $hits = Postpipe::Test::Hits->new(node => $node, redis => $redis);
+
+# --- A batch takes longer on its way than Redis may be silent.
+before();
+$hits->publish(400, text => 'x' x 40_000);
+my $from = log_offset($node);
+$proxy->command('rate s2c 2000000');
+resume();
+$hits->settled('a slow link');
+is(scalar log_lines($node, qr/retrying/, $from), 0, '... and nothing went wrong');
+$proxy->command('pass');
+
+# --- Redis closes the connection of a client that has more to take than this.
+before();
+$redis->command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 1000000 0 0');
+$hits->publish(200, text => 'x' x 40_000);
+resume();
+$hits->settled('a limit for what is kept for a client');
+$redis->command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 0 0 0');
+
+# --- No memory: Redis refuses what needs some. What is there can be read, and gives memory back.
+$hits->sql('CREATE TABLE full_up (id int PRIMARY KEY)');
+$hits->sql(q(SELECT postpipe_create_pipeline('full_up', 'stream:full', target => 'full_up')));
+$redis->xadd('stream:full', id => 0);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM full_up', '1', 'before');
+$hits->sql(q(SELECT postpipe_pause('full_up'); SELECT postpipe_wait_state('full_up', 'paused')));
+$redis->xadd('stream:full', id => $_ == 250 ? 'bad' : $_) for 1 .. 499;
+$redis->command('CONFIG', 'SET', 'maxmemory', 1);
+$hits->sql(q(SELECT postpipe_resume('full_up')));
+wait_sql($node, 'postgres', q(SELECT (SELECT count(*) FROM full_up), (SELECT count(*) FROM postpipe_dlq)), '499|1', 'no memory: entries are applied, and dead-lettered');
+wait_for { pending($redis, 'stream:full', 'postpipe_full_up') == 0 } '... and acknowledged';
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'full_up'), 'idle', '... and nothing is wrong');
+$hits->sql(q(SELECT postpipe_create_pipeline('unborn', 'stream:full', target => 'full_up')));
+wait_sql($node, 'postgres', q(SELECT state, reason_code, left(reason, 4) FROM postpipe_stats WHERE pipeline = 'unborn'), 'retrying|redis_oom|OOM ', '... but for a group that is new: shown');
+$hits->sql(q(SELECT postpipe_drop_pipeline('unborn')));
+# Another server with the same data could not be told from this one.
+$redis->command('CONFIG', 'SET', 'maxmemory', 0);
+my $key = 'postpipe:{stream:full}:postpipe_full_up';
+wait_for { $redis->command('HGET', $key, 'client') == $hits->sql(q(SELECT redis_client_id FROM postpipe_workers WHERE pipeline = 'full_up')) } 'with memory again the connection is noted';
+$hits->sql(q(SELECT postpipe_pause('full_up'); SELECT postpipe_wait_state('full_up', 'paused')));
+$redis->command('HSET', $key, instance => 'elsewhere');
+$redis->command('CONFIG', 'SET', 'maxmemory', 1);
+$hits->sql(q(SELECT postpipe_resume('full_up')));
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'full_up'), 'retrying|redis_oom', 'a key that another server wrote is not read on');
+$redis->command('CONFIG', 'SET', 'maxmemory', 0);
+$redis->xadd('stream:full', id => 500);
+wait_sql($node, 'postgres', 'SELECT max(id) FROM full_up', '500', '... until it can be written');
+
+# --- Waiting for a state costs no memory, however many states pass by.
+my $out = '';
+my $wait = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q(SELECT pg_backend_pid()), '-c', q(SELECT postpipe_wait_state('hits', 'paused', '60 s')) ], '<', \undef, '>', \$out);
+my $pid;
+wait_for { $wait->pump_nb; ($pid) = $out =~ /^(\d+)\n/ } 'a session';
+wait_sql($node, 'postgres', qq(SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND query LIKE '%wait_state%'), '1', '... waits for a state');
+my $memory = memory($pid);
+for my $n (1 .. 200)
+{
+	$hits->publish(1);
+	wait_for { $hits->sql('SELECT count(*) FROM hits') == @{ $hits->{ids} } } 'applied';
+}
+cmp_ok(memory($pid) - $memory, '<', 5, '... and takes no memory for it');
+$hits->sql(q(SELECT postpipe_pause('hits')));
+$wait->finish;
+like($out, qr/^t$/m, '... and sees it');
+$node->stop;
+done_testing();
+
+# A case begins: nothing is read until resume().
+sub before
+{
+	$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+	return;
+}
+
+sub resume { $hits->sql(q(SELECT postpipe_resume('hits'))); return }
+
+# What a process has in memory, in MB.
+sub memory
+{
+	my ($pid) = @_;
+	return slurp_file("/proc/$pid/status") =~ /^RssAnon:\s+(\d+) kB/m ? $1 / 1024 : 0;
+}
