@@ -84,4 +84,7 @@ extern char *pp_generate_statement(const PpExtension *ext, const PpPipeline *p, 
 								   List **key_fields, char **plain_insert);
 extern char *pp_generate_check(const PpPipeline *p, Relation target);
 
+/* column_rules.c */
+extern void pp_column_rules_check(const Jsonb *columns, Oid target);
+
 #endif /* PP_PIPELINE_H */
