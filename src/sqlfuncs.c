@@ -9,6 +9,7 @@
 
 #include "access/htup_details.h"
 #include "access/xlog.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
@@ -22,6 +23,7 @@
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "dead_letter.h"
@@ -367,6 +369,18 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(entries);
 }
 
+/* Nobody could copy a template while our processes are in it: they stay out. */
+static bool
+is_template(void)
+{
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	bool result = HeapTupleIsValid(tuple) && ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return result;
+}
+
 /* Is the library preloaded and this database listed?  Said when the extension is created. */
 static void
 warn_if_idle(void)
@@ -381,6 +395,11 @@ warn_if_idle(void)
 						 "server.",
 						 libraries && libraries[0] ? psprintf("%s, 'postpipe'", libraries)
 												   : "'postpipe'")));
+	else if (is_template())
+		ereport(WARNING,
+				(errmsg("database \"%s\" is a template, so no pipeline of it will run", datname),
+				 errhint("Databases that are made from it have the extension; list those in "
+						 "postpipe.databases.")));
 	else if (!pp_guc_lists_database(datname))
 		ereport(WARNING,
 				(errmsg("database \"%s\" is not listed in postpipe.databases, so no pipeline of it "
