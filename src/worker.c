@@ -452,7 +452,7 @@ postpipe_worker_main(Datum main_arg)
 
 	if (!pp_process_start(main_arg, pp_shared->procs[DatumGetInt32(main_arg)].dboid, true))
 		proc_exit(0);
-	pp_report_state(PP_STATE_STARTING, "", "", NULL);
+	pp_report_start();
 	PG_TRY();
 	{
 		set_up(&worker);
