@@ -312,7 +312,7 @@ COMMENT ON FUNCTION @extschema@.postpipe_create_pipeline IS 'makes a pipeline fr
 COMMENT ON FUNCTION @extschema@.postpipe_drop_pipeline IS 'drops a pipeline; refuses while it has dead letters, unless discard_dead';
 COMMENT ON FUNCTION @extschema@.postpipe_pause IS 'stops reading of a pipeline at commit; nothing is lost';
 COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over arms one that comes from another server';
-COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state; false when time is up';
+COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state (running: or idle); false when time is up';
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
 COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';
 COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters; they stay counted in postpipe_audit';

@@ -50,6 +50,7 @@ typedef struct PpPipeline
 	bool dropped;           /* the built-in pipeline was dropped; nothing else is kept of it */
 	bool builtin;           /* it has no row */
 	uint64 version;         /* changes with each change of the row */
+	bool changed_here;      /* this transaction has written the row */
 } PpPipeline;
 
 extern bool pp_extension_lookup(PpExtension *ext);

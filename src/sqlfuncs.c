@@ -233,6 +233,14 @@ postpipe_resume(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* An idle pipeline is one that runs, and has nothing to do. */
+static bool
+is_state(PpState state, const char *name)
+{
+	return strcmp(pp_state_name(state), name) == 0 ||
+		   (state == PP_STATE_IDLE && strcmp(pp_state_name(PP_STATE_RUNNING), name) == 0);
+}
+
 /* postpipe_wait_state(pipeline, state, timeout): false when time is up. */
 Datum
 postpipe_wait_state(PG_FUNCTION_ARGS)
@@ -247,7 +255,15 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	(void) pp_require_pipeline(&ext, name);
+	if (pp_require_pipeline(&ext, name)->changed_here)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("pipeline \"%s\" was changed in this transaction, which takes effect at "
+					"commit only",
+					name),
+			 errhint("Wait in a transaction of its own; statements that are sent as one string, "
+					 "as by psql -c, are one transaction.")));
 	for (int i = 0; i <= PP_STATE_WAITING; i++)
 		known |= strcmp(pp_state_name(i), state) == 0;
 	if (!known)
@@ -259,7 +275,7 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 												  TimestampTzGetDatum(GetCurrentTimestamp()),
 												  PointerGetDatum(interval)));
 	ConditionVariablePrepareToSleep(&pp_shared->state_cv);
-	while (!(reached = strcmp(pp_state_name(pp_pipeline_status(name, NULL)), state) == 0))
+	while (!(reached = is_state(pp_pipeline_status(name, NULL), state)))
 	{
 		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 
