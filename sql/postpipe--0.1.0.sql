@@ -227,10 +227,12 @@ CREATE FUNCTION @extschema@.postpipe_stats_0_1(
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_stats_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
 CREATE VIEW @extschema@.postpipe_stats AS SELECT * FROM @extschema@.postpipe_stats_0_1();
 
-CREATE VIEW @extschema@.postpipe_status AS                                                -- fits 120 columns (tried): what \watch and a person at 02:00 need
+-- What \watch and a person at 02:00 need. In psql it takes 120 columns at most, with numbers of 9 digits and a name of 31 letters:
+-- the reason has what the longest name leaves, from 6 to 28. A name is never cut, so only longer ones make the line longer.
+CREATE VIEW @extschema@.postpipe_status AS
     SELECT pipeline, state, lag, pending, dead_letters AS dead, pg_catalog.round(entries_per_second::numeric) AS per_second,
            pg_catalog.make_interval(secs => pg_catalog.round(lag_seconds)) AS behind, pg_catalog.make_interval(secs => pg_catalog.round(eta_seconds)) AS eta,
-           pg_catalog.left(coalesce(reason, ''), 28) AS reason
+           pg_catalog.left(coalesce(reason, ''), least(28, greatest(6, 37 OPERATOR(pg_catalog.-) pg_catalog.max(pg_catalog.length(pipeline)) OVER ()))) AS reason
     FROM @extschema@.postpipe_stats;
 
 CREATE FUNCTION @extschema@.postpipe_workers_0_1(
@@ -310,7 +312,7 @@ COMMENT ON FUNCTION @extschema@.postpipe_create_pipeline IS 'makes a pipeline fr
 COMMENT ON FUNCTION @extschema@.postpipe_drop_pipeline IS 'drops a pipeline; refuses while it has dead letters, unless discard_dead';
 COMMENT ON FUNCTION @extschema@.postpipe_pause IS 'stops reading of a pipeline at commit; nothing is lost';
 COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over arms one that comes from another server';
-COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state; false when time is up';
+COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state (running: or idle); false when time is up';
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
 COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';
 COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters; they stay counted in postpipe_audit';
@@ -323,7 +325,7 @@ COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, 
 COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';
 COMMENT ON FUNCTION @extschema@.postpipe_pipeline_owner IS 'internal: owner of a pipeline';
 COMMENT ON VIEW @extschema@.postpipe_stats IS 'numbers of each pipeline of this database';
-COMMENT ON VIEW @extschema@.postpipe_status IS 'state of each pipeline in one line of at most 120 columns';
+COMMENT ON VIEW @extschema@.postpipe_status IS 'state of each pipeline in one line';
 COMMENT ON VIEW @extschema@.postpipe_workers IS 'processes of postpipe, of all databases';
 COMMENT ON VIEW @extschema@.postpipe_pipelines IS 'definitions of pipelines, with the statement that runs';
 COMMENT ON VIEW @extschema@.postpipe_dlq IS 'dead letters';

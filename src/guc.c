@@ -89,6 +89,7 @@ check_databases(char **newval, void **extra, GucSource source)
 	char *copy = pstrdup(*newval);
 	List *names;
 	bool ok = SplitGUCList(copy, ',', &names);
+	ListCell *lc;
 
 	if (!ok)
 		GUC_check_errdetail("List syntax is invalid: it must be database names separated by "
@@ -98,6 +99,13 @@ check_databases(char **newval, void **extra, GucSource source)
 		GUC_check_errdetail("At most %d databases can be listed.", PP_MAX_DATABASES);
 		ok = false;
 	}
+	foreach (lc, names)
+		if (ok && strlen(lfirst(lc)) >= NAMEDATALEN)
+		{
+			GUC_check_errdetail("\"%s\" has more than %d bytes, so no database has that name.",
+								(char *) lfirst(lc), NAMEDATALEN - 1);
+			ok = false;
+		}
 	list_free(names);
 	pfree(copy);
 	return ok;

@@ -35,7 +35,7 @@
 typedef struct Database
 {
 	char name[NAMEDATALEN];
-	Oid oid; /* InvalidOid: does not exist, or takes no connections */
+	Oid oid; /* InvalidOid: does not exist, or no supervisor can live in it */
 	bool listed;
 	bool complained; /* said so already */
 	bool waits;      /* for a free worker slot */
@@ -119,11 +119,13 @@ static void
 complain(Database *db)
 {
 	if (!db->complained)
-		ereport(LOG,
-				(errcode(ERRCODE_UNDEFINED_DATABASE),
-				 errmsg("postpipe launcher: database \"%s\" does not exist or takes no connections",
-						db->name),
-				 errhint("Create it, or take it out of postpipe.databases.")));
+		ereport(
+			LOG,
+			(errcode(ERRCODE_UNDEFINED_DATABASE),
+			 errmsg("postpipe launcher: database \"%s\" does not exist, is a template or takes no "
+					"connections",
+					db->name),
+			 errhint("Create it, or take it out of postpipe.databases.")));
 	db->complained = true;
 }
 

@@ -181,6 +181,7 @@ read_row(HeapTuple tuple, TupleDesc desc)
 	p->created_at = nulls[COL_CREATED_AT - 1] ? 0 : DatumGetTimestampTz(values[COL_CREATED_AT - 1]);
 	p->altered_at = nulls[COL_ALTERED_AT - 1] ? 0 : DatumGetTimestampTz(values[COL_ALTERED_AT - 1]);
 	p->dropped = DatumGetBool(values[COL_DROPPED - 1]);
+	p->changed_here = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
 	p->version = hash_combine64(
 		HeapTupleHeaderGetRawXmin(tuple->t_data),
 		hash_bytes_extended((unsigned char *) &tuple->t_self, sizeof(tuple->t_self), 1));

@@ -50,6 +50,7 @@ typedef struct PpPipeline
 	bool dropped;           /* the built-in pipeline was dropped; nothing else is kept of it */
 	bool builtin;           /* it has no row */
 	uint64 version;         /* changes with each change of the row */
+	bool changed_here;      /* this transaction has written the row */
 } PpPipeline;
 
 extern bool pp_extension_lookup(PpExtension *ext);
@@ -77,5 +78,8 @@ extern bool pp_posts_owns(const PpPipeline *p);
 extern PpPipeline *pp_posts_definition(const PpExtension *ext);
 extern void pp_posts_create_table(const PpExtension *ext, const PpPipeline *p);
 extern void pp_posts_adapt(PpPipeline *p, Relation target);
+
+/* column_rules.c */
+extern void pp_column_rules_check(const Jsonb *columns, Oid target);
 
 #endif /* PP_PIPELINE_H */

@@ -462,6 +462,13 @@ pp_redis_role(const PpRedis *conn)
 	return conn->role;
 }
 
+/* The policy by which the server may evict a stream, as "allkeys-lru"; empty: it may not. */
+const char *
+pp_redis_eviction(const PpRedis *conn)
+{
+	return conn->eviction;
+}
+
 int64
 pp_redis_client_id(const PpRedis *conn)
 {

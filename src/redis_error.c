@@ -20,21 +20,25 @@ typedef struct ErrorRule
 
 #define HINT_LOGIN \
 	"Check postpipe.redis_url and postpipe.redis_password_file, then SELECT pg_reload_conf()."
-#define HINT_ACL                                                                                   \
-	"Allow the Redis user the commands XREADGROUP, XACK, XGROUP, XINFO, XPENDING, XRANGE, XCLAIM " \
-	"and EVAL on the stream's key."
+#define HINT_ACL                                                                                \
+	"The Redis user needs: ACL SETUSER <user> ~<stream> ~postpipe:* +xreadgroup +xack +xgroup " \
+	"+xinfo +xpending +xrange +xclaim +xlen +hget +hgetall +hset +hincrby +hdel +del +watch "   \
+	"+multi +exec +eval +client +info; with a database number in the URL also +select, with "   \
+	"dead_letter_stream also +xadd on that key."
+#define HINT_CLUSTER \
+	"Redis Cluster is not supported, but for one node that holds all slots or the stream's key."
+#define HINT_MASTER "This Redis is a replica; postpipe.redis_url must name the master."
 
 /* The first match counts: longer prefixes stand before shorter ones. */
 static const ErrorRule rules[] = {
 	{"LOADING", PP_REDIS_CLASS_MOMENT, "redis_loading", NULL},
 	{"BUSYGROUP", PP_REDIS_CLASS_MOMENT, "redis_busygroup", NULL},
 	{"BUSY", PP_REDIS_CLASS_MOMENT, "redis_busy", NULL},
-	{"MASTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_masterdown", NULL},
-	{"READONLY", PP_REDIS_CLASS_MOMENT, "redis_readonly",
-	 "This Redis is a replica; postpipe.redis_url must name the master."},
+	{"MASTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_masterdown", HINT_MASTER},
+	{"READONLY", PP_REDIS_CLASS_MOMENT, "redis_readonly", HINT_MASTER},
 	{"NOREPLICAS", PP_REDIS_CLASS_MOMENT, "redis_noreplicas", NULL},
 	{"MISCONF", PP_REDIS_CLASS_MOMENT, "redis_misconf", NULL},
-	{"CLUSTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_clusterdown", NULL},
+	{"CLUSTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_clusterdown", HINT_CLUSTER},
 	{"TRYAGAIN", PP_REDIS_CLASS_MOMENT, "redis_tryagain", NULL},
 	{"OOM", PP_REDIS_CLASS_MOMENT, "redis_oom", NULL},
 	{"ERR max number of clients", PP_REDIS_CLASS_MOMENT, "redis_maxclients", NULL},
@@ -52,8 +56,7 @@ static const ErrorRule rules[] = {
 	{"ERR ACL failure in script", PP_REDIS_CLASS_SETTING, "redis_noperm", HINT_ACL},
 	{"DENIED", PP_REDIS_CLASS_SETTING, "redis_denied", NULL},
 	{"NOPROTO", PP_REDIS_CLASS_SETTING, "redis_noproto", NULL},
-	{"MOVED", PP_REDIS_CLASS_SETTING, "redis_cluster",
-	 "Redis Cluster is not supported; name the node that holds the stream's key."},
+	{"MOVED", PP_REDIS_CLASS_SETTING, "redis_cluster", HINT_CLUSTER},
 	{"ASK", PP_REDIS_CLASS_SETTING, "redis_cluster", NULL},
 	{"CROSSSLOT", PP_REDIS_CLASS_SETTING, "redis_cluster", NULL},
 	{"WRONGTYPE", PP_REDIS_CLASS_SETTING, "redis_wrongtype",

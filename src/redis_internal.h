@@ -48,6 +48,7 @@ struct PpRedis
 	char run_id[64];
 	char version[32];
 	char role[16];
+	char eviction[32]; /* the policy by which Redis may evict a stream; empty: it may not */
 };
 
 /* redis.c */

@@ -110,6 +110,18 @@ copy_info(const PpReply *info, const char *name, char *dst, size_t size)
 	dst[0] = '\0';
 }
 
+/* Only keys with a time to live are evicted by the other policies: a stream has none. */
+static void
+learn_eviction(PpRedis *conn, const PpReply *info)
+{
+	char limit[32];
+
+	copy_info(info, "maxmemory", limit, sizeof(limit));
+	copy_info(info, "maxmemory_policy", conn->eviction, sizeof(conn->eviction));
+	if (strcmp(limit, "0") == 0 || strncmp(conn->eviction, "allkeys-", strlen("allkeys-")) != 0)
+		conn->eviction[0] = '\0';
+}
+
 static void
 learn_server(PpRedis *conn, const PpReply *info)
 {
@@ -118,6 +130,7 @@ learn_server(PpRedis *conn, const PpReply *info)
 	copy_info(info, "run_id", run_id, sizeof(run_id));
 	copy_info(info, "redis_version", conn->version, sizeof(conn->version));
 	copy_info(info, "role", conn->role, sizeof(conn->role));
+	learn_eviction(conn, info);
 	if (conn->old_client_id != 0 && run_id[0] != '\0' && strcmp(run_id, conn->run_id) == 0)
 	{
 		redisAppendCommand(conn->rc, "CLIENT KILL ID %lld", (long long) conn->old_client_id);

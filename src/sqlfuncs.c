@@ -9,6 +9,7 @@
 
 #include "access/htup_details.h"
 #include "access/xlog.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
@@ -22,6 +23,7 @@
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "dead_letter.h"
@@ -230,6 +232,14 @@ postpipe_resume(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* An idle pipeline is one that runs, and has nothing to do. */
+static bool
+is_state(PpState state, const char *name)
+{
+	return strcmp(pp_state_name(state), name) == 0 ||
+		   (state == PP_STATE_IDLE && strcmp(pp_state_name(PP_STATE_RUNNING), name) == 0);
+}
+
 /* postpipe_wait_state(pipeline, state, timeout): false when time is up. */
 Datum
 postpipe_wait_state(PG_FUNCTION_ARGS)
@@ -244,7 +254,15 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	(void) pp_require_pipeline(&ext, name);
+	if (pp_require_pipeline(&ext, name)->changed_here)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("pipeline \"%s\" was changed in this transaction, which takes effect at "
+					"commit only",
+					name),
+			 errhint("Wait in a transaction of its own; statements that are sent as one string, "
+					 "as by psql -c, are one transaction.")));
 	for (int i = 0; i <= PP_STATE_WAITING; i++)
 		known |= strcmp(pp_state_name(i), state) == 0;
 	if (!known)
@@ -256,7 +274,7 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 												  TimestampTzGetDatum(GetCurrentTimestamp()),
 												  PointerGetDatum(interval)));
 	ConditionVariablePrepareToSleep(&pp_shared->state_cv);
-	while (!(reached = strcmp(pp_state_name(pp_pipeline_status(name, NULL)), state) == 0))
+	while (!(reached = is_state(pp_pipeline_status(name, NULL), state)))
 	{
 		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 
@@ -267,6 +285,18 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_BOOL(reached);
+}
+
+/* Nobody could copy a template while our processes are in it: they stay out. */
+static bool
+is_template(void)
+{
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	bool result = HeapTupleIsValid(tuple) && ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return result;
 }
 
 /* Is the library preloaded and this database listed?  Said when the extension is created. */
@@ -283,6 +313,11 @@ warn_if_idle(void)
 						 "server.",
 						 libraries && libraries[0] ? psprintf("%s, 'postpipe'", libraries)
 												   : "'postpipe'")));
+	else if (is_template())
+		ereport(WARNING,
+				(errmsg("database \"%s\" is a template, so no pipeline of it will run", datname),
+				 errhint("Databases that are made from it have the extension; list those in "
+						 "postpipe.databases.")));
 	else if (!pp_guc_lists_database(datname))
 		ereport(WARNING,
 				(errmsg("database \"%s\" is not listed in postpipe.databases, so no pipeline of it "

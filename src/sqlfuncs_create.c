@@ -211,6 +211,9 @@ set_start(PpPipeline *p, char *start_id, bool has_time, TimestampTz start_time)
 	char buf[PP_ID_LEN];
 	char *sql;
 
+	if (has_time && start_id != NULL && strcmp(start_id, "0") != 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("start_id and start_time cannot be given both")));
 	if (has_time)
 	{
 		/* A group delivers what comes after its ID. */
@@ -232,11 +235,12 @@ set_start(PpPipeline *p, char *start_id, bool has_time, TimestampTz start_time)
 
 /* The target's name, qualified and quoted; it must exist. */
 static char *
-qualify_target(const char *target)
+qualify_target(const char *target, Oid *target_oid)
 {
 	RangeVar *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(target)));
 	Oid oid = RangeVarGetRelid(name, AccessShareLock, false);
 
+	*target_oid = oid;
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(oid)),
 									  get_rel_name(oid));
 }
@@ -328,6 +332,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	PpExtension ext;
 	PpPipeline *p = palloc0(sizeof(PpPipeline));
 	char *target = pp_text_arg(fcinfo, 2);
+	Oid target_oid = InvalidOid;
 	char *sql;
 
 	pp_require_preload();
@@ -360,7 +365,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 						errmsg("a pipeline needs either a target or a statement")));
 	p->owner = owner_arg(fcinfo, 14);
 	if (target != NULL)
-		p->target = qualify_target(target);
+		p->target = qualify_target(target, &target_oid);
 	p->key = text_array_arg(fcinfo, 5);
 	p->on_conflict = pp_required_text_arg(fcinfo, 6, "on_conflict");
 	if (strcmp(p->on_conflict, "update") != 0 && strcmp(p->on_conflict, "nothing") != 0 &&
@@ -370,6 +375,8 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 						errhint("Valid values are update, nothing, newer and error.")));
 	p->newer_by = pp_text_arg(fcinfo, 7);
 	p->columns = PG_ARGISNULL(8) ? NULL : PG_GETARG_JSONB_P_COPY(8);
+	if (p->columns != NULL)
+		pp_column_rules_check(p->columns, target_oid);
 	p->event_types = text_array_arg(fcinfo, 9);
 	p->workers = PG_ARGISNULL(12) ? 1 : PG_GETARG_INT32(12);
 	if (p->workers < 1 || p->workers > PP_MAX_WORKERS_PER_PIPELINE)

@@ -183,7 +183,10 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid to_id \"%s\"", text),
 					 errhint("It is the ID of an entry: those after it are read again.")));
 	}
-	else if (!PG_ARGISNULL(2))
+	if (!PG_ARGISNULL(1) && !PG_ARGISNULL(2))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("to_id and to_time cannot be given both")));
+	if (!PG_ARGISNULL(2))
 		id = pp_id_previous(pp_id_at_time(PG_GETARG_TIMESTAMPTZ(2)));
 	if (pp_pipeline_status(p->name, &pipe) != PP_STATE_PAUSED || p->enabled)
 		ereport(ERROR,

@@ -64,8 +64,9 @@ severity(PpState state)
 static void
 explain_no_slot(PpStatus *status)
 {
-	PpProc *launcher = copy_proc(0);
+	PpProc launcher;
 
+	(void) copy_proc(0, &launcher);
 	if (RecoveryInProgress())
 		(void) pp_status_set(status, PP_STATE_WAITING, "standby", "this server is a standby");
 	else if (!pp_guc_lists_database(get_database_name(MyDatabaseId)))
@@ -73,9 +74,9 @@ explain_no_slot(PpStatus *status)
 							 "this database is not listed in postpipe.databases");
 	else if (pp_pipe_count(InvalidOid) >= PP_MAX_PIPELINES)
 		(void) pp_status_set(status, PP_STATE_WAITING, PP_PIPES_FULL_CODE, PP_PIPES_FULL);
-	else if (launcher->status.state == PP_STATE_WAITING)
-		*status = launcher->status;
-	else if (launcher->pid == 0)
+	else if (launcher.status.state == PP_STATE_WAITING)
+		*status = launcher.status;
+	else if (launcher.pid == 0)
 		(void) pp_status_set(status, PP_STATE_STOPPED, "no_launcher",
 							 "the launcher does not run; if it stays so, raise "
 							 "max_worker_processes and restart the server");

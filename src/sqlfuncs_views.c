@@ -8,10 +8,12 @@
 #include "access/relation.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
@@ -43,7 +45,7 @@ generate_statement(const PpExtension *ext, const PpPipeline *p)
 	if (pp_posts_owns(p))
 		pp_posts_adapt(&adapted, rel);
 	sql = pp_generate(ext, &adapted, rel)->forms[PP_FORM_WHOLE];
-	relation_close(rel, NoLock);
+	relation_close(rel, AccessShareLock); /* whoever looks holds up no DDL after that */
 	return sql;
 }
 
@@ -93,6 +95,15 @@ postpipe_pipeline_owner(PG_FUNCTION_ARGS)
 	PG_RETURN_OID(p->owner);
 }
 
+/* Definitions are for who could change them, and for those who may read all data or watch all. */
+static bool
+may_see(const PpPipeline *p)
+{
+	return has_privs_of_role(GetUserId(), p->owner) ||
+		   has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_DATA) ||
+		   has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+}
+
 /* postpipe_pipelines: the definitions. */
 Datum
 postpipe_pipelines_0_1(PG_FUNCTION_ARGS)
@@ -107,6 +118,8 @@ postpipe_pipelines_0_1(PG_FUNCTION_ARGS)
 		PpPipeline *p = lfirst(lc);
 		PpRow row = {0};
 
+		if (!may_see(p))
+			continue;
 		pp_row_text(&row, p->name);
 		pp_row_text(&row, GetUserNameFromId(p->owner, true));
 		pp_row_text(&row, p->stream);

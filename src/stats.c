@@ -109,6 +109,13 @@ pp_report_state(PpState state, const char *code, const char *reason, const char 
 	ConditionVariableBroadcast(&pp_shared->state_cv);
 }
 
+/* This worker has started: its slot says so from the moment in which it was reserved. */
+void
+pp_report_start(void)
+{
+	log_state(PP_STATE_STARTING, "", NULL);
+}
+
 static void
 set_error(PpLastError *error, int sqlstate, const char *message)
 {

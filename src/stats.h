@@ -8,6 +8,7 @@
 #include "batch.h"
 #include "shmem.h"
 
+extern void pp_report_start(void);
 extern void pp_report_state(PpState state, const char *code, const char *reason, const char *hint);
 extern void pp_report_error(PpPipe *pipe, int sqlstate, const char *message);
 extern void pp_report_next_attempt(TimestampTz at);

@@ -14,6 +14,7 @@
 #include "access/htup_details.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
@@ -47,6 +48,14 @@ at_xact_end(XactEvent event, void *arg)
 	}
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
 		wake_supervisor = wake_launcher = false;
+}
+
+/* What a prepared transaction has changed nobody knows any more: all look. */
+static void
+wake_for_prepared(void)
+{
+	pp_wake_supervisor(MyDatabaseId);
+	pp_wake_launcher();
 }
 
 /* The supervisor of this database looks at the definitions when this transaction commits. */
@@ -126,13 +135,33 @@ may_create_databases(void)
 	return may;
 }
 
-/* Would the server let this user do it?  Nobody else may make our processes leave. */
 static bool
-may_claim(Node *parsetree, Oid dboid)
+is_template(Oid dboid)
 {
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
+	bool result = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
+/* Would the server do it, for this user and here?  Nobody else may make our processes leave. */
+static bool
+may_claim(Node *parsetree, Oid dboid, ProcessUtilityContext context)
+{
+	bool owns = pp_database_ownercheck(dboid, GetUserId());
+
+	if (IsA(parsetree, RenameStmt))
+		return owns && may_create_databases();
+	if (IsInTransactionBlock(context == PROCESS_UTILITY_TOPLEVEL))
+		return false;
 	if (IsA(parsetree, CreatedbStmt))
-		return may_create_databases();
-	return pp_database_ownercheck(dboid, GetUserId());
+		return (owns || is_template(dboid)) && may_create_databases();
+	return owns;
 }
 
 /* Waits until our processes have left the database; whoever is still there then is the server's. */
@@ -175,10 +204,13 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only,
 
 	if (is_database_statement(parsetree))
 		wake_launcher = true;
-	if (!OidIsValid(dboid) || pp_proc_count(dboid) == 0 || !may_claim(parsetree, dboid) ||
+	if (!OidIsValid(dboid) || pp_proc_count(dboid) == 0 || !may_claim(parsetree, dboid, context) ||
 		!pp_step_aside_set(dboid, true))
 	{
 		call_next(pstmt, query, read_only, context, params, env, dest, qc);
+		if (IsA(parsetree, TransactionStmt) &&
+			((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED)
+			wake_for_prepared();
 		return;
 	}
 	PG_TRY();

@@ -182,6 +182,22 @@ redis_failed(PpWorker *w, const PpRedisError *error)
 	back_off(w);
 }
 
+/* Says once that Redis may throw the stream away. */
+static void
+warn_of_eviction(const PpRedis *redis)
+{
+	static bool warned = false;
+	bool evicts = pp_redis_eviction(redis)[0] != '\0';
+
+	if (evicts && !warned && pp_my_proc->worker == 1)
+		ereport(WARNING,
+				(errmsg("postpipe pipeline \"%s\": Redis may evict the stream, with all that "
+						"was not read: its maxmemory-policy is %s",
+						pp_my_proc->pipeline, pp_redis_eviction(redis)),
+				 errhint("Set it to noeviction, or to one of the volatile policies.")));
+	warned = evicts;
+}
+
 /* Connects and logs in. */
 static bool
 connect_redis(PpWorker *w)
@@ -217,6 +233,7 @@ connect_redis(PpWorker *w)
 		pp_count(w->pipe, PP_COUNT_RECONNECTS, 1);
 	pp_report_redis(w->url.display, pp_redis_role(w->redis), pp_redis_version(w->redis),
 					pp_redis_client_id(w->redis));
+	warn_of_eviction(w->redis);
 	return true;
 }
 
@@ -433,7 +450,7 @@ postpipe_worker_main(Datum main_arg)
 
 	if (!pp_process_start(main_arg, pp_shared->procs[DatumGetInt32(main_arg)].dboid, true))
 		proc_exit(0);
-	pp_report_state(PP_STATE_STARTING, "", "", NULL);
+	pp_report_start();
 	PG_TRY();
 	{
 		set_up(&worker);

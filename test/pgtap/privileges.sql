@@ -1,4 +1,4 @@
--- Who may do what: PUBLIC sees definitions and his own dead letters, pg_monitor reads the numbers, the rest is granted by the owner.
+-- Who may do what: PUBLIC sees his own definitions and dead letters, pg_monitor reads the numbers, the rest is granted by the owner.
 BEGIN;
 SELECT no_plan();
 CREATE ROLE postpipe_nobody;
@@ -40,7 +40,9 @@ SELECT lives_ok('SELECT * FROM postpipe_version()', 'pg_monitor asks for the ver
 SELECT throws_ok('SELECT * FROM postpipe_dead_letter', '42501', NULL, 'pg_monitor does not read dead letters');
 SELECT throws_ok('SELECT * FROM postpipe_pipeline', '42501', NULL, 'pg_monitor does not read the table of definitions');
 SELECT throws_ok($$ SELECT postpipe_pause('posts') $$, '42501', NULL, 'pg_monitor does not pause');
+SELECT isnt_empty('SELECT FROM postpipe_pipelines', 'pg_monitor sees all definitions');
 SET LOCAL ROLE postpipe_nobody;
+SELECT is_empty('SELECT FROM postpipe_pipelines', 'a definition is shown to members of its owner only');
 SELECT lives_ok('SELECT * FROM ' || v, 'anybody reads ' || v) FROM unnest('{postpipe_pipelines,postpipe_dlq}'::text[]) v;
 SELECT throws_ok('SELECT * FROM ' || v, '42501', NULL, 'nobody reads ' || v)
 FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_lost,postpipe_dead_letter,postpipe_ledger,postpipe_epoch,postpipe_progress,postpipe_lost_range}'::text[]) v;
@@ -75,12 +77,14 @@ SET LOCAL ROLE postpipe_owner;
 SELECT set_eq('SELECT pipeline FROM postpipe_dlq', '{owned}'::text[], 'the owner sees his own');
 SET LOCAL ROLE postpipe_member;
 SELECT set_eq('SELECT pipeline FROM postpipe_dlq', '{owned}'::text[], 'so does a member of the owner');
+SELECT set_eq('SELECT pipeline FROM postpipe_pipelines', '{owned}'::text[], '... and the definition');
 SET LOCAL ROLE postpipe_nobody;
 SELECT is_empty('SELECT pipeline FROM postpipe_dlq', 'nobody else sees any');
 SET LOCAL ROLE postpipe_monitor;
 SELECT is_empty('SELECT pipeline FROM postpipe_dlq', 'nor does pg_monitor: payloads are not for monitoring');
 SET LOCAL ROLE postpipe_reader;
 SELECT set_eq('SELECT pipeline FROM postpipe_dlq', '{posts,owned}'::text[], 'pg_read_all_data does');
+SELECT set_eq('SELECT pipeline FROM postpipe_pipelines', '{posts,owned}'::text[], '... and all definitions');
 RESET ROLE;
 
 -- No password reaches those who may read settings.

@@ -43,6 +43,31 @@ SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v"
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": {"fields": "v"}}');
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": {"fields": []}}');
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": {"merge": 1}}');
+-- a word that is spelled wrong, a column that is not there, or what is no rule at all
+CREATE TABLE computed (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED, n int GENERATED ALWAYS AS IDENTITY, v text);
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"nope": {}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"V": {}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"ctid": {}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 'computed', columns => '{"twice": {}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 'computed', columns => '{"n": {}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": {"felds": ["a"]}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"*": {"felds": ["a"]}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": 5}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": ["a"]}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": {"fields": ["a", 5]}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": {"fields": [""]}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '{"v": {"empty": "nul"}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '[]');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', columns => '5');
+SELECT postpipe_create_pipeline('p', 'stream:p', statement => 'SELECT FROM postpipe_batch', columns => '{}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 'computed', enabled => false,
+    columns => '{"id": {}, "*": {"empty": "keep"}, "v": {"fields": ["a", "$id"], "merge": "first", "empty": "null"}}') IS NOT NULL AS made;
+SELECT postpipe_drop_pipeline('p');
+DROP TABLE computed;
+
+-- two that exclude each other
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', start_id => '5-0', start_time => '2026-01-01');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', start_id => '$', start_time => '2026-01-01');
 
 -- options
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', options => '{"batchsize": 10}');

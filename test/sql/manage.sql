@@ -74,6 +74,7 @@ SELECT postpipe_wait_state('one', 'fenced', '10ms');
 -- rewind: only a paused pipeline, and a to_id that is one
 SELECT postpipe_resume('one');
 SELECT postpipe_rewind('one', to_id => 'nonsense');
+SELECT postpipe_rewind('one', to_id => '0-0', to_time => now());
 SELECT postpipe_rewind('one', to_id => '0-0');
 
 -- dropped: nothing is left of it

@@ -36,6 +36,8 @@ ALTER SYSTEM SET postpipe.databases = '"postgres';
 ALTER SYSTEM SET postpipe.databases = 'a,,b';
 SELECT string_agg('d' || g, ',') AS too_many FROM generate_series(1, 65) g \gset
 ALTER SYSTEM SET postpipe.databases = :'too_many';
+SELECT 'postgres, ' || repeat('d', 64) AS too_long \gset
+ALTER SYSTEM SET postpipe.databases = :'too_long';
 
 -- redis_url
 ALTER SYSTEM SET postpipe.redis_url = '';

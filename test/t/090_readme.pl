@@ -30,6 +30,12 @@ while ($readme =~ /^\| `(postpipe\.\w+)` \| `?([^|`]*)`? +\|/mg)
 	  unless $name eq 'postpipe.redis_url';
 }
 
+for my $name (grep { $_ ne 'postpipe.fault' } sort keys %settings)
+{
+	like($readme, qr/^\| `\Q$name\E` \|/m, "$name is in the table of settings");
+}
+unlike($readme, qr/^\|.*\n\n\|(?! \|)/m, 'no table is cut in two by an empty line');
+
 is(run_blocks($readme), 9, 'all blocks were found');
 
 # And it does what it says: the counting pipeline counts.

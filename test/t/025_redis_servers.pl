@@ -1,0 +1,138 @@
+# Redis as it is set up elsewhere: users with few rights, replicas, a cluster's node, a server that evicts, or is busy with a
+# script, a database with a number; and somebody who acknowledges our entries. TAP, because each needs a real Redis of its own.
+
+use strict;
+use warnings;
+use PostgreSQL::Test::Utils;
+use Postpipe::Test;
+use Postpipe::Test::Hits;
+
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('main', redis => $redis->url(db => 3));
+$redis->command('SELECT', 3);
+my $hits = Postpipe::Test::Hits->new(node => $node, redis => $redis, options => '{"batch_size": 10}');
+my $from = 0;
+$hits->publish(10);
+$hits->settled('to begin with');
+
+# --- Another database after each connect: the same key in database 0 has other entries.
+$redis->command('SELECT', 0);
+$redis->command('XADD', $hits->stream, '1-1', 'n', 'of database 0');
+$redis->command('XGROUP', 'CREATE', $hits->stream, $hits->group, '0');
+$redis->command('SELECT', 3);
+for my $round (1 .. 3)
+{
+	my $client = $hits->worker('redis_client_id');
+	$redis->command('CLIENT', 'KILL', 'ID', $client);
+	wait_for { ($hits->worker('redis_client_id') || $client) != $client } "killed, round $round: another connection";
+	$hits->publish(5);
+}
+$hits->settled('database 3, and not 0');
+like($redis->cli('CLIENT', 'LIST'), qr/name=\Q@{[ $hits->worker('consumer') ]}\E .* db=3 /, 'which Redis confirms');
+
+# --- Somebody else acknowledges what is in hand: the reply to our XACK is less than we asked for.
+$from = log_offset($node);
+my $session = $hits->session;
+$session->('BEGIN; LOCK TABLE hits');
+my @ids = $hits->publish(5);
+$hits->stuck;
+is($redis->command('XACK', $hits->stream, $hits->group, @ids[ 0 .. 2 ]), 3, 'three of five are acknowledged by somebody else');
+$session->('COMMIT');
+$session->(undef);
+$hits->publish(5);
+$hits->settled('XACK returns fewer');
+is(join("\n", log_lines($node, qr/./, $from)), '', '... which is no fault');
+
+# --- Busy with a script. The first seconds it does not answer at all; then it says why.
+$redis->command('CONFIG', 'SET', 'busy-reply-threshold', 100);
+my $script = Postpipe::Test::Client->new($redis->port);
+$script->send_only([ 'EVAL', 'while true do end', 0 ]);
+$hits->shows(qr/^retrying\|redis_busy\|BUSY Redis is busy running a script[^|]*SCRIPT KILL/, 'BUSY: shown, with the command that ends it');
+Postpipe::Test::Client->new($redis->port)->command('SCRIPT', 'KILL');
+wait_for { $redis->command('SELECT', 3) } 'the script has ended';
+$hits->publish(5);
+$hits->settled('BUSY');
+
+# --- A replica that has lost its master, and does not serve what it has
+$from = log_offset($node);
+$redis->command('CONFIG', 'SET', 'replica-serve-stale-data', 'no');
+$redis->command('REPLICAOF', '127.0.0.1', 1);
+$hits->shows(qr/^retrying\|redis_masterdown\|MASTERDOWN /, 'MASTERDOWN: shown');
+$hits->attempts(2);
+is(scalar log_lines($node, qr/retrying: MASTERDOWN/, $from), 1, '... and said once');
+like(join("\n", log_lines($node, qr/HINT/, $from)), qr/must name the master/, '... with what to do');
+$redis->command('REPLICAOF', 'NO', 'ONE');
+$hits->publish(5);
+$hits->settled('MASTERDOWN');
+
+# --- Eviction: said when the worker connects, once, and only where a stream can be evicted
+sub evicts
+{
+	my ($policy, $limit, $expected) = @_;
+	$redis->command('CONFIG', 'SET', 'maxmemory-policy', $policy);
+	$redis->command('CONFIG', 'SET', 'maxmemory', $limit);
+	$from = log_offset($node);
+	$hits->fresh;
+	my $client = $hits->worker('redis_client_id');
+	$redis->command('CLIENT', 'KILL', 'ID', $client);
+	wait_for { ($hits->worker('redis_client_id') || $client) != $client } "$policy: connected again";
+	return is(scalar log_lines($node, qr/WARNING: .*pipeline "hits": Redis may evict the stream.*maxmemory-policy is $policy/, $from), $expected,
+		"maxmemory-policy $policy, maxmemory $limit: " . ($expected ? 'a warning' : 'no warning'));
+}
+evicts('allkeys-lru', '1gb', 1);
+evicts('allkeys-lru', 0, 0);
+evicts('volatile-lru', '1gb', 0);
+evicts('allkeys-random', '1gb', 1);
+evicts('noeviction', '1gb', 0);
+$hits->publish(5);
+$hits->settled('after all policies');
+is($hits->sql('SELECT count(*) FROM postpipe_dlq'), 0, 'nothing of it was an entry\'s fault');
+
+# --- A user who may do nothing, and then exactly what the hint says
+$redis->command('ACL', 'SETUSER', 'few', 'on', '>secret', '+select');
+(my $url = $redis->url(db => 3)) =~ s{redis://}{redis://few:secret\@};
+$node->append_conf('postgresql.conf', "postpipe.redis_url = '$url'");
+$from = log_offset($node);
+$node->reload;
+$hits->shows(qr/^failed\|redis_noperm\|NOPERM /, 'NOPERM: shown');
+wait_for { log_lines($node, qr/HINT:  The Redis user needs: /, $from) } '... with a hint';
+my ($rights) = (log_lines($node, qr/HINT:  The Redis user needs: /, $from))[0] =~ /ACL SETUSER <user> (.*?);/;
+my @rights = map { s/<stream>/stream:hits/r } split / /, $rights;
+$redis->command('ACL', 'LOG', 'RESET');
+$redis->command('ACL', 'SETUSER', 'few', @rights);
+$hits->publish(5);
+$hits->settled('with what the hint says it works');
+my $python = sub { $redis->command('XREADGROUP', 'GROUP', $hits->group, 'python', 'COUNT', 2, 'STREAMS', $hits->stream, '>') };
+$hits->sql("SELECT postpipe_pause('hits')");
+$hits->sql("SELECT postpipe_wait_state('hits', 'paused')");
+$hits->publish(4);
+$python->();
+is($hits->sql("SELECT count(*) FROM postpipe_consumers('hits')"), 2, '... to look at consumers');
+is($hits->sql("SELECT count(*) FROM postpipe_pending('hits')"), 2, '... and what is pending');
+is($hits->sql("SELECT postpipe_claim('hits', min_idle => '0')"), 2, '... to claim');
+$hits->sql("SELECT postpipe_resume('hits')");
+$hits->settled('... to apply what was claimed');
+is($hits->sql("SELECT count(*) FROM postpipe_reap_consumers('hits', '0') WHERE reaped"), 1, '... to delete a consumer');
+$hits->sql("SELECT postpipe_pause('hits')");
+$hits->sql("SELECT postpipe_wait_state('hits', 'paused')");
+is($hits->sql("SELECT postpipe_rewind('hits', to_id => '$hits->{ids}[-3]')"), 2, '... to rewind');
+$hits->sql("SELECT postpipe_resume('hits')");
+wait_sql($node, 'postgres', 'SELECT count(*) FROM hits', @{ $hits->{ids} } + 2, '... to apply that again');
+$hits->fresh;
+$hits->sql("SELECT postpipe_drop_pipeline('hits', destroy_group => true)");
+wait_for { $redis->command('EXISTS', 'postpipe:{stream:hits}:postpipe_hits') == 0 } '... and to give the group back';
+is_deeply($redis->command('ACL', 'LOG'), [], 'and nothing was refused meanwhile');
+$node->stop;
+
+# --- A node of a cluster that serves no slot; then it serves all
+my $cluster = Postpipe::Test::Redis->new(conf => ['cluster-enabled yes']);
+$node = pp_node('cluster', redis => $cluster);
+$hits = Postpipe::Test::Hits->new(node => $node, redis => $cluster);
+$hits->shows(qr/^retrying\|redis_clusterdown\|CLUSTERDOWN /, 'CLUSTERDOWN: shown');
+like(join("\n", log_lines($node, qr/HINT/)), qr/Redis Cluster is not supported/, '... with a hint');
+$cluster->command('CLUSTER', 'ADDSLOTSRANGE', 0, 16383);
+wait_for { $cluster->cli('CLUSTER', 'INFO') =~ /cluster_state:ok/ } 'one node with all slots';
+$hits->publish(5);
+$hits->settled('a cluster of one node');
+
+done_testing();
