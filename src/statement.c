@@ -19,7 +19,6 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -43,6 +42,7 @@
 #include "bulk_insert.h"
 #include "compat.h"
 #include "shmem.h"
+#include "target.h"
 
 #define BATCH_NAME    "postpipe_batch"
 #define BATCH_COLUMNS 6
@@ -153,42 +153,6 @@ check_owner(const PpStatement *s)
 								s->ext->schema_name, p->name)));
 }
 
-/* Is the target a table that we can promise something about? */
-static void
-check_target(const PpStatement *s, Relation rel)
-{
-	const PpPipeline *p = s->pipeline;
-	Oid owner = rel->rd_rel->relowner;
-
-	if (rel->rd_rel->relkind != RELKIND_RELATION &&
-		rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("target %s of pipeline \"%s\" is not a table", p->target, p->name),
-						errhint("Give the pipeline a statement instead of a target.")));
-	if (rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("target %s of pipeline \"%s\" is a temporary table", p->target, p->name),
-				 errdetail("A worker does not see the tables of a session.")));
-	if (rel->rd_rel->relpersistence == RELPERSISTENCE_UNLOGGED &&
-		!pp_pipeline_option_is_on(p, "allow_unlogged"))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("target %s of pipeline \"%s\" is unlogged", p->target, p->name),
-			 errdetail("After a crash it would be empty, with every entry acknowledged."),
-			 errhint("ALTER TABLE %s SET LOGGED, or set the option allow_unlogged.", p->target)));
-	if (!pp_can_set_role(p->owner, owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("owner \"%s\" of pipeline \"%s\" may not act as \"%s\", the owner of %s",
-						GetUserNameFromId(p->owner, true), p->name, GetUserNameFromId(owner, true),
-						p->target),
-				 errhint("GRANT %s TO %s, or change the owner of one of them.",
-						 quote_identifier(GetUserNameFromId(owner, true)),
-						 quote_identifier(GetUserNameFromId(p->owner, true)))));
-}
-
 static void
 forget_plans(PpStatement *s)
 {
@@ -276,7 +240,7 @@ make_for_target(PpStatement *s, MemoryContext cxt)
 					   "postpipe create it.",
 					   s->pipeline->name, s->pipeline->name)
 				 : errhint("Create it; the pipeline goes on by itself then.")));
-	check_target(s, rel);
+	pp_target_check(s->pipeline, rel);
 	if (pp_posts_owns(s->pipeline))
 		pp_posts_adapt(&adapted, rel);
 	made = pp_generate(s->ext, &adapted, rel);
@@ -430,41 +394,15 @@ count_nothing(DestReceiver *self)
 {
 }
 
-/* A table that a statement writes, or a part of it, whose owner is another role and no superuser. */
-static Oid
-find_foreign_table(Oid relid, Oid role, Oid *owner)
-{
-	ListCell *lc;
-
-	foreach (lc, find_all_inheritors(relid, AccessShareLock, NULL))
-	{
-		Relation rel = table_open(lfirst_oid(lc), NoLock);
-
-		*owner = rel->rd_rel->relowner;
-		table_close(rel, NoLock);
-		if (*owner != role && !superuser_arg(*owner))
-			return lfirst_oid(lc);
-	}
-	return InvalidOid;
-}
-
-/*
- * A superuser's statement must not write where another role's triggers, defaults or index
- * expressions would run with a superuser's rights.  The plan must not be saved yet: then no
- * resource owner has it.
- */
+/* Of the tables that a plan writes.  It must not be saved yet: then no resource owner has it. */
 static void
-check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
+check_written(PpStatement *s, SPIPlanPtr plan)
 {
-	CachedPlan *cplan;
-	Oid foreign = InvalidOid;
-	Oid owner = InvalidOid;
+	CachedPlan *cplan = SPI_plan_get_cached_plan(plan);
+	List *relids = NIL;
 	ListCell *lc;
 	ListCell *lc2;
 
-	if (s->pipeline->target != NULL || !superuser_arg(s->role))
-		return;
-	cplan = SPI_plan_get_cached_plan(plan);
 	if (cplan == NULL)
 		return;
 	foreach (lc, cplan->stmt_list)
@@ -472,25 +410,11 @@ check_superuser_targets(PpStatement *s, SPIPlanPtr plan)
 		PlannedStmt *stmt = lfirst_node(PlannedStmt, lc);
 
 		foreach (lc2, stmt->resultRelations)
-		{
-			RangeTblEntry *rte = rt_fetch(lfirst_int(lc2), stmt->rtable);
-
-			if (!OidIsValid(foreign))
-				foreign = find_foreign_table(rte->relid, s->role, &owner);
-		}
+			relids = lappend_oid(relids, rt_fetch(lfirst_int(lc2), stmt->rtable)->relid);
 	}
 	ReleaseCachedPlan(cplan, NULL);
-	if (OidIsValid(foreign))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of role "
-					"\"%s\"",
-					s->pipeline->name, GetUserNameFromId(s->role, true), get_rel_name(foreign),
-					GetUserNameFromId(owner, true)),
-			 errdetail("Triggers of the table would run with a superuser's rights."),
-			 errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(..., owner => '%s').",
-					 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
+	foreach (lc, relids)
+		pp_target_check_written(s->pipeline, s->role, lfirst_oid(lc));
 }
 
 static SPIPlanPtr
@@ -508,7 +432,8 @@ get_plan(PpStatement *s, int n, PpForm form)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR), errmsg("a pipeline needs exactly one statement"),
 				 errhint("Several changes fit into one statement with WITH.")));
-	check_superuser_targets(s, plan);
+	if (s->pipeline->target == NULL)
+		check_written(s, plan);
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not keep the plan of the statement");
 	s->plans[which] = plan;

@@ -1,0 +1,108 @@
+/*
+ * target.c
+ *		The tables that a pipeline writes: may it, and can it be promised that what was acknowledged
+ *		stays there?
+ *
+ * With a statement of the user these are the tables that its plan writes, not those that triggers and
+ * functions write.  A table is looked at with all its partitions and children: a row may go there.
+ */
+#include "target.h"
+#include "compat.h"
+
+#include "access/table.h"
+#include "catalog/pg_inherits.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+/* What is in no WAL of ours cannot be waited for before an XACK. */
+static void
+check_durable(const PpPipeline *p, Relation rel)
+{
+	char *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+											RelationGetRelationName(rel));
+	bool foreign = rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE;
+
+	if ((!foreign && rel->rd_rel->relpersistence != RELPERSISTENCE_UNLOGGED) ||
+		pp_pipeline_option_is_on(p, "allow_unlogged"))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("pipeline \"%s\" may not write %s table %s", p->name,
+					foreign ? "foreign" : "unlogged", name),
+			 foreign ? errdetail("It cannot be told when what is written there is durable.")
+					 : errdetail("After a crash it would be empty, with every entry acknowledged."),
+			 foreign
+				 ? errhint("The option allow_unlogged accepts that.")
+				 : errhint("ALTER TABLE %s SET LOGGED, or set the option allow_unlogged.", name)));
+}
+
+/*
+ * A superuser's statement must not write where another role's triggers, defaults or index
+ * expressions would run with a superuser's rights.
+ */
+static void
+check_owner(const PpPipeline *p, Oid role, Relation rel)
+{
+	Oid owner = rel->rd_rel->relowner;
+
+	if (p->target != NULL || owner == role || !superuser_arg(role) || superuser_arg(owner))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of role "
+					"\"%s\"",
+					p->name, GetUserNameFromId(role, true), RelationGetRelationName(rel),
+					GetUserNameFromId(owner, true)),
+			 errdetail("Triggers of the table would run with a superuser's rights."),
+			 errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(..., owner => '%s').",
+					 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
+}
+
+/*
+ * pp_target_check_written
+ *		Throws unless the pipeline, which acts as `role`, may write this table and all parts of it.
+ */
+void
+pp_target_check_written(const PpPipeline *p, Oid role, Oid relid)
+{
+	ListCell *lc;
+
+	foreach (lc, find_all_inheritors(relid, AccessShareLock, NULL))
+	{
+		Relation rel = table_open(lfirst_oid(lc), NoLock);
+
+		check_durable(p, rel);
+		check_owner(p, role, rel);
+		table_close(rel, NoLock);
+	}
+}
+
+/* Throws unless the target is a table that we can promise something about. */
+void
+pp_target_check(const PpPipeline *p, Relation rel)
+{
+	Oid owner = rel->rd_rel->relowner;
+
+	if (rel->rd_rel->relkind != RELKIND_RELATION &&
+		rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("target %s of pipeline \"%s\" is not a table", p->target, p->name),
+						errhint("Give the pipeline a statement instead of a target.")));
+	if (rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("target %s of pipeline \"%s\" is a temporary table", p->target, p->name),
+				 errdetail("A worker does not see the tables of a session.")));
+	pp_target_check_written(p, owner, RelationGetRelid(rel));
+	if (!pp_can_set_role(p->owner, owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("owner \"%s\" of pipeline \"%s\" may not act as \"%s\", the owner of %s",
+						GetUserNameFromId(p->owner, true), p->name, GetUserNameFromId(owner, true),
+						p->target),
+				 errhint("GRANT %s TO %s, or change the owner of one of them.",
+						 quote_identifier(GetUserNameFromId(owner, true)),
+						 quote_identifier(GetUserNameFromId(p->owner, true)))));
+}
