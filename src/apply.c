@@ -83,6 +83,13 @@ pp_apply_begin(PpApply *a)
 	return true;
 }
 
+/* Those that a trigger took would stay for ever. */
+static void
+release_session_locks(void)
+{
+	LockReleaseAll(USER_LOCKMETHOD, true);
+}
+
 static XLogRecPtr
 commit(MemoryContext back_to)
 {
@@ -91,8 +98,7 @@ commit(MemoryContext back_to)
 	SPI_finish();
 	PopActiveSnapshot();
 	lsn = pp_durable_commit();
-	/* Session locks that a trigger took would stay for ever. */
-	LockReleaseAll(USER_LOCKMETHOD, true);
+	release_session_locks();
 	MemoryContextSwitchTo(back_to);
 	return lsn;
 }
@@ -113,15 +119,23 @@ pp_apply_take_error(PpApply *a, MemoryContext cxt)
 	return error;
 }
 
+/* Rolls the transaction back, and goes on in `cxt`. In a worker. */
+void
+pp_apply_abort(MemoryContext cxt)
+{
+	AbortOutOfAnyTransaction();
+	release_session_locks();
+	pp_inflight_clear();
+	MemoryContextSwitchTo(cxt);
+}
+
 /* In PG_CATCH: takes the error and rolls the transaction back. */
 PpEntryError *
 pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 {
 	PpEntryError *error = pp_apply_take_error(a, cxt);
 
-	AbortOutOfAnyTransaction();
-	pp_inflight_clear();
-	MemoryContextSwitchTo(cxt);
+	pp_apply_abort(cxt);
 	return error;
 }
 
@@ -152,8 +166,7 @@ pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error)
 		}
 		else
 		{
-			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(cxt);
+			pp_apply_abort(cxt);
 			outcome = PP_OUTCOME_GONE;
 		}
 	}
@@ -353,8 +366,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 		}
 		else
 		{
-			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(a->call_cxt);
+			pp_apply_abort(a->call_cxt);
 			outcome = PP_OUTCOME_GONE;
 		}
 	}
@@ -383,8 +395,7 @@ fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
 			result->runs++;
 			(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
 		}
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(a->call_cxt);
+		pp_apply_abort(a->call_cxt);
 	}
 	PG_CATCH();
 	{

@@ -49,6 +49,7 @@ struct PpApply
 
 extern bool pp_apply_begin(PpApply *a);
 extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
+extern void pp_apply_abort(MemoryContext cxt);
 extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);
 extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
 extern int pp_apply_number_waves(List *key_fields, PpEntry **entries, int n);

@@ -28,7 +28,6 @@
 #include "event.h"
 #include "guc.h"
 #include "suspect.h"
-#include "inflight.h"
 
 #define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
 #define MAX_HOPELESS_RUNS   24 /* failures of the pipeline's kind with no success between */
@@ -313,9 +312,7 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 		}
 		else
 		{
-			AbortOutOfAnyTransaction();
-			pp_inflight_clear();
-			MemoryContextSwitchTo(a->call_cxt);
+			pp_apply_abort(a->call_cxt);
 			pp_apply_reopen(batch);
 		}
 	}
@@ -376,8 +373,7 @@ pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result)
 				failed += run_part(a, batch, entry, 1, false, result) != NULL;
 			}
 		}
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(a->call_cxt);
+		pp_apply_abort(a->call_cxt);
 	}
 	PG_CATCH();
 	{
