@@ -47,6 +47,7 @@ pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
 	a->ledger.ext = ext;
 	a->ledger.pipeline = pipeline->name;
 	a->ledger.worker = worker;
+	a->sample_cxt = AllocSetContextCreate(cxt, "postpipe sample", ALLOCSET_SMALL_SIZES);
 	a->stop_cxt = AllocSetContextCreate(cxt, "postpipe stop", ALLOCSET_SMALL_SIZES);
 	pp_threshold_init(a);
 	a->batches_wanted = a->batches_without_conflict = MIN_BATCHES_WANTED;
@@ -245,6 +246,8 @@ record(PpApply *a, PpBatch *batch, PpApplyResult *result)
 static void
 settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
+	PpEntry *passed = NULL;
+
 	for (int i = 0; i < batch->n; i++)
 	{
 		PpEntry *entry = &batch->entries[i];
@@ -253,6 +256,7 @@ settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 			continue;
 		pp_threshold_note(a, entry);
 		entry->settled = true;
+		passed = entry->verdict == PP_VERDICT_APPLIED ? entry : passed;
 		result->applied += entry->verdict == PP_VERDICT_APPLIED;
 		result->filtered += entry->verdict == PP_VERDICT_FILTERED;
 		result->duplicates += entry->verdict == PP_VERDICT_DUPLICATE;
@@ -260,6 +264,8 @@ settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		result->retried += entry->verdict == PP_VERDICT_DEAD && entry->retrying;
 		result->lost += entry->verdict == PP_VERDICT_GONE;
 	}
+	if (passed != NULL)
+		pp_sample_keep(a, passed);
 }
 
 /* Puts what was decided on record, commits, and counts it. */
