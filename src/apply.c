@@ -47,6 +47,7 @@ pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
 	a->ledger.ext = ext;
 	a->ledger.pipeline = pipeline->name;
 	a->ledger.worker = worker;
+	a->sample_cxt = AllocSetContextCreate(cxt, "postpipe sample", ALLOCSET_SMALL_SIZES);
 	a->stop_cxt = AllocSetContextCreate(cxt, "postpipe stop", ALLOCSET_SMALL_SIZES);
 	pp_threshold_init(a);
 	a->batches_wanted = a->batches_without_conflict = MIN_BATCHES_WANTED;
@@ -83,6 +84,13 @@ pp_apply_begin(PpApply *a)
 	return true;
 }
 
+/* Those that a trigger took would stay for ever. */
+static void
+release_session_locks(void)
+{
+	LockReleaseAll(USER_LOCKMETHOD, true);
+}
+
 static XLogRecPtr
 commit(MemoryContext back_to)
 {
@@ -91,8 +99,7 @@ commit(MemoryContext back_to)
 	SPI_finish();
 	PopActiveSnapshot();
 	lsn = pp_durable_commit();
-	/* Session locks that a trigger took would stay for ever. */
-	LockReleaseAll(USER_LOCKMETHOD, true);
+	release_session_locks();
 	MemoryContextSwitchTo(back_to);
 	return lsn;
 }
@@ -113,15 +120,23 @@ pp_apply_take_error(PpApply *a, MemoryContext cxt)
 	return error;
 }
 
+/* Rolls the transaction back, and goes on in `cxt`. In a worker. */
+void
+pp_apply_abort(MemoryContext cxt)
+{
+	AbortOutOfAnyTransaction();
+	release_session_locks();
+	pp_inflight_clear();
+	MemoryContextSwitchTo(cxt);
+}
+
 /* In PG_CATCH: takes the error and rolls the transaction back. */
 PpEntryError *
 pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 {
 	PpEntryError *error = pp_apply_take_error(a, cxt);
 
-	AbortOutOfAnyTransaction();
-	pp_inflight_clear();
-	MemoryContextSwitchTo(cxt);
+	pp_apply_abort(cxt);
 	return error;
 }
 
@@ -152,8 +167,7 @@ pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error)
 		}
 		else
 		{
-			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(cxt);
+			pp_apply_abort(cxt);
 			outcome = PP_OUTCOME_GONE;
 		}
 	}
@@ -232,6 +246,8 @@ record(PpApply *a, PpBatch *batch, PpApplyResult *result)
 static void
 settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
+	PpEntry *passed = NULL;
+
 	for (int i = 0; i < batch->n; i++)
 	{
 		PpEntry *entry = &batch->entries[i];
@@ -240,6 +256,7 @@ settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 			continue;
 		pp_threshold_note(a, entry);
 		entry->settled = true;
+		passed = entry->verdict == PP_VERDICT_APPLIED ? entry : passed;
 		result->applied += entry->verdict == PP_VERDICT_APPLIED;
 		result->filtered += entry->verdict == PP_VERDICT_FILTERED;
 		result->duplicates += entry->verdict == PP_VERDICT_DUPLICATE;
@@ -247,6 +264,8 @@ settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		result->retried += entry->verdict == PP_VERDICT_DEAD && entry->retrying;
 		result->lost += entry->verdict == PP_VERDICT_GONE;
 	}
+	if (passed != NULL)
+		pp_sample_keep(a, passed);
 }
 
 /* Puts what was decided on record, commits, and counts it. */
@@ -353,8 +372,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 		}
 		else
 		{
-			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(a->call_cxt);
+			pp_apply_abort(a->call_cxt);
 			outcome = PP_OUTCOME_GONE;
 		}
 	}
@@ -383,8 +401,7 @@ fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
 			result->runs++;
 			(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
 		}
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(a->call_cxt);
+		pp_apply_abort(a->call_cxt);
 	}
 	PG_CATCH();
 	{

@@ -37,6 +37,8 @@ struct PpApply
 	bool looked_up;               /* what is open is not on record; else it must not be applied */
 	bool retrying;                /* the batch in hand is of letters (retry.c) */
 	MemoryContext retry_cxt;      /* for it */
+	MemoryContext sample_cxt;     /* of … */
+	PpEntry *sample;              /* … an entry that passed (sample.c); NULL: none has */
 	uint64 *watched;              /* keys that have a letter (overtaken.c); NULL: none has */
 	double error_threshold;       /* this and below: threshold.c */
 	bool stopped;                 /* too many have failed */
@@ -49,6 +51,7 @@ struct PpApply
 
 extern bool pp_apply_begin(PpApply *a);
 extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
+extern void pp_apply_abort(MemoryContext cxt);
 extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);
 extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
 extern int pp_apply_number_waves(List *key_fields, PpEntry **entries, int n);
@@ -60,9 +63,21 @@ extern void pp_apply_reopen(PpBatch *batch);
 extern int pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open);
 
 /* split.c */
+extern PpEntryError *pp_apply_subtransaction(PpApply *a, PpWork work, void *arg, bool keep);
 extern PpOutcome pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result);
 extern bool pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result);
 extern PpEntryError *pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result);
+
+/* sample.c */
+typedef enum PpSample
+{
+	PP_SAMPLE_UNKNOWN, /* it does not tell */
+	PP_SAMPLE_PASSES,
+	PP_SAMPLE_FAILS /* the pipeline's fault, or the moment's */
+} PpSample;
+
+extern void pp_sample_keep(PpApply *a, const PpEntry *entry);
+extern PpSample pp_sample_run(PpApply *a, PpEntryError **error);
 
 /* retry.c */
 extern int pp_retry_make_batch(PpApply *a, PpLetterKey *keys, int n, size_t max_bytes,

@@ -259,6 +259,13 @@ make_key(List *columns, bool nulls_alike)
 	return key;
 }
 
+static const char *
+table_name(Relation target)
+{
+	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(target)),
+									  RelationGetRelationName(target));
+}
+
 static char *
 make_insert(Relation target, List *columns)
 {
@@ -267,9 +274,7 @@ make_insert(Relation target, List *columns)
 	ListCell *lc;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "INSERT INTO %s AS t (",
-					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(target)),
-												RelationGetRelationName(target)));
+	appendStringInfo(&sql, "INSERT INTO %s AS t (", table_name(target));
 	foreach (lc, columns)
 		appendStringInfo(&sql, "%s%s", n++ > 0 ? ", " : "", ((PpColumn *) lfirst(lc))->name);
 	appendStringInfoString(&sql, ")\nSELECT");
@@ -296,6 +301,40 @@ make_upsert(const char *insert, const PpPipeline *p, Relation target, List *colu
 	/* A partitioned table's rows have no system columns to tell an insert from an update. */
 	if (target->rd_rel->relkind == RELKIND_RELATION)
 		appendStringInfoString(&sql, "\nRETURNING (t.xmax = 0) AS inserted");
+	return sql.data;
+}
+
+/* Would a DELETE do more than that? */
+static bool
+delete_does_more(Relation target)
+{
+	const TriggerDesc *t = target->trigdesc;
+
+	return target->rd_rel->relkind != RELKIND_RELATION || target->rd_rules != NULL ||
+		   (t != NULL && (t->trig_delete_before_row || t->trig_delete_after_row ||
+						  t->trig_delete_before_statement || t->trig_delete_after_statement));
+}
+
+static char *
+make_delete(Relation target, List *columns)
+{
+	StringInfoData sql;
+	int n = 0;
+	ListCell *lc;
+
+	if (delete_does_more(target))
+		return NULL;
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "DELETE FROM ONLY %s AS t USING postpipe_batch b WHERE ",
+					 table_name(target));
+	foreach (lc, columns)
+	{
+		const PpColumn *col = lfirst(lc);
+
+		if (col->is_key)
+			appendStringInfo(&sql, "%st.%s = %s", n++ > 0 ? " AND " : "", col->name,
+							 col->default_varies ? col->value : inserted_value(col));
+	}
 	return sql.data;
 }
 
@@ -346,6 +385,8 @@ pp_generate(const PpExtension *ext, const PpPipeline *p, Relation target)
 
 	check_key(p, target, key, columns);
 	g->forms[PP_FORM_CHECK] = make_check(columns);
+	if (key != NIL)
+		g->forms[PP_FORM_DELETE] = make_delete(target, columns);
 	if (key == NIL || strcmp(p->on_conflict, "error") == 0)
 	{
 		g->forms[PP_FORM_WHOLE] = g->forms[PP_FORM_PLAIN] = insert;

@@ -14,6 +14,7 @@ typedef enum PpForm
 	PP_FORM_PLAIN,     /* all are new: a plain insert */
 	PP_FORM_OLDER,     /* their keys were written by later entries: they fill what is NULL */
 	PP_FORM_CHECK,     /* writes nothing: the positions of entries whose values fit no type */
+	PP_FORM_DELETE,    /* removes the rows of these keys; only where nothing else happens then */
 	PP_FORMS
 } PpForm;
 

@@ -13,7 +13,7 @@
  * Where the server can tell values that do not fit their types without an error (from 16 on), one
  * query finds the entries that have them: these run alone, and the others together.
  *
- * An entry is dead only if it fails while others pass, or the statement at least runs over nothing:
+ * An entry is dead only if it fails while others pass, or an entry that passed before still does:
  * pipeline_is_at_fault().  When the pipeline is at fault, nothing is dead-lettered.
  */
 #include "apply_internal.h"
@@ -22,13 +22,10 @@
 #include "common/pg_prng.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
-#include "utils/timeout.h"
 
 #include "errors.h"
-#include "event.h"
 #include "guc.h"
 #include "suspect.h"
-#include "inflight.h"
 
 #define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
 #define MAX_HOPELESS_RUNS   24 /* failures of the pipeline's kind with no success between */
@@ -57,25 +54,22 @@ typedef struct Split
 } Split;
 
 /*
- * Runs one part in a subtransaction, keeps what it did if `keep`.  Returns NULL, or the error it
- * failed with.  With n = 0 the statement runs over nothing.
+ * pp_apply_subtransaction
+ *		Does `work` in a subtransaction, and keeps what it did if `keep`.  Returns NULL, or the error
+ *		that it failed with.
  */
-static PpEntryError *
-run_part(PpApply *a, PpBatch *batch, PpEntry **entries, int n, bool keep, PpApplyResult *result)
+PpEntryError *
+pp_apply_subtransaction(PpApply *a, PpWork work, void *arg, bool keep)
 {
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	int conflicted = result->conflicted;
 	PpEntryError *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
 	PG_TRY();
 	{
-		if (n > 0)
-			pp_apply_run_waves(a, entries, n, false, result);
-		else
-			(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
+		work(a, arg);
 		if (keep)
 			ReleaseCurrentSubTransaction();
 		else
@@ -87,14 +81,47 @@ run_part(PpApply *a, PpBatch *batch, PpEntry **entries, int n, bool keep, PpAppl
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	return error;
+}
+
+/* What run_entries() is given. */
+typedef struct Run
+{
+	PpEntry **entries;
+	int n;
+	PpApplyResult *result;
+} Run;
+
+static void
+run_entries(PpApply *a, void *arg)
+{
+	Run *run = arg;
+
+	if (run->n > 0)
+		pp_apply_run_waves(a, run->entries, run->n, false, run->result);
+	else
+		(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
+}
+
+/*
+ * Runs one part in a subtransaction, keeps what it did if `keep`.  Returns NULL, or the error it
+ * failed with.  With n = 0 the statement runs over nothing.
+ */
+static PpEntryError *
+run_part(PpApply *a, PpEntry **entries, int n, bool keep, PpApplyResult *result)
+{
+	Run run = {entries, n, result};
+	int conflicted = result->conflicted;
+	PpEntryError *error = pp_apply_subtransaction(a, run_entries, &run, keep);
+
 	if (error != NULL || !keep)
 	{
 		result->conflicted = conflicted;
 		for (int i = 0; i < n; i++)
 			entries[i]->verdict = PP_VERDICT_OPEN;
 	}
-	MemoryContextSwitchTo(old);
-	CurrentResourceOwner = owner;
 	return error;
 }
 
@@ -112,7 +139,7 @@ push_halves(Split *split, int first, int end)
  * Returns the error of the moment that makes it pointless to go on, or NULL.
  */
 static PpEntryError *
-split_step(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
+split_step(PpApply *a, Split *split, PpApplyResult *result)
 {
 	Part part = split->stack[--split->depth];
 	PpEntry **entries = split->open + part.first;
@@ -126,7 +153,7 @@ split_step(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 		push_halves(split, part.first, part.end);
 		return NULL;
 	}
-	error = run_part(a, batch, entries, n, true, result);
+	error = run_part(a, entries, n, true, result);
 	if (error == NULL)
 	{
 		split->successes++;
@@ -157,13 +184,13 @@ split_step(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 
 /* Does any of a few entries from all over the batch pass?  Whatever they do is rolled back. */
 static bool
-sample_passes(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
+sample_passes(PpApply *a, Split *split, PpApplyResult *result)
 {
 	for (int i = 0; i < SAMPLES; i++)
 	{
 		PpEntry **entry = &split->open[(int) ((int64) split->n * i / SAMPLES)];
 		PpVerdict verdict = (*entry)->verdict;
-		bool passes = run_part(a, batch, entry, 1, false, result) == NULL;
+		bool passes = run_part(a, entry, 1, false, result) == NULL;
 
 		(*entry)->verdict = verdict;
 		if (passes)
@@ -191,29 +218,64 @@ letters_say_pipeline(const Split *split)
 	return true;
 }
 
+/* An entry that cannot be compared with any other gets some attempts before it is to blame. */
+static bool
+may_try_again(PpApply *a, const PpEntry *entry)
+{
+	if (pp_id_compare(a->lone_id, entry->id) != 0)
+		a->lone_attempts = 0;
+	a->lone_id = entry->id;
+	return a->lone_attempts++ <
+		   pp_pipeline_option_int(a->pipeline, "max_retries", pp_guc_max_retries);
+}
+
 /*
  * Nothing has passed so far.  Is the pipeline at fault, and not the entries?  It is when the
- * statement fails on nothing, or when most failures are of the pipeline's kind.  An entry that was
- * alone in its batch cannot be compared with others: it gets some attempts first.
+ * statement fails on nothing, or when most of several failures are of the pipeline's kind.  Else an
+ * entry that passed before tells (sample.c), if it can.  Letters are not to blame while nothing has
+ * passed since the process began.
  */
 static bool
-pipeline_is_at_fault(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
+pipeline_is_at_fault(PpApply *a, Split *split, PpApplyResult *result)
 {
-	PpEntryError *error = run_part(a, batch, NULL, 0, false, result);
+	PpEntryError *error = run_part(a, NULL, 0, false, result);
+	PpSample sample;
 
 	if (error != NULL)
 		result->error = error;
-	if (error == NULL && a->retrying)
-		return letters_say_pipeline(split);
-	if (error != NULL || (split->n > 1 && split->hopeless > split->other_errors))
+	if (error != NULL)
 		return true;
-	if (split->n > 1 || split->hopeless == 0)
+	if (split->hopeless == 0)
 		return false;
-	if (pp_id_compare(a->lone_id, split->open[0]->id) != 0)
-		a->lone_attempts = 0;
-	a->lone_id = split->open[0]->id;
-	return a->lone_attempts++ <
-		   pp_pipeline_option_int(a->pipeline, "max_retries", pp_guc_max_retries);
+	if (!a->retrying && split->n > 1 && split->hopeless > split->other_errors)
+		return true;
+	sample = pp_sample_run(a, &error);
+	if (sample == PP_SAMPLE_FAILS)
+		result->error = error;
+	if (sample != PP_SAMPLE_UNKNOWN)
+		return sample == PP_SAMPLE_FAILS;
+	if (a->retrying)
+		return a->sample == NULL || letters_say_pipeline(split);
+	return split->n == 1 && may_try_again(a, split->open[0]);
+}
+
+/* What check_values() is given. */
+typedef struct Check
+{
+	Split *split;
+	bool *bad;
+	PpApplyResult *result;
+} Check;
+
+static void
+check_values(PpApply *a, void *arg)
+{
+	Check *check = arg;
+	Split *split = check->split;
+
+	check->result->runs++;
+	pp_suspect_note(split->open, split->n);
+	pp_statement_find_bad(a->statement, split->open, split->n, check->bad);
 }
 
 /*
@@ -222,33 +284,16 @@ pipeline_is_at_fault(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *re
  * found in another way.  In the first transaction of the split.
  */
 static void
-find_bad_values(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
+find_bad_values(PpApply *a, Split *split, PpApplyResult *result)
 {
-	MemoryContext old = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	bool *bad = palloc0(Max(split->n, 1) * sizeof(bool));
 	PpEntry **sorted = palloc(Max(split->n, 1) * sizeof(PpEntry *));
+	Check check = {split, bad, result};
 	int num_bad = 0;
 	int n = 0;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(old);
-	PG_TRY();
-	{
-		result->runs++;
-		pp_suspect_note(split->open, split->n);
-		pp_statement_find_bad(a->statement, split->open, split->n, bad);
-	}
-	PG_CATCH();
-	{
-		(void) pp_apply_take_error(a, a->call_cxt);
+	if (pp_apply_subtransaction(a, check_values, &check, false) != NULL)
 		memset(bad, 0, split->n);
-	}
-	PG_END_TRY();
-	RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(old);
-	CurrentResourceOwner = owner;
-
 	for (int i = 0; i < split->n; i++)
 		if (bad[i])
 			sorted[num_bad++] = split->open[i];
@@ -288,24 +333,24 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 				pp_retry_lock(a, batch, false);
 			if (!split->checked && split->n > 1 && pp_statement_has(a->statement, PP_FORM_CHECK) &&
 				ERRCODE_TO_CATEGORY(result->error->sqlstate) == ERRCODE_DATA_EXCEPTION)
-				find_bad_values(a, batch, split, result);
+				find_bad_values(a, split, result);
 			split->checked = true;
 			while (split->depth > 0 && error == NULL &&
 				   split->successes - start < MAX_SUBTRANSACTIONS)
 			{
-				error = split_step(a, batch, split, result);
+				error = split_step(a, split, result);
 				if (error == NULL && split->successes == 0 && !split->sampled &&
 					split->hopeless >= MAX_HOPELESS_RUNS)
 				{
 					split->sampled = true;
-					if (!sample_passes(a, batch, split, result))
+					if (!sample_passes(a, split, result))
 						break;
 				}
 			}
 			if (error != NULL)
 				outcome = PP_OUTCOME_MOMENT;
-			else if (split->successes == 0 && pipeline_is_at_fault(a, batch, split, result))
-				outcome = PP_OUTCOME_PIPELINE;
+			else if (split->successes == 0 && pipeline_is_at_fault(a, split, result))
+				outcome = pp_apply_outcome_of(result->error);
 		}
 		if (outcome == PP_OUTCOME_DONE)
 		{
@@ -313,9 +358,7 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 		}
 		else
 		{
-			AbortOutOfAnyTransaction();
-			pp_inflight_clear();
-			MemoryContextSwitchTo(a->call_cxt);
+			pp_apply_abort(a->call_cxt);
 			pp_apply_reopen(batch);
 		}
 	}
@@ -373,11 +416,10 @@ pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result)
 			{
 				PpEntry **entry = &open[pg_prng_uint64_range(&pg_global_prng_state, 0, n - 1)];
 
-				failed += run_part(a, batch, entry, 1, false, result) != NULL;
+				failed += run_part(a, entry, 1, false, result) != NULL;
 			}
 		}
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(a->call_cxt);
+		pp_apply_abort(a->call_cxt);
 	}
 	PG_CATCH();
 	{
@@ -403,9 +445,9 @@ pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	MemoryContextReset(a->call_cxt);
 	split.n = pp_apply_collect_open(a, batch, &split.open);
 	(void) pp_apply_number_waves(pp_statement_key(a->statement), split.open, split.n);
-	error = run_part(a, batch, NULL, 0, false, result);
+	error = run_part(a, NULL, 0, false, result);
 	start_split(a, batch, &split, false);
 	while (split.depth > 0 && error == NULL)
-		error = split_step(a, batch, &split, result);
+		error = split_step(a, &split, result);
 	return error;
 }

@@ -1,4 +1,5 @@
-# What is not an entry's fault costs no entry: a look-up in the ledger that fails.
+# What is not an entry's fault costs no entry: a look-up in the ledger that fails, and what is wrong with the pipeline while only
+# one entry is there to show it.
 # TAP, because it needs a Redis, background workers and several sessions.
 
 use strict;
@@ -42,11 +43,124 @@ sql(q(UPDATE postpipe_ledger l SET ids = o.ids FROM (SELECT row_number() OVER (O
 	(SELECT ctid c, row_number() OVER (ORDER BY ctid) n FROM postpipe_ledger) x WHERE l.ctid = x.c AND x.n = o.n));
 settled('the row is mended', 22);
 $session->(undef);
+sql(q(SELECT postpipe_drop_pipeline('p')));
+
+# --- A lone entry is not to blame for what any other would fail with: a trigger's table that is away. Nor is it with one that is
+# bad by itself, nor are letters. With or without a key, and with a statement.
+sql(<<'SQL');
+CREATE TABLE noted (v text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO public.noted VALUES (NEW.v); RETURN NEW; END';
+CREATE TABLE keyed (id int PRIMARY KEY, v text);
+CREATE TABLE append (id int, v text);
+CREATE TABLE own (id int, v text);
+CREATE TABLE fresh (id int PRIMARY KEY, v text);
+SELECT postpipe_create_pipeline(t, 'stream:' || t, target => t, options => '{"max_retries": 0}') FROM unnest('{keyed,append}'::text[]) t;
+SELECT postpipe_create_pipeline('own', 'stream:own', statement => 'INSERT INTO own SELECT (event->>''id'')::int, event->>''v'' FROM postpipe_batch', options => '{"max_retries": 0}');
+SELECT postpipe_create_pipeline('fresh', 'stream:fresh', target => 'fresh');
+SQL
+for my $name (qw(keyed append own fresh))
+{
+	sql("CREATE TRIGGER note AFTER INSERT ON $name FOR EACH ROW EXECUTE FUNCTION note()");
+	sql("SELECT postpipe_wait_state('$name', 'idle')");
+	next if $name eq 'fresh';
+	$redis->xadd("stream:$name", id => 1, v => 'x');
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 1, "$name: one that passes");
+}
+sql('ALTER TABLE noted RENAME TO away');
+for my $name (qw(keyed append own))
+{
+	$redis->xadd("stream:$name", id => 2, v => 'x');
+	stopped($name, '42P01');
+	is(letters($name), '', '... and nothing is dead');
+}
+# Where nothing has passed in this process it cannot be told: the entry is a letter, and what is tried then does not count.
+$redis->xadd('stream:fresh', id => 2, v => 'x');
+wait_sql($node, 'postgres', q(SELECT state, sqlstate, attempts, next_retry_at < now() - interval '2 seconds' FROM postpipe_dlq WHERE pipeline = 'fresh'), 'retrying|42P01|1|t', 'fresh: a letter that is not counted');
+sql('ALTER TABLE away RENAME TO noted');
+for my $name (qw(keyed append own))
+{
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 2, "$name: heals by itself");
+	is(letters($name), '', '... with nothing dead');
+}
+wait_sql($node, 'postgres', 'SELECT count(*) FROM fresh', 1, 'fresh: applied after all', 20);
+
+# Two, one of which is bad by itself; and letters.
+for my $name (qw(keyed append))
+{
+	sql('ALTER TABLE noted RENAME TO away');
+	together($name, sub { $redis->xadd("stream:$name", id => 3, v => 'x'); $redis->xadd("stream:$name", id => 'bad', v => 'x') });
+	stopped($name, '42P01');
+	is(letters($name), '', '... and nothing is dead');
+	sql('ALTER TABLE away RENAME TO noted');
+	wait_sql($node, 'postgres', "SELECT count(DISTINCT id) FROM $name", 3, '... and heals by itself');
+	is(letters($name), 'bad 22P02 dead', '... with one dead');
+}
+# A letter of something else.
+sql(q(CREATE TABLE later (id int PRIMARY KEY, v text, CONSTRAINT v CHECK (v <> 'early')); CREATE TRIGGER note AFTER INSERT ON later FOR EACH ROW EXECUTE FUNCTION note();
+	SELECT postpipe_create_pipeline('later', 'stream:later', target => 'later', options => '{"max_retries": 2, "retry_delay": "1s"}')));
+$redis->xadd('stream:later', id => 1, v => 'x');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM later', 1, 'later: one that passes');
+$redis->xadd('stream:later', id => 2, v => 'early');
+wait_sql($node, 'postgres', q(SELECT attempts FROM postpipe_dlq WHERE pipeline = 'later'), 1, '... and a letter');
+sql('ALTER TABLE later DROP CONSTRAINT v; ALTER TABLE noted RENAME TO away');
+wait_sql($node, 'postgres', q(SELECT last_error_sqlstate FROM postpipe_stats WHERE pipeline = 'later'), '42P01', 'its retry meets what is away');
+sql('SELECT pg_sleep(3)');
+is(sql(q(SELECT attempts, state, sqlstate FROM postpipe_dlq WHERE pipeline = 'later')), '1|retrying|23514', '... which is no attempt');
+sql('ALTER TABLE away RENAME TO noted');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM later', 2, '... and passes in the end', 20);
+
+# --- One that fails alone with such an error, and is to blame, does not hold the pipeline up.
+sql(<<'SQL');
+CREATE ROLE tenant;
+GRANT CREATE ON SCHEMA public TO tenant;
+SET ROLE tenant;
+CREATE TABLE rls (id int PRIMARY KEY, v text);
+ALTER TABLE rls ENABLE ROW LEVEL SECURITY;
+ALTER TABLE rls FORCE ROW LEVEL SECURITY;
+CREATE POLICY p ON rls USING (true) WITH CHECK (v <> 'foreign');
+RESET ROLE;
+SELECT postpipe_create_pipeline('rls', 'stream:rls', target => 'rls', options => '{"max_retries": 1, "retry_delay": "100ms"}');
+SQL
+$redis->xadd('stream:rls', id => 1, v => 'ours');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 1, 'row security: one that passes');
+$redis->xadd('stream:rls', id => 2, v => 'foreign');
+wait_sql($node, 'postgres', q(SELECT state, sqlstate, attempts FROM postpipe_dlq WHERE pipeline = 'rls'), 'dead|42501|2', 'one that does not is dead in the end');
+is(sql(q(SELECT count(*) FROM rls)), 1, '... and what was tried to tell has left nothing');
+$redis->xadd('stream:rls', id => 3, v => 'ours');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 2, '... and the pipeline goes on');
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
 $node->stop;
 done_testing();
 
 sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+
+# What is in the dead-letter table of a pipeline.
+sub letters
+{
+	my ($name) = @_;
+	return sql("SELECT string_agg(concat_ws(' ', event->>'id', sqlstate, state), '; ' ORDER BY id) FROM postpipe_dlq WHERE pipeline = '$name'");
+}
+
+sub stopped
+{
+	my ($name, $sqlstate) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_sql($node, 'postgres', "SELECT state, reason_code FROM postpipe_stats WHERE pipeline = '$name'", "failed|sqlstate_$sqlstate", "$name: stopped");
+}
+
+# Publishes while the pipeline waits for its table, so that it is one batch. A pause would end the process that knows what passed.
+sub together
+{
+	my ($name, $publish) = @_;
+	my $lock = pp_session($node);
+	$lock->("BEGIN; LOCK TABLE $name");
+	$redis->xadd("stream:$name", id => 1, v => 'again');
+	wait_sql($node, 'postgres', "SELECT count(*) FROM pg_locks WHERE relation = '$name'::regclass AND NOT granted", 1, "$name: held up");
+	$publish->();
+	$lock->('COMMIT');
+	$lock->(undef);
+	return;
+}
 
 # Each entry is in t, once, and acknowledged.
 sub settled

@@ -1,0 +1,197 @@
+# Each class of errors, and whose fault it is: what is the moment's or the pipeline's costs no entry, what is an entry's costs
+# that one alone. TAP, because it needs a Redis, background workers and several sessions.
+
+use strict;
+use warnings;
+use Postpipe::Test;
+
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('main', redis => $redis, conf => "postpipe.max_retries = 0\ndeadlock_timeout = 100ms");
+my $session = pp_session($node);
+sql('CREATE EXTENSION postpipe');
+sql(q(SELECT postpipe_drop_pipeline('posts')));
+sql(<<'SQL');
+CREATE TABLE raises (v text PRIMARY KEY, sqlstate text, times int);    -- which error a value raises, how often: a sequence counts
+CREATE FUNCTION raise() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    r public.raises;
+BEGIN
+    SELECT * INTO r FROM public.raises WHERE v IN (NEW.v, '*') LIMIT 1;
+    IF FOUND AND pg_catalog.nextval('public.raised') <= r.times THEN
+        RAISE 'raised for a test' USING ERRCODE = r.sqlstate;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE SEQUENCE raised;
+SQL
+
+# --- The moment's: the whole batch again, until it passes; nothing is dead, although no entry has a second chance.
+for my $sqlstate (qw(40001 40P01 08006 53000 53100 53300 53400 55P03 57P01 57P03 58000 58030))
+{
+	my $name = "m_\L$sqlstate";
+	table($name);
+	raises($name, 'bad', $sqlstate, 2);
+	paused($name, sub { add($name, qw(1 2 bad 3)) });
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 4, "$sqlstate a few times: all rows");
+	is(letters($name), '', '... and nothing is dead');
+	is(sql(q(SELECT last_value FROM raised)), 3, '... after two attempts');
+	is(sql("SELECT last_error_sqlstate FROM postpipe_stats WHERE pipeline = '$name'"), $sqlstate, '... and a word about it');
+	sql("SELECT postpipe_drop_pipeline('$name')");
+}
+
+# A lock timeout and a deadlock, real ones.
+table('locked', '{"lock_timeout": "50ms"}');
+sql(q(INSERT INTO locked VALUES ('2')));
+$session->(q(BEGIN; UPDATE locked SET v = v WHERE v = '2'));
+paused('locked', sub { add('locked', qw(1 2 3)) });
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'locked'), 'retrying|sqlstate_55P03', 'lock_timeout: tried again');
+$session->('COMMIT');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM locked', 3, '... until it passes');
+is(letters('locked'), '', '... with nothing dead');
+table('dead');
+sql(q(INSERT INTO dead VALUES ('1'), ('2')));
+$session->(q(SET deadlock_timeout = '100s'; BEGIN; UPDATE dead SET n = 7 WHERE v = '2'));
+paused('dead', sub { add('dead', qw(1 2 3)) });
+wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%dead/1' AND wait_event_type = 'Lock'), 1, 'the worker waits for a row');
+$session->(q(UPDATE dead SET n = n + 1 WHERE v = '1'; COMMIT));
+wait_sql($node, 'postgres', 'SELECT count(*) FROM dead', 3, 'deadlock: all rows');
+is(sql(q(SELECT last_error_sqlstate FROM postpipe_stats WHERE pipeline = 'dead')), '40P01', '... of which the worker was the victim');
+is(letters('dead'), '', '... with nothing dead');
+
+# A session lock that a trigger takes goes with the transaction, also with one that is rolled back.
+table('advisory');
+sql(q(CREATE FUNCTION lock_and_fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(77); RAISE ''x'' USING ERRCODE = ''40001''; END';
+	CREATE TRIGGER lock_and_fail BEFORE INSERT ON advisory FOR EACH ROW EXECUTE FUNCTION lock_and_fail()));
+add('advisory', 1);
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'advisory'), 'retrying', 'a trigger takes a session lock and fails');
+$session->(q(SET lock_timeout = '20s'));
+unlike($session->('SELECT pg_advisory_lock(77)'), qr/ERROR/, '... which others can have between two attempts');
+like($session->('SELECT pg_advisory_unlock(77)'), qr/^t/, '... and did');
+sql(q(SELECT postpipe_drop_pipeline('advisory')));
+
+# --- The pipeline's: state failed, nothing is dead, and it heals by itself.
+for my $sqlstate (qw(42P01 42501 3F000 28000 25006 0A000 55000))
+{
+	my $name = "p_\L$sqlstate";
+	table($name);
+	raises($name, '*', $sqlstate, 1000000);
+	paused($name, sub { add($name, 1 .. 50) });
+	wait_sql($node, 'postgres', "SELECT state, reason_code FROM postpipe_stats WHERE pipeline = '$name'", "failed|sqlstate_$sqlstate", "$sqlstate of every entry: failed");
+	is(letters($name), '', '... and nothing is dead');
+	raises($name, '*', $sqlstate, 0);
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 50, '... and heals by itself');
+	is(letters($name), '', '... with nothing dead');
+	sql("SELECT postpipe_drop_pipeline('$name')");
+}
+# Settings that forbid to write are not ours.
+sql('ALTER DATABASE postgres SET default_transaction_read_only = on');
+table('writable');
+add('writable', 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM writable', 1, 'default_transaction_read_only does not stop it');
+sql('SET default_transaction_read_only = off; ALTER DATABASE postgres RESET default_transaction_read_only');
+
+# --- The entry's: that one alone.
+for my $sqlstate (qw(P0001 22003 23514 42501 42P01 0A000 XX000 53200))
+{
+	my $name = "e_\L$sqlstate";
+	table($name);
+	raises($name, 'bad', $sqlstate, 1000000);
+	paused($name, sub { add($name, qw(1 2 bad 3)) });
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 3, "$sqlstate of one entry: the others pass");
+	is(letters($name), "bad $sqlstate dead", '... and it is dead');
+}
+# One that takes too long.
+sql(q(CREATE TABLE slow (v text); SELECT postpipe_create_pipeline('slow', 'stream:slow', options => '{"statement_timeout": "300ms"}',
+	statement => 'INSERT INTO slow SELECT event->>$$v$$ FROM postpipe_batch, pg_sleep(CASE WHEN event->>$$v$$ = $$bad$$ THEN 5 ELSE 0 END)')));
+paused('slow', sub { add('slow', 1 .. 5, 'bad', 6 .. 9) });
+wait_sql($node, 'postgres', 'SELECT count(*) FROM slow', 9, 'statement_timeout of one entry: the others pass', 20);
+wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqlstate, state), '; ') FROM postpipe_dlq WHERE pipeline = 'slow'), 'bad 57014 dead', '... and it is dead');
+
+# --- Hundreds of poison entries: a transaction has few subtransactions whose XIDs stay; the limit of the server is 64.
+sql(q(CREATE TABLE many (v int, top xid8 DEFAULT pg_current_xact_id(), CONSTRAINT odd CHECK (v % 3 > 0));
+	SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', options => '{"error_threshold": 1}')));
+paused('many', sub { add('many', 1 .. 1000) });
+wait_sql($node, 'postgres', 'SELECT count(*) FROM many', 667, 'a third of 1000 is poison: the others pass', 30);
+is(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'many')), 333, '... and these are dead');
+my ($most, $transactions) = split /\|/, sql('SELECT max(n), count(*) FROM (SELECT count(DISTINCT xmin::text) n FROM many GROUP BY top) t');
+cmp_ok($most, '<=', 64, 'with at most 64 subtransactions in a transaction');
+cmp_ok($most, '>', 8, '... which were counted');
+cmp_ok($transactions, '>', 1, '... of several transactions');
+
+# --- DDL under load: nothing is dead, nothing lost.
+table('ddl');
+for my $case (
+	[ 'ALTER TABLE ddl ALTER n TYPE bigint', '' ],
+	[ 'ALTER TABLE ddl ALTER n TYPE text', '' ],
+	[ 'ALTER TABLE ddl RENAME v TO w', 'ALTER TABLE ddl RENAME w TO v' ],
+	[ 'ALTER TABLE ddl DROP n', 'ALTER TABLE ddl ADD n int' ],
+	[ 'ALTER TABLE ddl DROP CONSTRAINT ddl_pkey', 'ALTER TABLE ddl ADD PRIMARY KEY (v)' ],
+	[ 'ALTER TABLE raises RENAME TO away', 'ALTER TABLE away RENAME TO raises' ])
+{
+	my ($do, $undo) = @$case;
+	my $had = sql('SELECT count(*) FROM ddl');
+	my $n = 0;
+	for (1 .. 10)
+	{
+		$redis->pipeline(map { [ 'XADD', 'stream:ddl', '*', v => $had + ++$n, n => 1 ] } 1 .. 20);
+		sql($do) if $_ == 5;
+	}
+	if ($undo)
+	{
+		wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'ddl'), 'failed', "$do under load: failed") if $do !~ /DROP n/;
+		sql($undo);
+	}
+	wait_sql($node, 'postgres', 'SELECT count(DISTINCT v), count(*) FROM ddl', join('|', ($had + $n) x 2), "$do under load: all rows");
+	is(letters('ddl'), '', '... with nothing dead');
+}
+$session->(undef);
+is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
+$node->stop;
+done_testing();
+
+sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+
+# A table with a trigger that raises what it is told to, and a pipeline into it.
+sub table
+{
+	my ($name, $options) = @_;
+	$options //= '{}';
+	sql("SET default_transaction_read_only = off; CREATE TABLE $name (v text PRIMARY KEY, n int);
+		CREATE TRIGGER raise BEFORE INSERT ON $name FOR EACH ROW EXECUTE FUNCTION raise();
+		SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '$name', options => '$options')");
+	is(sql("SELECT postpipe_wait_state('$name', 'idle')"), 't', "$name: idle");
+	return;
+}
+
+# From now on this value (*: each) raises this error, so many times.
+sub raises
+{
+	my ($name, $v, $sqlstate, $times) = @_;
+	sql("SELECT setval('raised', 1, false); TRUNCATE raises; INSERT INTO raises VALUES ('$v', '$sqlstate', $times)");
+	return;
+}
+
+sub add
+{
+	my ($name, @values) = @_;
+	$redis->pipeline(map { [ 'XADD', "stream:$name", '*', v => $_ ] } @values);
+	return;
+}
+
+# Publishes while the pipeline is paused.
+sub paused
+{
+	my ($name, $publish) = @_;
+	sql("SELECT postpipe_pause('$name')");
+	sql("SELECT postpipe_wait_state('$name', 'paused')");
+	$publish->();
+	sql("SELECT postpipe_resume('$name')");
+	return;
+}
+
+# What is in the dead-letter table of a pipeline.
+sub letters
+{
+	my ($name) = @_;
+	return sql("SELECT string_agg(concat_ws(' ', event->>'v', sqlstate, state), '; ' ORDER BY id) FROM postpipe_dlq WHERE pipeline = '$name'");
+}
