@@ -24,26 +24,19 @@
  *
  * Who loses the group to another pipeline acknowledges what it has settled, because nobody else can
  * know of it (handover.c); the rest is taken over by a new owner on this server.
- *
- * The key: a hash, postpipe:{<stream>}:<group>, with owner, nonce, instance, client, turns,
- * sequence:<owner>:<n> and begin:<owner>.  The braces keep it in the stream's slot of a cluster.  It is
- * written with WATCH and MULTI, not by a script: a Redis user who may not run scripts can read a
- * stream.
  */
 #include "owner.h"
-
-#include <unistd.h>
 
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "postmaster/postmaster.h"
 #include "utils/builtins.h"
 #include "utils/syscache.h"
 
 #include "handover.h"
+#include "owner_key.h"
 #include "process.h"
 #include "stats.h"
 
@@ -67,28 +60,6 @@ typedef struct Known
 	const char *owner; /* in the key */
 	bool owner_gone;   /* a database or pipeline of this server that does not exist any more */
 } Known;
-
-/* What the key has. */
-typedef struct Key
-{
-	char nonce[PP_NONCE_LEN]; /* '': there is no key */
-	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
-	char instance[MAXPGPATH];
-	int64 client;
-	int64 turns;
-	int64 sequences[PP_MAX_WORKERS_PER_PIPELINE + 1]; /* ours */
-	bool others_began;                                /* to read the group */
-	bool begin_known;                                 /* what our epoch began with is there */
-	PpBase begin;
-} Key;
-
-/* Our name in the key. */
-static void
-write_owner(const PpWorker *w, char *owner, Size size)
-{
-	snprintf(owner, size, UINT64_FORMAT ":%u:%s", GetSystemIdentifier(), MyDatabaseId,
-			 w->def->name);
-}
 
 static void
 copy_text(char *dst, Size size, int column)
@@ -183,7 +154,7 @@ note_fenced(PpApply *a, void *arg)
 
 typedef struct Comparison
 {
-	const Key *key;
+	const PpOwnerKey *key;
 	bool went_back;
 } Comparison;
 
@@ -213,81 +184,6 @@ compare_sequences(PpApply *a, void *arg)
 	}
 }
 
-static void
-copy_reply(char *dst, Size size, const PpReply *reply)
-{
-	if (pp_reply_is(reply, PP_REPLY_STRING, 0))
-		pp_redis_copy_text(dst, size, reply->str, reply->len);
-	else
-		dst[0] = '\0';
-}
-
-/* A number in a hash, which is a string; 0 when it is not there. */
-static int64
-get_number(const PpReply *hash, const char *name)
-{
-	const PpReply *value = pp_reply_lookup(hash, name);
-
-	return pp_reply_is(value, PP_REPLY_STRING, 1) ? strtoll(value->str, NULL, 10) : 0;
-}
-
-/* What tells this pipeline from one of the same name that was dropped. */
-static void
-write_identity(const PpWorker *w, char *identity, Size size)
-{
-	snprintf(identity, size, "%u:" INT64_FORMAT, w->ext.oid, w->def->created_at);
-}
-
-/* "<identity> <ID> <number>", as pp_owner_note_begin() has written it; of another pipeline: nothing. */
-static void
-parse_begin(const PpWorker *w, const PpReply *reply, Key *key)
-{
-	char ours[64];
-	char identity[64];
-	char id[PP_ID_LEN];
-	long long added;
-
-	write_identity(w, ours, sizeof(ours));
-	key->begin_known = pp_reply_is(reply, PP_REPLY_STRING, 1) &&
-					   sscanf(reply->str, "%63s %41s %lld", identity, id, &added) == 3 &&
-					   strcmp(identity, ours) == 0 &&
-					   pp_id_parse(id, strlen(id), &key->begin.settled);
-	if (key->begin_known)
-		key->begin.added = added;
-}
-
-static bool
-get_key(PpWorker *w, Key *key, PpRedisError *error)
-{
-	char owner[sizeof(key->owner)];
-	char name[sizeof(owner) + 32];
-	PpReply *reply;
-
-	write_owner(w, owner, sizeof(owner));
-	memset(key, 0, sizeof(*key));
-	pp_consume_begin_replies(w);
-	pp_redis_send(w->redis, "HGETALL %s", w->owner_name);
-	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
-		return false;
-	copy_reply(key->nonce, sizeof(key->nonce), pp_reply_lookup(reply, "nonce"));
-	copy_reply(key->owner, sizeof(key->owner), pp_reply_lookup(reply, "owner"));
-	copy_reply(key->instance, sizeof(key->instance), pp_reply_lookup(reply, "instance"));
-	key->client = get_number(reply, "client");
-	key->turns = get_number(reply, "turns");
-	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
-	{
-		snprintf(name, sizeof(name), "sequence:%s:%d", owner, i);
-		key->sequences[i] = get_number(reply, name);
-	}
-	snprintf(name, sizeof(name), "begin:%s", owner);
-	parse_begin(w, pp_reply_lookup(reply, name), key);
-	for (size_t i = 0; i < reply->len; i += 2)
-		key->others_began |= pp_reply_is(&reply->items[i], PP_REPLY_STRING, 1) &&
-							 strncmp(reply->items[i].str, "begin:", strlen("begin:")) == 0 &&
-							 strcmp(reply->items[i].str, name) != 0;
-	return true;
-}
-
 /*
  * Is the connection that the key names still there, and not our own?  Whether it still moves, a
  * second look will tell.
@@ -312,25 +208,12 @@ is_connected(PpWorker *w, int64 client, bool *connected, PpRedisError *error)
 	return true;
 }
 
-/* Which server it is: copies have the same name, but not on the same host, port and directory. */
-static void
-write_instance(char *instance, Size size)
-{
-	char host[256] = "";
-	char text[sizeof(host) + MAXPGPATH];
-
-	(void) gethostname(host, sizeof(host) - 1);
-	snprintf(text, sizeof(text), "%s:%d:%s", host, PostPortNumber, DataDir);
-	/* As it will be when it is read from the key. */
-	pp_redis_copy_text(instance, size, text, strlen(text));
-}
-
 /*
  * Is the owner in the key alive?  *undecided: it is connected, and there has been no time yet to
  * see whether it moves.
  */
 static bool
-is_alive(PpWorker *w, const Key *key, bool other_server, bool *alive, bool *undecided,
+is_alive(PpWorker *w, const PpOwnerKey *key, bool other_server, bool *alive, bool *undecided,
 		 PpRedisError *error)
 {
 	TimestampTz now = GetCurrentTimestamp();
@@ -392,11 +275,11 @@ stay_fenced(PpWorker *w, const char *owner)
  * by that; so to it nothing is handed over.
  */
 static bool
-lose_group(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
+lose_group(PpWorker *w, const Known *known, const PpOwnerKey *key, PpRedisError *error)
 {
 	char owner[sizeof(key->owner)];
 
-	write_owner(w, owner, sizeof(owner));
+	pp_owner_write_name(w, owner, sizeof(owner));
 	if (known->nonce[0] != '\0' && !known->fenced && key->owner[0] != '\0' &&
 		strcmp(key->owner, owner) != 0 && !pp_hand_over(w, error))
 		return false;
@@ -409,7 +292,7 @@ lose_group(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
 
 /* Did this database write the nonce that the key has? */
 static bool
-is_our_nonce(const Known *known, const Key *key)
+is_our_nonce(const Known *known, const PpOwnerKey *key)
 {
 	return strcmp(key->nonce, known->nonce) == 0 || strcmp(key->nonce, known->next_nonce) == 0 ||
 		   strstr(known->past_nonces, key->nonce) != NULL;
@@ -417,7 +300,7 @@ is_our_nonce(const Known *known, const Key *key)
 
 /* May the key be written?  Otherwise does not return, or returns false with *error. */
 static bool
-check_right(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
+check_right(PpWorker *w, const Known *known, const PpOwnerKey *key, PpRedisError *error)
 {
 	char owner[sizeof(key->owner)];
 	char instance[sizeof(key->instance)];
@@ -425,8 +308,8 @@ check_right(PpWorker *w, const Known *known, const Key *key, PpRedisError *error
 	bool alive;
 	bool undecided;
 
-	write_owner(w, owner, sizeof(owner));
-	write_instance(instance, sizeof(instance));
+	pp_owner_write_name(w, owner, sizeof(owner));
+	pp_owner_write_instance(instance, sizeof(instance));
 	if (known->take_over)
 		return true;
 	if (known->fenced)
@@ -458,7 +341,7 @@ check_right(PpWorker *w, const Known *known, const Key *key, PpRedisError *error
  * read since.  What another pipeline has read is in its own tables.
  */
 static bool
-has_gone_back(PpWorker *w, const Known *known, const Key *key)
+has_gone_back(PpWorker *w, const Known *known, const PpOwnerKey *key)
 {
 	char owner[sizeof(key->owner)];
 	Comparison comparison = {.key = key};
@@ -466,101 +349,11 @@ has_gone_back(PpWorker *w, const Known *known, const Key *key)
 	/* It has never owned it, as far as it knows, but the key knows of its first epoch. */
 	if (known->nonce[0] == '\0')
 		return key->begin_known;
-	write_owner(w, owner, sizeof(owner));
+	pp_owner_write_name(w, owner, sizeof(owner));
 	if (key->nonce[0] != '\0' && strcmp(key->owner, owner) == 0 && !is_our_nonce(known, key))
 		return true;
 	pp_worker_transact(w, compare_sequences, &comparison);
 	return comparison.went_back;
-}
-
-/*
- * Writes the key, if it has the nonce that was seen.  What is to be made good because the database
- * has gone back is noted in the same step, as a number that no ledger has: until it is done.
- */
-static bool
-write_key(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
-{
-	char owner[sizeof(key->owner)];
-	char instance[sizeof(key->instance)];
-	PpReply *reply;
-	char nonce[PP_NONCE_LEN];
-
-	write_owner(w, owner, sizeof(owner));
-	write_instance(instance, sizeof(instance));
-	pp_redis_send(w->redis, "WATCH %s", w->owner_name);
-	pp_redis_send(w->redis, "HGET %s nonce", w->owner_name);
-	if (!pp_consume_receive(w, PP_REPLY_STATUS, &reply, error) ||
-		(reply = pp_consume_receive_any(w, error)) == NULL)
-		return false;
-	copy_reply(nonce, sizeof(nonce), reply);
-	if (strcmp(nonce, key->nonce) == 0)
-	{
-		PpReply *refused = NULL;
-		int n = 3;
-
-		pp_redis_send(w->redis, "MULTI");
-		pp_redis_send(w->redis, "HSET %s nonce %s owner %s instance %s client %lld", w->owner_name,
-					  known->next_nonce, owner, instance, (long long) pp_redis_client_id(w->redis));
-		if (w->went_back)
-		{
-			pp_redis_send(w->redis, "HSET %s sequence:%s:1 %lld", w->owner_name, owner,
-						  (long long) PG_INT64_MAX);
-			n++;
-		}
-		pp_redis_send(w->redis, "EXEC");
-		for (int i = 0; i < n; i++)
-		{
-			if ((reply = pp_consume_receive_any(w, error)) == NULL)
-				return false;
-			/* The first one says why: EXEC, only that there was one. */
-			if (reply->type == PP_REPLY_ERROR && refused == NULL)
-				refused = reply;
-		}
-		if (refused != NULL)
-		{
-			pp_redis_error_reply(error, refused->str, refused->len);
-			return false;
-		}
-		w->client_noted = true;
-		if (reply->type == PP_REPLY_ARRAY)
-			return true;
-	}
-	pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "owner_changed",
-					   "another owner of consumer group \"%s\" came first", w->def->group);
-	return false;
-}
-
-/* It is ours, and was: the connection is another one, perhaps.  Refused, it is tried with each read. */
-static bool
-note_connection(PpWorker *w, const Key *key, PpRedisError *error)
-{
-	PpReply *reply;
-
-	w->client_noted = key->client == pp_redis_client_id(w->redis);
-	if (w->client_noted)
-		return true;
-	pp_redis_send(w->redis, "HSET %s client %lld", w->owner_name,
-				  (long long) pp_redis_client_id(w->redis));
-	if ((reply = pp_consume_receive_any(w, error)) == NULL)
-		return false;
-	w->client_noted = reply->type == PP_REPLY_INTEGER;
-	return true;
-}
-
-/*
- * May it be read although the key could not be written?  Under maxmemory Redis refuses that, and
- * serves reads and acknowledgements, which give memory back.  Only by the server that wrote the key
- * last: whether another one with the same nonce moves could not be seen.  And what is to be made
- * good could not be noted.
- */
-static bool
-may_keep(PpWorker *w, const Known *known, const Key *key, const PpRedisError *error)
-{
-	char instance[sizeof(key->instance)];
-
-	write_instance(instance, sizeof(instance));
-	return strcmp(error->code, "redis_oom") == 0 && !w->went_back && known->nonce[0] != '\0' &&
-		   strcmp(key->nonce, known->nonce) == 0 && strcmp(key->instance, instance) == 0;
 }
 
 /*
@@ -581,6 +374,22 @@ warn_no_record(PpWorker *w, const char *owner)
 }
 
 /*
+ * May it be read although the key could not be written?  Under maxmemory Redis refuses that, and
+ * serves reads and acknowledgements, which give memory back.  Only by the server that wrote the key
+ * last: whether another one with the same nonce moves could not be seen.  And what is to be made
+ * good could not be noted.
+ */
+static bool
+may_keep(PpWorker *w, const Known *known, const PpOwnerKey *key, const PpRedisError *error)
+{
+	char instance[sizeof(key->instance)];
+
+	pp_owner_write_instance(instance, sizeof(instance));
+	return strcmp(error->code, "redis_oom") == 0 && !w->went_back && known->nonce[0] != '\0' &&
+		   strcmp(key->nonce, known->nonce) == 0 && strcmp(key->instance, instance) == 0;
+}
+
+/*
  * pp_owner_claim
  *		Makes the group ours, or sees that it still is.  False with *error: it could not be done now.
  *		Does not return while the group is somebody else's.
@@ -589,12 +398,12 @@ bool
 pp_owner_claim(PpWorker *w, PpRedisError *error)
 {
 	Known known;
-	Key key;
+	PpOwnerKey key;
 
-	if (!get_key(w, &key, error))
+	if (!pp_owner_key_get(w, &key, error))
 		return false;
 	if (w->nonce[0] != '\0' && strcmp(key.nonce, w->nonce) == 0)
-		return note_connection(w, &key, error);
+		return pp_owner_key_note_connection(w, &key, error);
 	known.cxt = w->batches[0].cxt;
 	known.owner = key.owner;
 	pp_worker_transact(w, prepare, &known);
@@ -606,7 +415,7 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 	w->went_back |= has_gone_back(w, &known, &key);
 	w->begin_known = key.begin_known;
 	w->begin = key.begin;
-	if (write_key(w, &known, &key, error))
+	if (pp_owner_key_write(w, known.next_nonce, &key, error))
 	{
 		pp_worker_transact(w, note_claimed, NULL);
 		strlcpy(w->nonce, known.next_nonce, sizeof(w->nonce));
@@ -627,29 +436,6 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 	LWLockRelease(&w->pipe->lock);
 	/* What an earlier pipeline of this name has left there. */
 	return known.nonce[0] != '\0' || w->went_back || pp_owner_reset_sequences(w, error);
-}
-
-/*
- * pp_owner_note_begin
- *		Notes in the key what the epoch begins with.  Before it is noted here: of an epoch that has
- *		read something, the key knows.
- */
-bool
-pp_owner_note_begin(PpWorker *w, const PpBase *begin, PpRedisError *error)
-{
-	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
-	char identity[64];
-	char id[PP_ID_LEN];
-	char begun[160];
-	PpReply *reply;
-
-	write_owner(w, owner, sizeof(owner));
-	write_identity(w, identity, sizeof(identity));
-	pp_id_print(begin->settled, id);
-	snprintf(begun, sizeof(begun), "%s %s " INT64_FORMAT, identity, id, begin->added);
-	pp_consume_begin_replies(w);
-	pp_redis_send(w->redis, "HSET %s begin:%s %s", w->owner_name, owner, begun);
-	return pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error);
 }
 
 /* Another worker takes the nonce that worker 1 has written. */
@@ -697,34 +483,6 @@ pp_owner_receive_check(PpWorker *w, PpRedisError *error)
 		return true;
 	w->group_open = false;
 	return false;
-}
-
-/* Queues the number of the last batch that is acknowledged. The reply has to be received. */
-void
-pp_owner_send_sequence(PpWorker *w, int64 sequence)
-{
-	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
-
-	write_owner(w, owner, sizeof(owner));
-	pp_redis_send(w->redis, "HSET %s sequence:%s:%d %lld", w->owner_name, owner, pp_my_proc->worker,
-				  (long long) sequence);
-}
-
-/* What the database had not is made good: the numbers in the key begin anew. */
-bool
-pp_owner_reset_sequences(PpWorker *w, PpRedisError *error)
-{
-	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
-	PpReply *reply;
-
-	write_owner(w, owner, sizeof(owner));
-	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
-	{
-		pp_redis_send(w->redis, "HDEL %s sequence:%s:%d", w->owner_name, owner, i);
-		if (!pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error))
-			return false;
-	}
-	return true;
 }
 
 /*

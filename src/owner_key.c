@@ -1,0 +1,239 @@
+/*
+ * owner_key.c
+ *		The key in Redis that names the owner of a group: read and written.
+ *
+ * A hash, postpipe:{<stream>}:<group>, with owner, nonce, instance, client, turns,
+ * sequence:<owner>:<n> and begin:<owner>.  The braces keep it in the stream's slot of a cluster.  It is
+ * written with WATCH and MULTI, not by a script: a Redis user who may not run scripts can read a
+ * stream.
+ */
+#include "owner_key.h"
+
+#include <unistd.h>
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "postmaster/postmaster.h"
+
+#include "owner.h"
+
+/* Our name in the key. */
+void
+pp_owner_write_name(const PpWorker *w, char *owner, Size size)
+{
+	snprintf(owner, size, UINT64_FORMAT ":%u:%s", GetSystemIdentifier(), MyDatabaseId,
+			 w->def->name);
+}
+
+/* Which server it is: copies have the same name, but not on the same host, port and directory. */
+void
+pp_owner_write_instance(char *instance, Size size)
+{
+	char host[256] = "";
+	char text[sizeof(host) + MAXPGPATH];
+
+	(void) gethostname(host, sizeof(host) - 1);
+	snprintf(text, sizeof(text), "%s:%d:%s", host, PostPortNumber, DataDir);
+	/* As it will be when it is read from the key. */
+	pp_redis_copy_text(instance, size, text, strlen(text));
+}
+
+static void
+copy_reply(char *dst, Size size, const PpReply *reply)
+{
+	if (pp_reply_is(reply, PP_REPLY_STRING, 0))
+		pp_redis_copy_text(dst, size, reply->str, reply->len);
+	else
+		dst[0] = '\0';
+}
+
+/* A number in a hash, which is a string; 0 when it is not there. */
+static int64
+get_number(const PpReply *hash, const char *name)
+{
+	const PpReply *value = pp_reply_lookup(hash, name);
+
+	return pp_reply_is(value, PP_REPLY_STRING, 1) ? strtoll(value->str, NULL, 10) : 0;
+}
+
+/* What tells this pipeline from one of the same name that was dropped. */
+static void
+write_identity(const PpWorker *w, char *identity, Size size)
+{
+	snprintf(identity, size, "%u:" INT64_FORMAT, w->ext.oid, w->def->created_at);
+}
+
+/* "<identity> <ID> <number>", as pp_owner_note_begin() has written it; of another pipeline: nothing. */
+static void
+parse_begin(const PpWorker *w, const PpReply *reply, PpOwnerKey *key)
+{
+	char ours[64];
+	char identity[64];
+	char id[PP_ID_LEN];
+	long long added;
+
+	write_identity(w, ours, sizeof(ours));
+	key->begin_known = pp_reply_is(reply, PP_REPLY_STRING, 1) &&
+					   sscanf(reply->str, "%63s %41s %lld", identity, id, &added) == 3 &&
+					   strcmp(identity, ours) == 0 &&
+					   pp_id_parse(id, strlen(id), &key->begin.settled);
+	if (key->begin_known)
+		key->begin.added = added;
+}
+
+bool
+pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error)
+{
+	char owner[sizeof(key->owner)];
+	char name[sizeof(owner) + 32];
+	PpReply *reply;
+
+	pp_owner_write_name(w, owner, sizeof(owner));
+	memset(key, 0, sizeof(*key));
+	pp_consume_begin_replies(w);
+	pp_redis_send(w->redis, "HGETALL %s", w->owner_name);
+	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
+		return false;
+	copy_reply(key->nonce, sizeof(key->nonce), pp_reply_lookup(reply, "nonce"));
+	copy_reply(key->owner, sizeof(key->owner), pp_reply_lookup(reply, "owner"));
+	copy_reply(key->instance, sizeof(key->instance), pp_reply_lookup(reply, "instance"));
+	key->client = get_number(reply, "client");
+	key->turns = get_number(reply, "turns");
+	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
+	{
+		snprintf(name, sizeof(name), "sequence:%s:%d", owner, i);
+		key->sequences[i] = get_number(reply, name);
+	}
+	snprintf(name, sizeof(name), "begin:%s", owner);
+	parse_begin(w, pp_reply_lookup(reply, name), key);
+	for (size_t i = 0; i < reply->len; i += 2)
+		key->others_began |= pp_reply_is(&reply->items[i], PP_REPLY_STRING, 1) &&
+							 strncmp(reply->items[i].str, "begin:", strlen("begin:")) == 0 &&
+							 strcmp(reply->items[i].str, name) != 0;
+	return true;
+}
+
+/*
+ * Writes the key, if it has the nonce that was seen.  What is to be made good because the database
+ * has gone back is noted in the same step, as a number that no ledger has: until it is done.
+ */
+bool
+pp_owner_key_write(PpWorker *w, const char *next_nonce, const PpOwnerKey *key, PpRedisError *error)
+{
+	char owner[sizeof(key->owner)];
+	char instance[sizeof(key->instance)];
+	PpReply *reply;
+	char nonce[PP_NONCE_LEN];
+
+	pp_owner_write_name(w, owner, sizeof(owner));
+	pp_owner_write_instance(instance, sizeof(instance));
+	pp_redis_send(w->redis, "WATCH %s", w->owner_name);
+	pp_redis_send(w->redis, "HGET %s nonce", w->owner_name);
+	if (!pp_consume_receive(w, PP_REPLY_STATUS, &reply, error) ||
+		(reply = pp_consume_receive_any(w, error)) == NULL)
+		return false;
+	copy_reply(nonce, sizeof(nonce), reply);
+	if (strcmp(nonce, key->nonce) == 0)
+	{
+		PpReply *refused = NULL;
+		int n = 3;
+
+		pp_redis_send(w->redis, "MULTI");
+		pp_redis_send(w->redis, "HSET %s nonce %s owner %s instance %s client %lld", w->owner_name,
+					  next_nonce, owner, instance, (long long) pp_redis_client_id(w->redis));
+		if (w->went_back)
+		{
+			pp_redis_send(w->redis, "HSET %s sequence:%s:1 %lld", w->owner_name, owner,
+						  (long long) PG_INT64_MAX);
+			n++;
+		}
+		pp_redis_send(w->redis, "EXEC");
+		for (int i = 0; i < n; i++)
+		{
+			if ((reply = pp_consume_receive_any(w, error)) == NULL)
+				return false;
+			/* The first one says why: EXEC, only that there was one. */
+			if (reply->type == PP_REPLY_ERROR && refused == NULL)
+				refused = reply;
+		}
+		if (refused != NULL)
+		{
+			pp_redis_error_reply(error, refused->str, refused->len);
+			return false;
+		}
+		w->client_noted = true;
+		if (reply->type == PP_REPLY_ARRAY)
+			return true;
+	}
+	pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "owner_changed",
+					   "another owner of consumer group \"%s\" came first", w->def->group);
+	return false;
+}
+
+/* It is ours, and was: the connection is another one, perhaps.  Refused, it is tried with each read. */
+bool
+pp_owner_key_note_connection(PpWorker *w, const PpOwnerKey *key, PpRedisError *error)
+{
+	PpReply *reply;
+
+	w->client_noted = key->client == pp_redis_client_id(w->redis);
+	if (w->client_noted)
+		return true;
+	pp_redis_send(w->redis, "HSET %s client %lld", w->owner_name,
+				  (long long) pp_redis_client_id(w->redis));
+	if ((reply = pp_consume_receive_any(w, error)) == NULL)
+		return false;
+	w->client_noted = reply->type == PP_REPLY_INTEGER;
+	return true;
+}
+
+/*
+ * pp_owner_note_begin
+ *		Notes in the key what the epoch begins with.  Before it is noted here: of an epoch that has
+ *		read something, the key knows.
+ */
+bool
+pp_owner_note_begin(PpWorker *w, const PpBase *begin, PpRedisError *error)
+{
+	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
+	char identity[64];
+	char id[PP_ID_LEN];
+	char begun[160];
+	PpReply *reply;
+
+	pp_owner_write_name(w, owner, sizeof(owner));
+	write_identity(w, identity, sizeof(identity));
+	pp_id_print(begin->settled, id);
+	snprintf(begun, sizeof(begun), "%s %s " INT64_FORMAT, identity, id, begin->added);
+	pp_consume_begin_replies(w);
+	pp_redis_send(w->redis, "HSET %s begin:%s %s", w->owner_name, owner, begun);
+	return pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error);
+}
+
+/* Queues the number of the last batch that is acknowledged. The reply has to be received. */
+void
+pp_owner_send_sequence(PpWorker *w, int64 sequence)
+{
+	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
+
+	pp_owner_write_name(w, owner, sizeof(owner));
+	pp_redis_send(w->redis, "HSET %s sequence:%s:%d %lld", w->owner_name, owner, pp_my_proc->worker,
+				  (long long) sequence);
+}
+
+/* What the database had not is made good: the numbers in the key begin anew. */
+bool
+pp_owner_reset_sequences(PpWorker *w, PpRedisError *error)
+{
+	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
+	PpReply *reply;
+
+	pp_owner_write_name(w, owner, sizeof(owner));
+	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
+	{
+		pp_redis_send(w->redis, "HDEL %s sequence:%s:%d", w->owner_name, owner, i);
+		if (!pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error))
+			return false;
+	}
+	return true;
+}
