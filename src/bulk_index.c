@@ -138,8 +138,8 @@ sort_value(ColumnType type, Datum value, bool isnull)
 	if (isnull)
 		result.number = PG_UINT64_MAX;
 	else if (type.byval)
-		/* Of signed types: the least becomes 0. */
-		result.number = (uint64) DatumGetInt64(value) ^ (UINT64CONST(1) << 63);
+		/* Of signed types: the least becomes 0.  Not DatumGetInt64(), a pointer where Datum has 32 bits. */
+		result.number = (uint64) value ^ (UINT64CONST(1) << 63);
 	else if (type.len == -1)
 	{
 		struct varlena *v = (struct varlena *) DatumGetPointer(value);

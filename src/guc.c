@@ -68,15 +68,15 @@ assign_redis_url(const char *newval, void *extra)
 }
 
 /*
- * At a reload the postmaster logs what has changed, with the value as it stands in the file.  Not
- * with a password in it.
+ * At a reload the postmaster logs what has changed, with name and value as they stand in the file.
+ * Not with a password in it.  The message may be translated; its ID is not (guc-file.l, guc.c).
  */
 static void
 hide_password(ErrorData *edata)
 {
-	if (edata->message != NULL &&
-		strncmp(edata->message, "parameter \"postpipe.redis_url\" changed to",
-				strlen("parameter \"postpipe.redis_url\" changed to")) == 0)
+	if (edata->message != NULL && edata->message_id != NULL &&
+		strcmp(edata->message_id, "parameter \"%s\" changed to \"%s\"") == 0 &&
+		strcasestr(edata->message, "postpipe.redis_url") != NULL)
 		edata->message =
 			psprintf("parameter \"postpipe.redis_url\" changed to \"%s\"", redis_url->display);
 	if (prev_emit_log_hook)

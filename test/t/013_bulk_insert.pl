@@ -4,6 +4,7 @@
 
 use strict;
 use warnings;
+use IPC::Run ();
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
@@ -82,6 +83,59 @@ is(sql(q(SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class
 is(sql(q(SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count(*) FROM many WHERE v = 'v4999')), 1, '... and in that of another kind');
 is(sql(q(SELECT count(*), count(DISTINCT id), count(v), count(w) FROM many)), join('|', $n, $n, scalar(grep { $_ % 3 } 1 .. $n), scalar(grep { $_ % 5 } 1 .. $n)), 'the rows');
 
+# --- Keys of all kinds, columns that only go along, values that are stored elsewhere, indexes of all kinds.
+sql(<<'SQL');
+CREATE TABLE kinds (id int, n name, c "char", b bool, d numeric, f float8, a int[], y bytea, u uuid, t text, p point, i interval);
+ALTER TABLE kinds ALTER t SET STORAGE EXTERNAL;
+CREATE UNIQUE INDEX ON kinds (n, id DESC) INCLUDE (u, y, b);
+CREATE INDEX ON kinds (c, b); CREATE INDEX ON kinds (b, d); CREATE INDEX ON kinds (d, f); CREATE INDEX ON kinds (f DESC NULLS LAST, a);
+CREATE INDEX ON kinds (a); CREATE INDEX ON kinds (y); CREATE INDEX ON kinds (u, i); CREATE INDEX ON kinds (i);
+CREATE INDEX ON kinds (md5(t), length(t)); CREATE INDEX ON kinds (left(t, 1000)); CREATE INDEX ON kinds ((a || id), int4range(id, id + 1));
+CREATE INDEX by_hash ON kinds USING hash (u); CREATE INDEX by_gin ON kinds USING gin (a); CREATE INDEX by_gist ON kinds USING gist (p);
+CREATE INDEX by_spgist ON kinds USING spgist (p); CREATE INDEX by_brin ON kinds USING brin (id) WITH (pages_per_range = 1, autosummarize = off);
+SELECT postpipe_create_pipeline('kinds', 'stream:kinds', target => 'kinds', enabled => false);
+SQL
+$redis->pipeline(map {
+	my $i = $_ * 7919 % 10007;
+	[ 'XADD', 'stream:kinds', '*', id => $i, n => "n$i", c => chr(97 + $i % 26), b => $i % 2 ? 'true' : 'false', $i % 7 ? (d => $i / 16 - 100) : (), f => ($i - 5000) / 3, a => '[' . join(', ', $i % 10, $i) . ']',
+		y => sprintf('\\\\x%x', $i + 0x100000), u => sprintf('%08x-0000-0000-0000-%012x', $i * 65537, $i), t => "t$i " . 'x' x ($i % 50 ? 10 : 9000), p => "($i, " . $i % 100 . ')', i => "$i minutes" ]
+} 1 .. 3000);
+$from = log_offset($node);
+sql(q(SELECT postpipe_resume('kinds')));
+settled('kinds', '3000|0');
+unlike(join('', log_lines($node, qr/Insert on kinds/, $from)), qr/./, 'keys of all kinds: in bulk');
+is(sql(q(SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class c ON c.oid = indexrelid WHERE indrelid = 'kinds'::regclass AND relam = 403)), 12, 'each row is in its btree indexes, in order');
+my %found = (by_hash => q(u = (SELECT u FROM kinds WHERE id = 7919)), by_gin => 'a @> ARRAY[7919]', by_gist => q(p <@ box '((7919,0),(7919,100))'), by_spgist => q(p <@ box '((7919,0),(7919,100))'), by_brin => 'id = 7919');
+for my $index (sort keys %found)
+{
+	sql("BEGIN; @{[ map { qq(DROP INDEX $_;) } grep { $_ ne $index } $index =~ /gist/ ? qw(by_gist by_spgist) : () ]} SET LOCAL enable_seqscan = off;
+		SELECT 1 / (count(*) = 1)::int FROM kinds WHERE $found{$index}; ROLLBACK");
+	pass("$index finds what it has to find");
+}
+is(sql(q(SELECT count(*), count(d), sum(length(t)), count(DISTINCT u) FROM kinds)), sql(q(SELECT count(*), count(*) FILTER (WHERE i % 7 <> 0), sum(length('t' || i) + 1 + CASE WHEN i % 50 = 0 THEN 9000 ELSE 10 END), count(*) FROM (SELECT n * 7919 % 10007 AS i FROM generate_series(1, 3000) n) x)), 'the rows');
+
+# --- An index that is being made while rows come: at first it takes none, then it takes all.
+sql(q(CREATE TABLE growing (id int PRIMARY KEY, v text); SELECT postpipe_create_pipeline('growing', 'stream:growing', target => 'growing')));
+my $in_between = sub { my ($first) = @_; $redis->pipeline(map { [ 'XADD', 'stream:growing', '*', id => $_ * 7919 % 10007, v => "v$_" ] } $first .. $first + 99); settled('growing', $first + 99 . '|0') };
+$in_between->(1);
+for my $command ('CREATE INDEX CONCURRENTLY growing_v ON growing (v)', 'REINDEX TABLE CONCURRENTLY growing')
+{
+	my @blockers = map { session() } 1 .. 2;
+	my $n = sql('SELECT count(*) FROM growing');
+	$blockers[0]->('BEGIN; LOCK TABLE growing IN ROW EXCLUSIVE MODE');
+	my $making = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $command ]);
+	wait_sql($node, 'postgres', q(SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'growing'::regclass AND NOT indisready), 't', "$command: it is not ready for rows");
+	$in_between->($n + 1);
+	$blockers[1]->('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+	$blockers[0]->('COMMIT');
+	wait_sql($node, 'postgres', q(SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'growing'::regclass AND indisready AND NOT indisvalid), 't', '... it is ready, and not valid');
+	$in_between->($n + 101);
+	$blockers[1]->('COMMIT');
+	$making->finish;
+	$_->(undef) for @blockers;
+	is(sql(q(SELECT count(bt_index_check(indexrelid, true)), bool_and(indisvalid) FROM pg_index WHERE indrelid = 'growing'::regclass)), '2|t', '... each row is in each index');
+}
+
 # --- A key twice in a batch, and one that is there already: the plain insert fails, and what ON CONFLICT says is done.
 $redis->pipeline(map { [ 'XADD', 'stream:many', '*', id => $_->[0], v => $_->[1], n => 1000 ] } [ 'new', 'first' ], [ '1eefk', 'x' ], [ 'new', 'second' ]);
 settled('many', $n + 3 . '|0');
@@ -91,6 +145,22 @@ $node->stop;
 done_testing();
 
 sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+
+# A psql that stays; undef ends it.
+sub session
+{
+	my ($in, $out, $n) = ('', '', 0);
+	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(120));
+
+	return sub {
+		my ($sql) = @_;
+		return $psql->kill_kill unless defined $sql;
+		$out = '';
+		$in .= "$sql;\n\\echo end " . ++$n . "\n";
+		$psql->pump until $out =~ /^end $n$/m;
+		return $out;
+	};
+}
 
 sub settled
 {

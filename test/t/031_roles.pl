@@ -284,6 +284,30 @@ my @lines = log_lines($node, qr/\Q$secret/, $from);
 is(scalar @lines, 0, 'the password is not in the log') or diag(@lines);
 $node->stop;
 
+# Nor where the server speaks another language, or where the name is spelled otherwise in the file.
+SKIP:
+{
+	my $locales = PostgreSQL::Test::Utils::tempdir();
+	my ($where) = `pg_config --localedir` =~ /(.*)/;
+	skip 'no German messages of the server are installed', 3 unless glob("$where/de/LC_MESSAGES/postgres*.mo");
+	system("localedef -i de_DE -f UTF-8 $locales/de_DE.UTF-8 >/dev/null 2>&1");
+	skip 'localedef cannot make a German locale', 3 unless -d "$locales/de_DE.UTF-8";
+	local $ENV{LOCPATH} = $locales;
+	my $german = pp_node('german', conf => "lc_messages = 'de_DE.UTF-8'");
+	for my $name ('postpipe.redis_url', 'PostPipe.Redis_URL')
+	{
+		$from = log_offset($german);
+		$german->append_conf('postgresql.conf', "$name = 'redis://:$secret\@127.0.0.1:1'");
+		$german->reload;
+		wait_for { log_lines($german, qr/redis_url.*\*\*\*|\Q$secret/, $from) } "$name in German";
+		is(scalar log_lines($german, qr/\Q$secret/, $from), 0, "$name in German: the password is not in the log");
+		$german->append_conf('postgresql.conf', "postpipe.redis_url = 'redis://127.0.0.1:1'");
+		$german->reload;
+		wait_sql($german, 'postgres', 'SHOW postpipe.redis_url', 'redis://127.0.0.1:1', 'another value');
+	}
+	$german->stop;
+}
+
 done_testing();
 
 sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
