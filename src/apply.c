@@ -110,6 +110,8 @@ pp_apply_take_error(PpApply *a, MemoryContext cxt)
 		disable_timeout(STATEMENT_TIMEOUT, false);
 	error->moment = error->sqlstate == ERRCODE_QUERY_CANCELED &&
 					(a->statement == NULL || !pp_statement_timed_out(a->statement));
+	if (a->statement != NULL && pp_statement_failed_on_entries(a->statement))
+		error->entry_sqlstate = error->sqlstate;
 	return error;
 }
 

@@ -27,6 +27,7 @@ extern List *pp_statement_key_fields(const PpStatement *s);
 extern Oid pp_statement_role(const PpStatement *s);
 extern const char *pp_statement_sql(const PpStatement *s);
 extern bool pp_statement_timed_out(const PpStatement *s);
+extern bool pp_statement_failed_on_entries(PpStatement *s);
 extern bool pp_statement_has_plain(const PpStatement *s);
 extern bool pp_statement_has_older(const PpStatement *s);
 extern bool pp_statement_can_check(const PpStatement *s);
