@@ -117,6 +117,8 @@ pp_apply_take_error(PpApply *a, MemoryContext cxt)
 	if (pp_my_proc != NULL)
 		disable_timeout(STATEMENT_TIMEOUT, false);
 	error->moment = error->sqlstate == ERRCODE_QUERY_CANCELED && !timed_out;
+	if (a->statement != NULL && pp_statement_failed_on_entries(a->statement))
+		error->entry_sqlstate = error->sqlstate;
 	return error;
 }
 

@@ -42,7 +42,8 @@ struct PpApply
 	uint64 *watched;              /* keys that have a letter (overtaken.c); NULL: none has */
 	double error_threshold;       /* this and below: threshold.c */
 	bool stopped;                 /* too many have failed */
-	bool over;                    /* this call found so */
+	bool over;                    /* this call found so … */
+	int last_sqlstate;            /* … when an entry failed with this */
 	MemoryContext stop_cxt;       /* of … */
 	PpEntryError *stop_error;     /* … why it is stopped */
 	PpWindow window;

@@ -33,6 +33,8 @@ typedef struct PpEntryError
 	bool final;  /* the entry must not be run again: it has crashed the process */
 	const char *reason_code; /* a constant; NULL: it follows from the SQLSTATE */
 	int sqlstate;            /* packed, as in ErrorData.sqlerrcode */
+	int entry_sqlstate; /* that of an entry's error that the message tells, with what is in the entry;
+						 * 0: none, so it may be logged */
 	char *message;
 	char *detail; /* this and all below: NULL when absent */
 	char *hint;

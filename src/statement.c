@@ -64,6 +64,7 @@ struct PpStatement
 	SPIPlanPtr plans[PLANS];
 	int timeout_ms;         /* 0: none */
 	TimestampTz started_at; /* of the run that is under way; 0: none is */
+	bool over_entries;      /* it has some, and has not ended */
 };
 
 /* Counts what RETURNING returns, without keeping it. */
@@ -473,6 +474,16 @@ pp_statement_failed(PpStatement *s)
 		   TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), s->timeout_ms);
 }
 
+/* Did what was just caught come up while the statement ran over entries?  Asked once. */
+bool
+pp_statement_failed_on_entries(PpStatement *s)
+{
+	bool failed = s->over_entries;
+
+	s->over_entries = false;
+	return failed;
+}
+
 /* Runs a plan; returns how many rows it said it did not insert. With `bad`, it is the check. */
 static int
 execute(SPIPlanPtr plan, bool *bad)
@@ -553,9 +564,11 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
 
 	plan = get_plan(s, n, form);
+	s->over_entries = n > 0;
 	if (form != PP_FORM_PLAIN || !s->bulk || !pp_bulk_insert(plan, batch))
 		not_inserted = execute(plan, bad);
 
+	s->over_entries = false;
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);
 	s->started_at = 0;

@@ -19,6 +19,7 @@ extern Oid pp_statement_role(const PpStatement *s);
 extern const char *pp_statement_sql(const PpStatement *s);
 extern bool pp_statement_failed(PpStatement *s);
 extern bool pp_statement_has(const PpStatement *s, PpForm form);
+extern bool pp_statement_failed_on_entries(PpStatement *s);
 extern void pp_statement_find_bad(PpStatement *s, PpEntry **entries, int n, bool *bad);
 extern int pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form);
 

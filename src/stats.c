@@ -92,6 +92,14 @@ log_state(PpState state, const char *reason, const char *hint)
 void
 pp_report_state(PpState state, const char *code, const char *reason, const char *hint)
 {
+	pp_report_state_as(state, code, reason, reason, hint);
+}
+
+/* The same, with other words for the log, which has other readers than the views. */
+void
+pp_report_state_as(PpState state, const char *code, const char *reason, const char *logged,
+				   const char *hint)
+{
 	PpProc *proc = pp_my_proc;
 	PpState before;
 	bool changed;
@@ -105,7 +113,7 @@ pp_report_state(PpState state, const char *code, const char *reason, const char 
 	if (!changed)
 		return;
 	if (!(is_well(before) && is_well(state)) && !said_before(state, code))
-		log_state(state, reason, hint);
+		log_state(state, logged, hint);
 	ConditionVariableBroadcast(&pp_shared->state_cv);
 }
 

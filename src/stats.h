@@ -10,6 +10,8 @@
 
 extern void pp_report_start(void);
 extern void pp_report_state(PpState state, const char *code, const char *reason, const char *hint);
+extern void pp_report_state_as(PpState state, const char *code, const char *reason,
+							   const char *logged, const char *hint);
 extern void pp_report_error(PpPipe *pipe, int sqlstate, const char *message);
 extern void pp_report_next_attempt(TimestampTz at);
 extern void pp_report_batch(const PpBatch *batch);

@@ -65,6 +65,7 @@ static void
 stop(PpApply *a, int failed, int n, const PpEntryError *last)
 {
 	a->over = true;
+	a->last_sqlstate = last->sqlstate;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("%d of the last %d entries failed, the last one with: %s", failed, n,
@@ -116,10 +117,12 @@ pp_threshold_stopped(PpApply *a, PpEntryError *error)
 
 	a->stopped = true;
 	error->reason_code = "error_threshold";
+	error->entry_sqlstate = a->last_sqlstate;
 	MemoryContextReset(a->stop_cxt);
 	old = MemoryContextSwitchTo(a->stop_cxt);
 	a->stop_error = palloc0(sizeof(PpEntryError));
 	a->stop_error->sqlstate = error->sqlstate;
+	a->stop_error->entry_sqlstate = error->entry_sqlstate;
 	a->stop_error->reason_code = error->reason_code;
 	a->stop_error->message = pstrdup(error->message);
 	a->stop_error->hint = error->hint ? pstrdup(error->hint) : NULL;

@@ -237,10 +237,15 @@ connect_redis(PpWorker *w)
 	return true;
 }
 
-/* Says why a batch could not be applied, and waits. */
+/*
+ * Says why a batch could not be applied, and waits.  What an entry holds is for those who may read
+ * dead letters, not for the log.
+ */
 void
 pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error)
 {
+	char logged[PP_REASON_LEN];
+	bool ours = error->entry_sqlstate == 0 || error->reason_code != NULL;
 	PpState state = outcome == PP_OUTCOME_PIPELINE ? PP_STATE_FAILED : PP_STATE_RETRYING;
 	char code[PP_REASON_CODE_LEN];
 
@@ -249,7 +254,11 @@ pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error
 	else
 		snprintf(code, sizeof(code), "sqlstate_%s", unpack_sql_state(error->sqlstate));
 	pp_report_error(w->pipe, error->sqlstate, error->message);
-	pp_report_state(state, code, error->message, error->hint);
+	snprintf(logged, sizeof(logged), "SQLSTATE %s of an entry (%s); postpipe_stats has the message",
+			 unpack_sql_state(error->entry_sqlstate), code);
+	pp_report_state_as(state, code, error->message,
+					   error->entry_sqlstate != 0 ? logged : error->message,
+					   ours ? error->hint : NULL);
 	pp_process_activity(false, "waiting to apply a batch again");
 	back_off(w);
 }
