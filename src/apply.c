@@ -26,6 +26,7 @@
 #include "errors.h"
 #include "event.h"
 #include "fault.h"
+#include "guc.h"
 #include "inflight.h"
 #include "shmem.h"
 #include "suspect.h"
@@ -145,7 +146,10 @@ pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 PpOutcome
 pp_apply_outcome_of(const PpEntryError *error)
 {
-	return pp_fault_of(error) == PP_FAULT_MOMENT ? PP_OUTCOME_MOMENT : PP_OUTCOME_PIPELINE;
+	PpFault fault = pp_fault_of(error);
+
+	return fault == PP_FAULT_MOMENT || fault == PP_FAULT_OUTSIDE ? PP_OUTCOME_MOMENT
+																 : PP_OUTCOME_PIPELINE;
 }
 
 /*
@@ -456,6 +460,29 @@ may_split(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	return false;
 }
 
+/* Something outside was out of reach each time: is it time to see whether one entry is why? */
+static bool
+outside_persists(const PpApply *a)
+{
+	int attempts = a->outside[a->retrying].attempts;
+
+	return attempts > 0 &&
+		   attempts >= pp_pipeline_option_int(a->pipeline, "max_retries", pp_guc_max_retries);
+}
+
+/* Counts the attempts in a row that failed so, with errors of one class. */
+static void
+note_outside(PpApply *a, PpOutcome outcome, const PpApplyResult *result)
+{
+	PpOutside *o = &a->outside[a->retrying];
+	bool is_outside = outcome == PP_OUTCOME_MOMENT && !a->persists &&
+					  pp_fault_of(result->error) == PP_FAULT_OUTSIDE;
+	int class = is_outside ? ERRCODE_TO_CATEGORY(result->error->sqlstate) : 0;
+
+	o->attempts = !is_outside ? 0 : class == o->class ? o->attempts + 1 : 1;
+	o->class = class;
+}
+
 /*
  * pp_apply_batch
  *		Settles the entries of a batch, those that an earlier call has not.  The entries must be
@@ -473,12 +500,17 @@ pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 	MemoryContextReset(a->call_cxt);
 	memset(result, 0, sizeof(*result));
 	a->over = false;
+	a->persists = outside_persists(a);
 	if (a->retrying)
 		outcome = try_whole(a, batch, false, &plain, result);
 	else
 		outcome = try_cheaply(a, batch, look_up, result);
-	if (outcome == PP_OUTCOME_PIPELINE && !a->over && a->looked_up && may_split(a, batch, result))
-		outcome = pp_apply_split(a, batch, result);
+	if (a->looked_up && !a->over &&
+		(outcome == PP_OUTCOME_PIPELINE || (outcome == PP_OUTCOME_MOMENT && a->persists &&
+											pp_fault_of(result->error) == PP_FAULT_OUTSIDE)))
+		outcome = may_split(a, batch, result) ? pp_apply_split(a, batch, result)
+											  : pp_apply_outcome_of(result->error);
+	note_outside(a, outcome, result);
 	if (outcome == PP_OUTCOME_PIPELINE && a->over)
 		pp_threshold_stopped(a, result->error);
 	MemoryContextSwitchTo(old);

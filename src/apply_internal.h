@@ -21,6 +21,13 @@ typedef struct PpWindow
 	bool entries[PP_WINDOW_ENTRIES]; /* it failed */
 } PpWindow;
 
+/* Attempts in a row that failed with an error of one class that comes from outside. */
+typedef struct PpOutside
+{
+	int attempts;
+	int class; /* ERRCODE_TO_CATEGORY */
+} PpOutside;
+
 struct PpApply
 {
 	MemoryContext cxt;
@@ -36,6 +43,8 @@ struct PpApply
 	int lone_attempts;            /* … and how often */
 	bool looked_up;               /* what is open is not on record; else it must not be applied */
 	bool retrying;                /* the batch in hand is of letters (retry.c) */
+	PpOutside outside[2];         /* of batches, and of letters */
+	bool persists;                /* it did so for so long that this call splits for it */
 	MemoryContext retry_cxt;      /* for it */
 	MemoryContext sample_cxt;     /* of … */
 	PpEntry *sample;              /* … an entry that passed (sample.c); NULL: none has */
@@ -72,7 +81,8 @@ extern PpEntryError *pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult 
 /* sample.c */
 typedef enum PpSample
 {
-	PP_SAMPLE_UNKNOWN, /* it does not tell */
+	PP_SAMPLE_UNKNOWN,        /* it does not tell */
+	PP_SAMPLE_PASSES_SOMEHOW, /* perhaps not in the way of a new entry */
 	PP_SAMPLE_PASSES,
 	PP_SAMPLE_FAILS /* the pipeline's fault, or the moment's */
 } PpSample;

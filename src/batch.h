@@ -30,7 +30,7 @@ typedef enum PpVerdict
 typedef struct PpEntryError
 {
 	bool moment; /* whatever its code, it says nothing of the entry: somebody cancelled */
-	bool final;  /* the entry must not be run again: it has crashed the process */
+	bool final;  /* the entry must not be run again: it has no event, or crashed the process */
 	const char *reason_code; /* a constant; NULL: it follows from the SQLSTATE */
 	int sqlstate;            /* packed, as in ErrorData.sqlerrcode */
 	int entry_sqlstate; /* that of an entry's error that the message tells, with what is in the entry;

@@ -33,6 +33,7 @@
 
 #define BLOCK_MS        5000 /* how long Redis may hold an empty read */
 #define ANSWER_MS       3000 /* how much longer than that we wait for an answer */
+#define NORMALIZE_TRIES 5    /* when the server is out of memory */
 #define MIN_REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
 #define MAX_REPLY_LIMIT ((size_t) 1200 * 1024 * 1024)
 
@@ -306,18 +307,27 @@ pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError 
 	return false;
 }
 
-/* Normalizes and hashes the entries of a batch that was just read. */
-void
+/*
+ * Normalizes and hashes the entries of a batch that was just read.  Returns NULL, or an error that may
+ * not be the entry's fault: then this can be called again.
+ */
+PpEntryError *
 pp_consume_normalize(PpWorker *w, PpBatch *batch)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->cxt);
+	PpEntryError *error = NULL;
 
 	for (int i = 0; i < batch->n; i++)
 	{
-		batch->entries[i].hash = pp_event_hash(&batch->entries[i]);
-		pp_event_normalize(&batch->entries[i], w->def->event_types);
+		PpEntry *entry = &batch->entries[i];
+
+		entry->hash = pp_event_hash(entry);
+		pp_event_normalize(entry, w->def->event_types);
+		if (pp_event_is_unsure(entry))
+			error = entry->error;
 	}
 	MemoryContextSwitchTo(old);
+	return error;
 }
 
 static void
@@ -376,8 +386,15 @@ pp_consume_apply(PpWorker *w, PpBatch *batch)
 	int hand = (int) (batch - w->batches);
 	XLogRecPtr lsn = InvalidXLogRecPtr;
 	bool done = true;
+	PpEntryError *error;
 
-	pp_consume_normalize(w, batch);
+	/* Then the entry is a letter, which has its chances as well. */
+	for (int i = 0; (error = pp_consume_normalize(w, batch)) != NULL && i < NORMALIZE_TRIES; i++)
+	{
+		pp_worker_apply_failed(w, PP_OUTCOME_MOMENT, error);
+		if (!pp_redis_is_open(w->redis))
+			return false;
+	}
 	while (batch->look_up && pp_held_must_wait(w->pipe, hand))
 	{
 		pp_process_sleep(20, PP_WAIT_WORKER_RETRY);

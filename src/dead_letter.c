@@ -74,7 +74,7 @@ next_retry_at(const PpPipeline *p, const PpEntry *entry, int attempts)
 {
 	int64 delay;
 
-	if (entry->event == NULL || entry->error->final ||
+	if (entry->error->final ||
 		attempts > pp_pipeline_option_int(p, "max_retries", pp_guc_max_retries))
 		return 0;
 	delay = pp_pipeline_option_ms(p, "retry_delay", pp_guc_retry_delay);

@@ -3,7 +3,7 @@
  *		SQLSTATE -> whose fault it is.
  *
  * The class alone never condemns an entry: a batch is split first, and only what fails while
- * others pass is dead-lettered (apply.c).  The class decides what is not even split.
+ * others pass is dead-lettered (apply.c).  The class decides what is not even split, or not at once.
  */
 #include "errors.h"
 
@@ -36,11 +36,12 @@ pp_fault_of(const PpEntryError *error)
 	switch (ERRCODE_TO_CATEGORY(sqlstate))
 	{
 		case ERRCODE_TRANSACTION_ROLLBACK:   /* 40 */
-		case ERRCODE_CONNECTION_EXCEPTION:   /* 08 */
 		case ERRCODE_INSUFFICIENT_RESOURCES: /* 53 */
 		case ERRCODE_OPERATOR_INTERVENTION:  /* 57 */
-		case ERRCODE_SYSTEM_ERROR:           /* 58 */
 			return PP_FAULT_MOMENT;
+		case ERRCODE_CONNECTION_EXCEPTION: /* 08 */
+		case ERRCODE_SYSTEM_ERROR:         /* 58 */
+			return PP_FAULT_OUTSIDE;
 		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION: /* 42 */
 		case ERRCODE_INVALID_SCHEMA_NAME:                   /* 3F */
 		case ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION:   /* 28 */

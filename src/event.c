@@ -19,6 +19,8 @@
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 
+#include "fault.h"
+
 #define MAX_KEPT_NAMES 64
 #define MAX_KEPT_BYTES 2048
 
@@ -334,27 +336,50 @@ build_event(PpEntry *entry)
 	}
 }
 
+/* Would this error come again with these bytes, whatever the moment? */
+static bool
+is_of_content(const PpEntryError *error)
+{
+	switch (ERRCODE_TO_CATEGORY(error->sqlstate))
+	{
+		case ERRCODE_DATA_EXCEPTION:         /* 22 */
+		case ERRCODE_FEATURE_NOT_SUPPORTED:  /* 0A */
+		case ERRCODE_PROGRAM_LIMIT_EXCEEDED: /* 54 */
+			return true;
+		default:
+			return false;
+	}
+}
+
 /*
  * pp_event_normalize
  *		Sets entry->event and entry->envelope, in the current memory context, or the verdict: dead
  *		with an error when it has no proper event, filtered when event_types (strings) does not
- *		name its type.  Never throws for what is in the entry.
+ *		name its type.  Never throws; what may not be the content's fault (out of memory, an
+ *		internal error) leaves an error that is not final, and this can be called again.
  */
 void
 pp_event_normalize(PpEntry *entry, List *event_types)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 
-	if (entry->verdict != PP_VERDICT_OPEN)
+	if (pp_event_is_unsure(entry))
+	{
+		entry->verdict = PP_VERDICT_OPEN;
+		entry->error = NULL;
+	}
+	if (entry->verdict != PP_VERDICT_OPEN || entry->event != NULL)
 		return;
 	PG_TRY();
 	{
+		PP_FAULT("in_normalize");
 		build_event(entry);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(cxt);
 		entry->error = pp_entry_error_capture(cxt);
+		entry->error->final = is_of_content(entry->error);
 		entry->event = NULL;
 		entry->envelope = NULL;
 		entry->verdict = PP_VERDICT_DEAD;
@@ -362,6 +387,13 @@ pp_event_normalize(PpEntry *entry, List *event_types)
 	PG_END_TRY();
 	if (entry->verdict == PP_VERDICT_OPEN && !type_is_wanted(entry, event_types))
 		entry->verdict = PP_VERDICT_FILTERED;
+}
+
+/* Has it no event for a reason that may not be its own? */
+bool
+pp_event_is_unsure(const PpEntry *entry)
+{
+	return entry->verdict == PP_VERDICT_DEAD && entry->event == NULL && !entry->error->final;
 }
 
 #define HASH_FACTOR UINT64CONST(0x9E3779B97F4A7C15)

@@ -87,6 +87,8 @@ fail(const char *action, long ms)
 		_exit(3);
 	else if (strcmp(action, "error") == 0)
 		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE), errmsg("fault for a test")));
+	else if (strcmp(action, "memory") == 0)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory for a test")));
 	else if (strcmp(action, "fatal") == 0)
 		ereport(FATAL, (errmsg("fault for a test")));
 	else if (strcmp(action, "sleep") == 0)

@@ -83,7 +83,7 @@ top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError 
 				 (facts->added < 0 && facts->group_exists);
 		return true;
 	}
-	pp_consume_normalize(w, batch);
+	(void) pp_consume_normalize(w, batch); /* the hash is what is looked up */
 	entry = &batch->entries[0];
 	pp_worker_transact(w, look_for, &entry);
 	*there = entry != NULL;

@@ -80,10 +80,9 @@ pp_sample_run(PpApply *a, PpEntryError **error)
 		return PP_SAMPLE_UNKNOWN;
 	*error = pp_apply_subtransaction(a, run_sample, &run, false);
 	if (*error == NULL)
-		return run.inserted ? PP_SAMPLE_PASSES : PP_SAMPLE_UNKNOWN;
+		return run.inserted ? PP_SAMPLE_PASSES : PP_SAMPLE_PASSES_SOMEHOW;
 	/* Any other error may be its own: its row is there, or what it refers to is gone. */
 	fault = pp_fault_of(*error);
-	return run.removed && (fault == PP_FAULT_PIPELINE || fault == PP_FAULT_MOMENT)
-			   ? PP_SAMPLE_FAILS
-			   : PP_SAMPLE_UNKNOWN;
+	return !run.removed || fault == PP_FAULT_ENTRY || fault == PP_FAULT_UNKNOWN ? PP_SAMPLE_UNKNOWN
+																				: PP_SAMPLE_FAILS;
 }

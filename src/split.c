@@ -47,7 +47,7 @@ typedef struct Split
 	Part *stack;
 	int depth;
 	int successes;    /* runs that passed */
-	int hopeless;     /* failures of the pipeline's kind of single entries */
+	int hopeless;     /* failures of single entries that is_hopeless() */
 	bool sampled;     /* sample_passes() was asked */
 	bool checked;     /* find_bad_values() was asked, or need not be */
 	int other_errors; /* failures of single entries of other kinds */
@@ -134,6 +134,22 @@ push_halves(Split *split, int first, int end)
 	split->stack[split->depth++] = (Part){first, mid, false, true};
 }
 
+/* Is it pointless to go on with the others? */
+static bool
+is_moment(const PpApply *a, const PpEntryError *error)
+{
+	PpFault fault = pp_fault_of(error);
+
+	return fault == PP_FAULT_MOMENT || (fault == PP_FAULT_OUTSIDE && !a->persists);
+}
+
+/* May the pipeline, or what it needs, be to blame for it? */
+static bool
+is_hopeless(const PpEntryError *error)
+{
+	return pp_fault_of(error) == PP_FAULT_PIPELINE || pp_fault_of(error) == PP_FAULT_OUTSIDE;
+}
+
 /*
  * Takes the next part from the stack and runs it, or splits it when it is known to fail.
  * Returns the error of the moment that makes it pointless to go on, or NULL.
@@ -163,14 +179,14 @@ split_step(PpApply *a, Split *split, PpApplyResult *result)
 		return NULL;
 	}
 	result->error = error;
-	if (pp_fault_of(error) == PP_FAULT_MOMENT)
+	if (is_moment(a, error))
 		return error;
 	if (n > 1)
 	{
 		push_halves(split, part.first, part.end);
 		return NULL;
 	}
-	if (pp_fault_of(error) == PP_FAULT_PIPELINE)
+	if (is_hopeless(error))
 		split->hopeless++;
 	else
 		split->other_errors++;
@@ -252,8 +268,10 @@ pipeline_is_at_fault(PpApply *a, Split *split, PpApplyResult *result)
 	sample = pp_sample_run(a, &error);
 	if (sample == PP_SAMPLE_FAILS)
 		result->error = error;
-	if (sample != PP_SAMPLE_UNKNOWN)
+	if (sample == PP_SAMPLE_PASSES || sample == PP_SAMPLE_FAILS)
 		return sample == PP_SAMPLE_FAILS;
+	if (a->persists) /* what is out of reach is so for any way that an entry takes */
+		return sample != PP_SAMPLE_PASSES_SOMEHOW;
 	if (a->retrying)
 		return a->sample == NULL || letters_say_pipeline(split);
 	return split->n == 1 && may_try_again(a, split->open[0]);

@@ -120,7 +120,7 @@ extern void pp_worker_transact(PpWorker *w, PpWork work, void *arg);
 
 /* consume.c */
 extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
-extern void pp_consume_normalize(PpWorker *w, PpBatch *batch);
+extern PpEntryError *pp_consume_normalize(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_apply(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error);

@@ -107,6 +107,28 @@ paused('slow', sub { add('slow', 1 .. 5, 'bad', 6 .. 9) });
 wait_sql($node, 'postgres', 'SELECT count(*) FROM slow', 9, 'statement_timeout of one entry: the others pass', 20);
 wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqlstate, state), '; ') FROM postpipe_dlq WHERE pipeline = 'slow'), 'bad 57014 dead', '... and it is dead');
 
+# What is out of reach again and again for one entry alone is that entry's; for all of them it stays the moment's.
+for my $sqlstate (qw(08006 58P01))
+{
+	my $name = "o_\L$sqlstate";
+	table($name, '{"max_retries": 2, "retry_delay": "100ms"}');
+	raises($name, 'bad', $sqlstate, 1000000);
+	paused($name, sub { add($name, qw(1 2 bad 3)) });
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 3, "$sqlstate of one entry, again and again: the others pass", 20);
+	wait_sql($node, 'postgres', "SELECT event->>'v', sqlstate, attempts, state FROM postpipe_dlq WHERE pipeline = '$name'", "bad|$sqlstate|3|dead", '... and it is dead in the end', 20);
+	add($name, 'bad');
+	wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name' AND state = 'dead'", 2, '... also when it comes alone', 20);
+	raises($name, '*', $sqlstate, 1000000);
+	paused($name, sub { add($name, 4 .. 9) });
+	my $attempts = 0;
+	my $last = '';
+	wait_for { my $next = sql("SELECT next_attempt_at FROM postpipe_workers WHERE pipeline = '$name'"); $attempts++ if $next ne $last; $last = $next; $attempts > 5 } "$name: some attempts";
+	is(sql("SELECT state, reason_code FROM postpipe_stats WHERE pipeline = '$name'"), "retrying|sqlstate_$sqlstate", '... of every entry: the moment\'s');
+	raises($name, '*', $sqlstate, 0);
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 9, '... until it passes', 20);
+	is(sql("SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'"), 2, '... with nothing more dead');
+}
+
 # --- Hundreds of poison entries: a transaction has few subtransactions whose XIDs stay; the limit of the server is 64.
 sql(q(CREATE TABLE many (v int, top xid8 DEFAULT pg_current_xact_id(), CONSTRAINT odd CHECK (v % 3 > 0));
 	SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', options => '{"error_threshold": 1}')));

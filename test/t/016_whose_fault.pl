@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Fault;
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('main', redis => $redis, conf => "postpipe.retry_delay = 200ms");
@@ -119,7 +120,7 @@ ALTER TABLE rls ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rls FORCE ROW LEVEL SECURITY;
 CREATE POLICY p ON rls USING (true) WITH CHECK (v <> 'foreign');
 RESET ROLE;
-SELECT postpipe_create_pipeline('rls', 'stream:rls', target => 'rls', options => '{"max_retries": 1, "retry_delay": "100ms"}');
+SELECT postpipe_create_pipeline('rls', 'stream:rls', target => 'rls', options => '{"max_retries": 1, "retry_delay": "2s"}');
 SQL
 $redis->xadd('stream:rls', id => 1, v => 'ours');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 1, 'row security: one that passes');
@@ -128,6 +129,21 @@ wait_sql($node, 'postgres', q(SELECT state, sqlstate, attempts FROM postpipe_dlq
 is(sql(q(SELECT count(*) FROM rls)), 1, '... and what was tried to tell has left nothing');
 $redis->xadd('stream:rls', id => 3, v => 'ours');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 2, '... and the pipeline goes on');
+
+# --- Out of memory while an entry is looked at says nothing of it.
+my $fault = Postpipe::Test::Fault->new($node);
+my $pid = sql(q(SELECT pid FROM postpipe_workers WHERE pipeline = 'rls'));
+$fault->set('in_normalize:memory:2');
+$redis->xadd('stream:rls', id => 4, v => 'ours');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 3, 'out of memory twice: applied');
+is($fault->fired, 2, '... after it was');
+is(sql(q(SELECT last_error_sqlstate FROM postpipe_stats WHERE pipeline = 'rls')), '53200', '... with a word about it');
+$fault->set('in_normalize:memory:100');
+$redis->xadd('stream:rls', id => 5, v => 'ours');
+wait_sql($node, 'postgres', q(SELECT state, sqlstate FROM postpipe_dlq WHERE pipeline = 'rls' AND sqlstate = '53200'), 'retrying|53200', 'again and again: a letter that is tried again', 30);
+$fault->set('');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 4, '... and applied', 30);
+is(sql(q(SELECT pid FROM postpipe_workers WHERE pipeline = 'rls')), $pid, '... by the same process');
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
 $node->stop;
 done_testing();
