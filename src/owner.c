@@ -456,6 +456,11 @@ write_key(PpWorker *w, const Known *known, const Key *key, PpRedisError *error)
 	if (!pp_consume_receive(w, PP_REPLY_STATUS, &reply, error) ||
 		(reply = pp_consume_receive_any(w, error)) == NULL)
 		return false;
+	if (reply->type == PP_REPLY_ERROR)
+	{
+		pp_redis_error_reply(error, reply->str, reply->len);
+		return false;
+	}
 	copy_reply(nonce, sizeof(nonce), reply);
 	if (strcmp(nonce, key->nonce) == 0)
 	{
