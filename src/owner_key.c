@@ -132,6 +132,11 @@ pp_owner_key_write(PpWorker *w, const char *next_nonce, const PpOwnerKey *key, P
 	if (!pp_consume_receive(w, PP_REPLY_STATUS, &reply, error) ||
 		(reply = pp_consume_receive_any(w, error)) == NULL)
 		return false;
+	if (reply->type == PP_REPLY_ERROR)
+	{
+		pp_redis_error_reply(error, reply->str, reply->len);
+		return false;
+	}
 	copy_reply(nonce, sizeof(nonce), reply);
 	if (strcmp(nonce, key->nonce) == 0)
 	{

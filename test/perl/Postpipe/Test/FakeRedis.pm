@@ -11,6 +11,7 @@
 #   sub { my @command = @_; … } its result is a reply (only in new, because the server is another process)
 #   {send => bytes, close => 1} sent, then the connection is closed (in the middle of a reply, say); reset => 1: with RST
 #   {silent => 1}               no answer
+#   {by => {text => reply, …}}  the one whose text is in one of the command's words; the default where there is none
 #   {after => seconds, send => bytes}
 #   {times => n, send => bytes}
 # Modes: 'answer'; 'silent' accepts and never answers; 'close' closes at the first byte; 'reset' accepts and resets;
@@ -231,6 +232,12 @@ sub _reply
 		for my $key (grep { exists $replies->{$_} } @names)
 		{
 			my $reply = $replies->{$key};
+			if (ref $reply eq 'HASH' && $reply->{by})
+			{
+				my ($text) = grep { my $text = $_; grep { index($_, $text) >= 0 } @command } keys %{ $reply->{by} };
+				next unless defined $text;
+				$reply = $reply->{by}{$text};
+			}
 			$reply = @$reply > 1 ? shift @$reply : $reply->[0] if ref $reply eq 'ARRAY';
 			return ref $reply eq 'CODE' ? $reply->(@command) : $reply;
 		}
