@@ -134,5 +134,25 @@ $cluster->command('CLUSTER', 'ADDSLOTSRANGE', 0, 16383);
 wait_for { $cluster->cli('CLUSTER', 'INFO') =~ /cluster_state:ok/ } 'one node with all slots';
 $hits->publish(5);
 $hits->settled('a cluster of one node');
+$node->stop;
+
+# --- What calls itself a Redis, and announces more than there is memory: refused at the announcement, and no memory is taken.
+my $fake = Postpipe::Test::FakeRedis->new;
+$node = pp_node('fake', redis => $fake);
+$hits = Postpipe::Test::Hits->new(node => $node, redis => $redis);
+$hits->shows(qr/^idle/, 'a fake Redis that is well');
+my $peak = sub { my ($kb) = slurp_file('/proc/' . $hits->worker('pid') . '/status') =~ /VmHWM:\s+(\d+) kB/; return $kb };
+my $before = $peak->();
+my $nested = join '', map { "*1\r\n" } 1 .. 50;
+for my $bad ("*2147483647\r\n", "*1\r\n*2\r\n\$1\r\ns\r\n*2147483646\r\n", "\$2147483647\r\n", "*-5\r\n", "\$-5\r\n", ":99999999999999999999\r\n", $nested)
+{
+	$fake->set(XREADGROUP => $bad);
+	my $what = substr($bad, 0, 20) =~ s/\r\n/ /gr;
+	$hits->shows(qr/^retrying\|redis_(?:protocol|io|timeout)\|/, "$what: shown");
+	$fake->set(XREADGROUP => undef);
+	$hits->shows(qr/^idle/, "$what: and it heals");
+}
+cmp_ok($peak->() - $before, '<', 64 * 1024, 'which took no memory to speak of');
+is(scalar log_lines($node, qr/PANIC|terminated by signal|exited with exit code [^01]/), 0, 'and no process crashed');
 
 done_testing();

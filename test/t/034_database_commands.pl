@@ -107,6 +107,20 @@ is($hits->sql("SET ROLE watcher; $seen"), 'hits posts tgt', 'and pg_monitor');
 is($hits->sql("BEGIN; SELECT count(statement) FROM postpipe_pipelines; SELECT count(*) FROM pg_locks WHERE relation IN ('target'::regclass, 'target_pkey'::regclass) AND pid = pg_backend_pid(); COMMIT"),
 	"3\n0", 'who has looked holds no lock on the targets');
 
+# --- The owner of a pipeline may not log in, and is gone: his pipeline stops, the others go on.
+$hits->sql(q(CREATE ROLE leaver; CREATE TABLE left_behind (id text); GRANT INSERT ON left_behind TO leaver;
+	SELECT postpipe_create_pipeline('leaver', 'stream:leaver', owner => 'leaver', statement => 'INSERT INTO public.left_behind SELECT id::text FROM postpipe_batch');
+	ALTER ROLE leaver NOLOGIN));
+$redis->xadd('stream:leaver', n => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM left_behind', 1, 'an owner who may not log in');
+$hits->sql('REVOKE ALL ON left_behind FROM leaver; DROP ROLE leaver');
+$redis->xadd('stream:leaver', n => 2);
+wait_sql($node, 'postgres', q(SELECT state || ' ' || reason FROM postpipe_stats WHERE pipeline = 'leaver'), 'failed permission denied for table left_behind', 'an owner who is gone');
+$hits->forget;
+$hits->publish(5);
+$hits->settled('the others go on');
+is($hits->sql(q(SELECT postpipe_drop_pipeline('leaver'))), 't', 'and a superuser drops what he left');
+
 done_testing();
 
 sub stderr_of
