@@ -16,6 +16,7 @@
 #include "pgstat.h"
 #include "storage/latch.h"
 
+#include "guc.h"
 #include "held.h"
 #include "process.h"
 #include "retry.h"
@@ -24,15 +25,26 @@
 #define BACKOFF_FIRST_MS 1000
 #define BACKOFF_CAP_MS   60000
 
+/* Reads the setting or the option that matters here. At the start, and after a reload. */
+void
+pp_chores_configure(PpWorker *w)
+{
+	MemoryContext old = MemoryContextSwitchTo(w->cxt);
+
+	if (w->chores.retention != NULL)
+		pfree(w->chores.retention);
+	w->chores.retention = pp_pipeline_option(w->def, "dead_letter_retention");
+	if (w->chores.retention == NULL && pp_guc_dead_letter_retention > 0)
+		w->chores.retention = psprintf("%d minutes", pp_guc_dead_letter_retention);
+	w->chores.expire_at = 0;
+	MemoryContextSwitchTo(old);
+}
+
 /* What the table has from before this worker is found by looking at once. */
 static void
 begin(PpWorker *w)
 {
-	MemoryContext old = MemoryContextSwitchTo(w->cxt);
-
-	w->chores.retention = pp_pipeline_option(w->def, "dead_letter_retention");
 	w->chores.begun = true;
-	MemoryContextSwitchTo(old);
 	pp_backoff_init(&w->chores.backoff, BACKOFF_FIRST_MS, BACKOFF_CAP_MS);
 	pp_pipe_retry_at(w->pipe, GetCurrentTimestamp());
 }

@@ -86,7 +86,8 @@ next_retry_at(const PpPipeline *p, const PpEntry *entry, int attempts)
  * pp_dead_letter_store
  *		Writes the letter of an entry whose verdict is "dead", and sets entry->retrying: then
  *		*retry_at is lowered to when that is due (0 counts as never).  key_hash is that of its key,
- *		or NULL when the order does not matter.  SPI must be connected.
+ *		or NULL when the order does not matter.  A letter that is there under this ID is of another
+ *		entry: it counts as discarded.  SPI must be connected.
  */
 void
 pp_dead_letter_store(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, const uint64 *key_hash,
@@ -99,6 +100,7 @@ pp_dead_letter_store(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, cons
 				   TEXTOID,  TIMESTAMPTZOID, INT4OID,
 				   JSONBOID, BYTEAARRAYOID,  INT8OID,
 				   TEXTOID,  TIMESTAMPTZOID, INT8OID};
+	SPIPlanPtr *plan = &ledger->letter_plans[PLAN_STORE];
 	Datum values[lengthof(types)];
 	char nulls[lengthof(types) + 1];
 	TimestampTz next = next_retry_at(p, entry, 1);
@@ -125,7 +127,7 @@ pp_dead_letter_store(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, cons
 	values[19] = TimestampTzGetDatum(next);
 	nulls[20] = key_hash ? ' ' : 'n';
 	values[20] = Int64GetDatum(key_hash ? (int64) *key_hash : 0);
-	if (ledger->letter_plans[PLAN_STORE] == NULL)
+	if (*plan == NULL)
 		sql =
 			psprintf("INSERT INTO %s.postpipe_dead_letter (pipeline, epoch, id, stream, "
 					 "sqlstate, message, detail, hint, context, schema_name, table_name, "
@@ -133,11 +135,13 @@ pp_dead_letter_store(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, cons
 					 "added_at, worker, event, fields, size_bytes, state, next_retry_at, key_hash) "
 					 "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 1, "
 					 "now(), now(), $14, $15, $16, $17, $18, $19, $20, $21) "
-					 "ON CONFLICT (pipeline, epoch, id) DO UPDATE SET "
-					 "attempts = postpipe_dead_letter.attempts + 1, last_failed_at = now()",
+					 "ON CONFLICT (pipeline, epoch, id) DO NOTHING",
 					 ledger->ext->schema_name);
-	pp_store_execute_plan(&ledger->letter_plans[PLAN_STORE], sql, lengthof(types), types, values,
-						  nulls);
+	if (pp_store_execute_plan(plan, sql, lengthof(types), types, values, nulls) > 0)
+		return;
+	(void) pp_dead_letter_discard(ledger->ext, "SELECT $2 AS epoch, $3 AS id", 3, types, values,
+								  NULL);
+	pp_store_execute_plan(plan, NULL, lengthof(types), types, values, nulls);
 }
 
 /* Of a query's result (epoch, id, size_bytes): the letters, in `cxt`. */
@@ -274,7 +278,8 @@ pp_dead_letter_lock(PpLedger *ledger, const PpEntry *entry)
 /*
  * pp_dead_letter_failed
  *		The entry of a letter has failed again, with entry->error.  Sets entry->retrying to whether
- *		there will be another attempt; by_hand, nothing is changed about that.  SPI must be connected.
+ *		there will be another attempt; by_hand, nothing is changed about that, and it is not one of the
+ *		attempts.  SPI must be connected.
  */
 void
 pp_dead_letter_failed(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, bool by_hand)
@@ -299,14 +304,14 @@ pp_dead_letter_failed(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, boo
 	values[13] = TimestampTzGetDatum(next);
 	entry->retrying = next != 0;
 	if (*plan == NULL)
-		sql =
-			psprintf("UPDATE %s.postpipe_dead_letter SET attempts = attempts + 1, "
-					 "last_failed_at = now(), sqlstate = $4, message = $5, detail = $6, "
-					 "hint = $7, context = $8, schema_name = $9, table_name = $10, "
-					 "column_name = $11, constraint_name = $12%s "
-					 "WHERE pipeline = $1 AND epoch = $2 AND id OPERATOR(%s.=) $3",
-					 ledger->ext->schema_name, by_hand ? "" : ", state = $13, next_retry_at = $14",
-					 ledger->ext->schema_name);
+		sql = psprintf("UPDATE %s.postpipe_dead_letter SET "
+					   "last_failed_at = now(), sqlstate = $4, message = $5, detail = $6, "
+					   "hint = $7, context = $8, schema_name = $9, table_name = $10, "
+					   "column_name = $11, constraint_name = $12%s "
+					   "WHERE pipeline = $1 AND epoch = $2 AND id OPERATOR(%s.=) $3",
+					   ledger->ext->schema_name,
+					   by_hand ? "" : ", attempts = attempts + 1, state = $13, next_retry_at = $14",
+					   ledger->ext->schema_name);
 	pp_store_execute_plan(plan, sql, n, types, values, nulls);
 }
 

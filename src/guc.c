@@ -23,6 +23,7 @@ int pp_guc_batch_size;
 int pp_guc_batch_bytes;
 int pp_guc_max_retries;
 int pp_guc_retry_delay;
+int pp_guc_dead_letter_retention;
 int pp_guc_claim_idle;
 int pp_guc_max_workers;
 
@@ -144,6 +145,10 @@ pp_guc_define(void)
 	DefineCustomIntVariable("postpipe.retry_delay",
 							"Wait before the first retry; it doubles with each further one.", NULL,
 							&pp_guc_retry_delay, 5000, 10, 3600 * 1000, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("postpipe.dead_letter_retention",
+							"Age at which dead letters are discarded.", "0 keeps them for ever.",
+							&pp_guc_dead_letter_retention, 0, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable(
 		"postpipe.claim_idle", "Idle time after which entries of foreign consumers may be claimed.",

@@ -13,8 +13,9 @@ extern bool pp_guc_enabled;
 extern int pp_guc_batch_size;  /* entries */
 extern int pp_guc_batch_bytes; /* kB */
 extern int pp_guc_max_retries;
-extern int pp_guc_retry_delay; /* ms */
-extern int pp_guc_claim_idle;  /* ms */
+extern int pp_guc_retry_delay;           /* ms */
+extern int pp_guc_dead_letter_retention; /* in minutes; 0: for ever */
+extern int pp_guc_claim_idle;            /* ms */
 extern int pp_guc_max_workers;
 
 extern void pp_guc_define(void);

@@ -7,9 +7,11 @@
  *
  * An entry of that stream has the fields pipeline, id, sqlstate and message, and the event as JSON
  * in `data`; where there is no event, the fields of the entry as they were, behind the others.
+ * All of it is UTF-8, as what Redis has else.
  */
 #include "worker_internal.h"
 
+#include "mb/pg_wchar.h"
 #include "utils/jsonb.h"
 
 #include "stats.h"
@@ -23,6 +25,14 @@ as_string(const char *s)
 	PpString result = {s, strlen(s)};
 
 	return result;
+}
+
+/* The worker's client encoding is UTF-8, and its conversion at hand without a transaction. */
+static PpString
+in_utf8(char *s)
+{
+	return as_string(
+		GetDatabaseEncoding() == PG_SQL_ASCII ? s : pg_server_to_client(s, (int) strlen(s)));
 }
 
 /* Queues the XADD of one letter. */
@@ -44,11 +54,11 @@ send_letter(PpWorker *w, const char *stream, const PpEntry *entry)
 	words[n++] = as_string("sqlstate");
 	words[n++] = as_string(unpack_sql_state(entry->error->sqlstate));
 	words[n++] = as_string("message");
-	words[n++] = as_string(entry->error->message);
+	words[n++] = in_utf8(entry->error->message);
 	if (entry->bytes <= MAX_BYTES && entry->event != NULL)
 	{
 		words[n++] = as_string("data");
-		words[n++] = as_string(JsonbToCString(NULL, &entry->event->root, VARSIZE(entry->event)));
+		words[n++] = in_utf8(JsonbToCString(NULL, &entry->event->root, VARSIZE(entry->event)));
 	}
 	else if (entry->bytes <= MAX_BYTES)
 		/* A field without a value would make Redis refuse all of it. */

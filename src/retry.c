@@ -103,6 +103,9 @@ load_due(PpApply *a, void *arg)
 	if (n > 0)
 	{
 		(void) pp_retry_make_batch(a, keys, n, due->max_bytes, due->batch);
+		/* Somebody has taken them meanwhile: look again. */
+		if (due->batch->n == 0)
+			due->next = GetCurrentTimestamp();
 		return;
 	}
 	SPI_execute_with_args(psprintf("SELECT min(next_retry_at) FROM %s.postpipe_dead_letter "

@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -38,6 +39,7 @@ typedef struct Counts
 {
 	Oid dboid;
 	char pipeline[PP_PIPELINE_LEN];
+	SubTransactionId subxact;
 	uint64 applied;
 	uint64 filtered;
 } Counts;
@@ -104,6 +106,25 @@ count_at_commit(XactEvent event, void *arg)
 	counts_at_commit = NIL; /* it lives in the transaction's memory */
 }
 
+/* What a subtransaction replayed goes with it. */
+static void
+count_at_subcommit(SubXactEvent event, SubTransactionId subxact, SubTransactionId parent, void *arg)
+{
+	ListCell *lc;
+
+	foreach (lc, counts_at_commit)
+	{
+		Counts *c = lfirst(lc);
+
+		if (c->subxact != subxact)
+			continue;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			c->subxact = parent;
+		else if (event == SUBXACT_EVENT_ABORT_SUB)
+			c->applied = c->filtered = 0;
+	}
+}
+
 static void
 remember_counts(const char *pipeline, const PpApplyResult *total)
 {
@@ -112,14 +133,41 @@ remember_counts(const char *pipeline, const PpApplyResult *total)
 	Counts *c = palloc0(sizeof(Counts));
 
 	if (!registered)
+	{
 		RegisterXactCallback(count_at_commit, NULL);
+		RegisterSubXactCallback(count_at_subcommit, NULL);
+	}
 	registered = true;
+	c->subxact = GetCurrentSubTransactionId();
 	c->dboid = MyDatabaseId;
 	strlcpy(c->pipeline, pipeline, sizeof(c->pipeline));
 	c->applied = total->applied;
 	c->filtered = total->filtered;
 	counts_at_commit = lappend(counts_at_commit, c);
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * The statement is run with all constraints immediate (statement.c), so what the caller's transaction
+ * has deferred would come up now: fail for what it is still to do, and fire triggers as another role.
+ * Only what is deferrable can wait.
+ */
+static void
+refuse_deferred(const PpExtension *ext)
+{
+	bool isnull;
+
+	pp_store_begin(ext);
+	SPI_execute("SELECT DISTINCT tgrelid FROM pg_trigger WHERE tgdeferrable", true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+		if (AfterTriggerPendingOnRel(DatumGetObjectId(
+				SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull))))
+			ereport(ERROR,
+					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+					 errmsg("postpipe_replay() cannot run while this transaction has deferred "
+							"constraints or triggers to check"),
+					 errhint("Commit first, or run SET CONSTRAINTS ALL IMMEDIATE.")));
+	pp_store_end();
 }
 
 /* The letters that match, locked. */
@@ -246,6 +294,7 @@ postpipe_replay(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	read_filter(fcinfo, &ext, &filter);
+	refuse_deferred(&ext);
 	keys = lock_letters(&ext, &filter, &n);
 	if (n > 0)
 	{

@@ -88,6 +88,7 @@ apply_settings(PpWorker *w)
 	w->batch_bytes = (size_t) pp_guc_batch_bytes * 1024;
 	w->count = w->count == 0 ? w->batch_size : Min(w->count, w->batch_size);
 	pp_take_over_configure(w);
+	pp_chores_configure(w);
 }
 
 /*
@@ -284,6 +285,10 @@ fix_session(PpWorker *w)
 	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION);
 	/* Redis speaks UTF-8; a conversion can be found only in a transaction, and is kept from then on. */
 	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
+#if PG_VERSION_NUM >= 170000
+	/* It ends the process, whatever the transaction was about. */
+	SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_SESSION);
+#endif
 	set_option(w, "lock_timeout", NULL);
 	set_option(w, "synchronous_commit", NULL);
 }

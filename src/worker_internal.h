@@ -26,7 +26,7 @@ typedef struct PpAckList
 typedef struct PpChores
 {
 	bool begun;
-	char *retention;       /* dead_letter_retention; NULL: dead letters are kept */
+	char *retention;       /* of dead letters; NULL: they are kept */
 	TimestampTz expire_at; /* when some may be too old */
 	PpBackoff backoff;     /* after a retry that says nothing of the letters */
 } PpChores;
@@ -150,6 +150,7 @@ extern bool pp_watch_consumer(PpWorker *w, PpRedisError *error);
 extern void pp_watch_delivered(PpWorker *w, int n, PpId last);
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
 /* chores.c */
+extern void pp_chores_configure(PpWorker *w);
 extern void pp_chores_run(PpWorker *w);
 extern long pp_chores_due_ms(PpWorker *w, long max_ms);
 

@@ -28,6 +28,7 @@ ALTER SYSTEM SET postpipe.batch_bytes = '2GB';
 ALTER SYSTEM SET postpipe.retry_delay = 0;
 ALTER SYSTEM SET postpipe.retry_delay = '2h';
 ALTER SYSTEM SET postpipe.claim_idle = '10ms';
+ALTER SYSTEM SET postpipe.dead_letter_retention = '-1d';
 ALTER SYSTEM SET postpipe.enabled = 'perhaps';
 \set VERBOSITY default
 

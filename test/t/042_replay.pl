@@ -9,7 +9,7 @@ use IPC::Run ();
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('main', redis => $redis, conf => "postpipe.max_retries = 0\nlog_error_verbosity = terse");
+my $node = pp_node('main', redis => $redis, databases => 'postgres, cyrillic', conf => "postpipe.max_retries = 0\nlog_error_verbosity = terse");
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql(<<'SQL');
@@ -34,10 +34,10 @@ letters('item', 8);
 # --- Nothing passes: nothing is lost, the errors are the new ones.
 is(sql(q(SELECT * FROM postpipe_replay('item'))), '8|0|8', 'a replay of all that fails');
 letters('item', 8);
-is(sql(q(SELECT DISTINCT state, attempts, last_failed_at > first_failed_at FROM postpipe_dlq)), 'dead|2|t', '... is noted');
+is(sql(q(SELECT DISTINCT state, attempts, last_failed_at > first_failed_at FROM postpipe_dlq)), 'dead|1|t', '... is noted');
 sql(q(ALTER TABLE item ADD CONSTRAINT later CHECK (id <> 2), DROP CONSTRAINT v));
 is(sql(qq(SELECT * FROM postpipe_replay('item', ids => '{$id{2}}'))), '1|0|1', 'by ID');
-is(sql(qq(SELECT constraint_name, attempts FROM postpipe_dlq WHERE id = '$id{2}')), 'later|3', '... with the error of today');
+is(sql(qq(SELECT constraint_name, attempts FROM postpipe_dlq WHERE id = '$id{2}')), 'later|1', '... with the error of today, and is none of the attempts');
 
 # --- Filters; each replay applies what it should, as the pipeline would.
 is(sql(qq(SELECT * FROM postpipe_replay('item', ids => '{$id{1},0-1}'))), '1|1|0', 'an ID list');
@@ -64,7 +64,7 @@ is(sql('SELECT entries_applied FROM postpipe_stats'), $applied + 1, '... and one
 sql('ALTER TABLE item RENAME TO away');
 like(error(q(SELECT postpipe_replay('item'))), qr/target table .*item of pipeline "item" does not exist/, 'no table');
 sql('ALTER TABLE away RENAME TO item');
-is(sql(qq(SELECT attempts FROM postpipe_dlq WHERE id = '$id{5}')), 2, '... is no attempt');
+is(sql(qq(SELECT attempts FROM postpipe_dlq WHERE id = '$id{5}')), 1, '... is no attempt');
 like(error(q(SET statement_timeout = '200ms'; SELECT postpipe_replay('item'), pg_sleep(5))), qr/statement timeout/,
 	'the statement_timeout of the session still counts after entries that fail');
 
@@ -155,6 +155,16 @@ is(sql(q(SELECT * FROM postpipe_replay('anything'))), '5|1|4', 'replayed');
 is(sql(q(SELECT md5(v) FROM anything)), md5_hex($big), '... all 64 MB of it');
 is(sql(q(SELECT postpipe_discard('anything', ids => (SELECT array_agg(id) FROM postpipe_dlq WHERE pipeline = 'anything')))), 4, 'and discarded');
 
+# --- Copies are UTF-8, whatever the database is.
+sql(q(CREATE DATABASE cyrillic TEMPLATE template0 ENCODING 'WIN1251' LC_COLLATE 'C' LC_CTYPE 'C'));
+$node->safe_psql('cyrillic', q(CREATE EXTENSION postpipe; SELECT postpipe_drop_pipeline('posts'); CREATE TABLE item (n int);
+	SELECT postpipe_create_pipeline('cyrillic', 'stream:cyrillic', target => 'item', options => '{"dead_letter_stream": "stream:cyrillic:dead"}')));
+$redis->xadd('stream:cyrillic', n => "\xd0\x96");
+wait_for { ($redis->command('XLEN', 'stream:cyrillic:dead') // 0) == 1 } 'a letter of a WIN1251 database is copied';
+my %utf8 = @{ $redis->command('XRANGE', 'stream:cyrillic:dead', '-', '+')->[0][1] };
+is($utf8{data}, qq({"n": "\xd0\x96"}), '... its event in UTF-8');
+like($utf8{message}, qr/"\xd0\x96"/, '... and its message');
+
 # --- A copy that cannot be made is said once and holds nobody up.
 $redis->command('DEL', 'stream:anything:dead');
 $redis->command('SET', 'stream:anything:dead', 'no stream');
@@ -175,6 +185,84 @@ sql(q(SELECT postpipe_pause('old')));
 wait_state('old', 'paused');
 sql(q(SELECT postpipe_resume('old')));
 letters('old', 1);
+
+# --- What a subtransaction replayed is not counted when it is rolled back, and is when it is not.
+sql(<<'SQL');
+CREATE TABLE sub (v text, CONSTRAINT v CHECK (v NOT LIKE 'bad%'));
+SELECT postpipe_create_pipeline('sub', 'stream:sub', target => 'sub');
+SQL
+wait_state('sub');
+my @sub = map { $redis->xadd('stream:sub', v => "bad $_") } 1 .. 4;
+letters('sub', 4);
+sql('ALTER TABLE sub DROP CONSTRAINT v');
+my $counted = q(SELECT entries_applied FROM postpipe_stats WHERE pipeline = 'sub');
+sql(qq(BEGIN; SAVEPOINT s; SELECT postpipe_replay('sub', ids => '{$sub[0]}'); ROLLBACK TO s; COMMIT));
+is(sql($counted), 0, 'ROLLBACK TO SAVEPOINT: a replay counts nothing');
+sql(qq(BEGIN; SAVEPOINT s; SELECT postpipe_replay('sub', ids => '{$sub[0]}'); RELEASE s; COMMIT));
+is(sql($counted), 1, 'RELEASE SAVEPOINT: it counts');
+
+# --- By time. The letters are told apart by when they failed.
+sql(q(UPDATE postpipe_dead_letter SET first_failed_at = now() - interval '1 hour' WHERE pipeline = 'sub' AND id = ) . "'$sub[1]'");
+is(sql(q(SELECT * FROM postpipe_replay('sub', since => now() - interval '2 hours', until => now() - interval '1 minute'))), '1|1|0', 'since and until: what failed an hour ago');
+is(sql(q(SELECT * FROM postpipe_replay('sub', since => now() - interval '1 minute', max_entries => 1))), '1|1|0', 'since: one of those that failed now');
+is(sql(q(SELECT * FROM postpipe_replay('sub', until => now()))), '1|1|0', 'until: the other one');
+is(sql('SELECT string_agg(v, $$ $$ ORDER BY v) FROM sub'), 'bad 1 bad 2 bad 3 bad 4', '... each once');
+
+# --- What the caller has deferred is his: a replay does not check it, nor fire it as somebody else.
+sql(<<'SQL');
+CREATE TABLE parent (id int PRIMARY KEY);
+CREATE TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+SQL
+like(error(q(BEGIN; INSERT INTO child VALUES (1); SELECT postpipe_replay('sub'); INSERT INTO parent VALUES (1); COMMIT)),
+	qr/postpipe_replay\(\) cannot run while this transaction has deferred constraints.*SET CONSTRAINTS ALL IMMEDIATE/s, 'with deferred constraints to check: refused');
+is(error(q(BEGIN; SELECT postpipe_replay('sub'); INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1); SET CONSTRAINTS ALL IMMEDIATE; SELECT postpipe_replay('sub'); COMMIT)), '', '... before and after they were checked: not');
+
+# --- Replays by hand are none of the retries; nor do both apply a letter.
+sql(<<'SQL');
+CREATE TABLE hand (v text, CONSTRAINT v CHECK (v NOT LIKE 'bad%'));
+SELECT postpipe_create_pipeline('hand', 'stream:hand', statement => 'INSERT INTO hand SELECT event ->> $$v$$ FROM postpipe_batch', options => '{"max_retries": 2, "retry_delay": "1s"}');
+SQL
+wait_state('hand');
+$redis->xadd('stream:hand', v => 'bad');
+letters('hand', 1);
+sql(q(SELECT postpipe_replay('hand'))) for 1 .. 3;
+wait_sql($node, 'postgres', q(SELECT state, attempts FROM postpipe_dlq WHERE pipeline = 'hand'), 'dead|3', 'three replays by hand take none of two retries');
+$redis->xadd('stream:hand', v => 'bad too');
+letters('hand', 2);
+sql(q(ALTER TABLE hand DROP CONSTRAINT v));
+{
+	my $session = session();
+	$session->(q(BEGIN; SELECT applied FROM postpipe_replay('hand', ids => (SELECT array_agg(id) FROM postpipe_dlq WHERE pipeline = 'hand' AND state = 'retrying'));));
+	# The worker finds it due, and locked; it looks again each second.
+	wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'hand' AND next_retry_at < now() - interval '1.5 seconds'), 1, 'a letter that is being replayed is due');
+	is(sql('SELECT count(*) FROM hand'), 0, '... and left alone');
+	$session->('COMMIT;');
+}
+letters('hand', 1);
+is(sql('SELECT string_agg(v, $$ $$) FROM hand'), 'bad too', '... and applied once');
+
+# --- A letter that changes while a discard waits for it is discarded all the same.
+{
+	my $session = session();
+	$session->(q(BEGIN; UPDATE postpipe_dead_letter SET last_failed_at = now() WHERE pipeline = 'hand';));
+	my $discard = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q(SELECT postpipe_discard('hand')) ], '>', \my $n, IPC::Run::timeout(60));
+	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%postpipe_discard%' AND wait_event_type = 'Lock'), 1, 'a discard waits');
+	$session->('COMMIT;');
+	$discard->finish;
+	is($n, "1\n", '... for a letter that was changed, and discards it');
+}
+
+# --- Two letters under one ID, of different entries: the later one stays, the other one counts as discarded.
+$redis->xadd('stream:hand', data => '[1]');
+letters('hand', 1);
+sql(q(UPDATE postpipe_dead_letter SET fields = '{data,old}' WHERE pipeline = 'hand'; DELETE FROM postpipe_ledger WHERE pipeline = 'hand' AND dead = 1 AND last_id = (SELECT max(last_id) FROM postpipe_ledger WHERE pipeline = 'hand');
+	UPDATE postpipe_epoch SET dead = dead + 1 WHERE pipeline = 'hand'));
+$redis->command('XGROUP', 'SETID', 'stream:hand', 'postpipe_hand', '0');
+$redis->xadd('stream:hand', v => 'after');
+wait_sql($node, 'postgres', q(SELECT count(*) FROM hand WHERE v = 'after'), 1, 'read again');
+is(sql(q(SELECT convert_from(fields[2], 'UTF8') FROM postpipe_dlq WHERE pipeline = 'hand')), '[1]', 'a letter of another entry under the same ID is replaced');
+is(sql(q(SELECT dead, discarded FROM postpipe_audit WHERE pipeline = 'hand')), '1|2', '... and counts as discarded');
+sql(qq(SELECT postpipe_drop_pipeline('$_', discard_dead => true))) for qw(sub hand);
 
 # --- A rewind: letters whose entries are read again are discarded, those whose entries are gone or others by now stay.
 sql(<<'SQL');
@@ -199,6 +287,18 @@ is(sql(q(SELECT * FROM postpipe_replay('again'))), '3|3|0', 'a replay then');
 is(sql('SELECT string_agg(v, $$, $$ ORDER BY v) FROM again'), 'a, a, b, b, bad 1, bad before, bad gone, bad other, c', '... applies the others, and nothing twice');
 is(sql(q(SELECT string_agg(concat_ws(' ', applied, dead, discarded), ', ' ORDER BY epoch) FROM postpipe_audit WHERE pipeline = 'again')), '5 0 1, 0 0 0, 4 0 0', 'each is counted, in the epoch of its letter');
 sql(q(SELECT postpipe_drop_pipeline('again')));
+
+# --- The same by the setting, with a reload; the option wins.
+sql(q(SELECT postpipe_create_pipeline('set', 'stream:set', target => 'item', owner => 'app', options => '{"error_threshold": 1}');
+	SELECT postpipe_create_pipeline('unset', 'stream:unset', target => 'item', owner => 'app', options => '{"error_threshold": 1, "dead_letter_retention": "10 days"}')));
+$redis->xadd("stream:$_", data => '[]') for qw(set unset);
+letters($_, 1) for qw(set unset);
+sql(q(UPDATE postpipe_dead_letter SET last_failed_at = now() - interval '2 days' WHERE pipeline IN ('set', 'unset')));
+$node->append_conf('postgresql.conf', "postpipe.dead_letter_retention = '1d'");
+$node->reload;
+letters('set', 0);
+letters('unset', 1);
+is(sql(q(SELECT discarded FROM postpipe_audit WHERE pipeline = 'set')), 1, 'discarded by the setting');
 
 # --- Every entry is somewhere.
 my %sums = (item => '7|0|1|2', late => '4|0|0|0', many => 2501 - $failed . "|0|$failed|0", anything => '2|0|3|4', old => '0|0|1|2199');
