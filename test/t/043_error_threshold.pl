@@ -105,6 +105,24 @@ cmp_ok(sql($count) - 1, '>=', 45, '... which were counted');
 # What cannot be checked so is found as before, and so is what fails for another reason.
 paused('types', sub { add('types', 30, 'good'); $redis->xadd('stream:types', id => ++$id, a => '["x"]'); add('types', 1, 'bad'); $redis->xadd('stream:types', id => ++$id, i => 'x'); add('types', 30, 'good') });
 done_with('types', '610|48');
+# The check follows a type that the statement itself does not name.
+sql('ALTER TABLE types_rows ADD q varchar(5)');
+paused('types', sub { $redis->xadd('stream:types', id => ++$id, q => 'four'); $redis->xadd('stream:types', id => ++$id, q => 'longer') });
+done_with('types', '611|49');
+sql(q(UPDATE types_rows SET q = NULL));
+my $behind = sql(q(SELECT pid FROM postpipe_workers WHERE pipeline = 'types'));
+sql('ALTER TABLE types_rows ALTER q TYPE varchar(3)');
+sql(q(SELECT setval('runs', 1)));
+my $lock = pp_session($node);
+$lock->('BEGIN; LOCK TABLE types_rows');
+$redis->xadd('stream:types', id => ++$id);
+wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_locks WHERE relation = 'types_rows'::regclass AND NOT granted), 1, 'held up, so that the rest is one batch');
+$redis->pipeline(map { [ 'XADD', 'stream:types', '*', id => ++$id, q => 'four' ], [ 'XADD', 'stream:types', '*', id => ++$id, q => 'two' ] } 1 .. 20);
+$lock->('COMMIT');
+$lock->(undef);
+done_with('types', '632|69');
+cmp_ok(sql($count) - 1, '<=', 20 + 1 + 2, 'a run for each bad one, and three for all others');
+is(sql(q(SELECT pid FROM postpipe_workers WHERE pipeline = 'types')), $behind, '... by the same process');
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
 $node->stop;
 done_testing();
