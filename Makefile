@@ -70,7 +70,7 @@ torture:
 	@PG_CONFIG="$(PG_CONFIG)" test/torture $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(TORTURE)
 
 bench:
-	@PG_CONFIG="$(PG_CONFIG)" bench/run
+	@PG_CONFIG="$(PG_CONFIG)" bench/run $(BENCH)
 
 check-style:
 	@test/check-style
@@ -81,6 +81,6 @@ help:
 	@echo "make test                                           every test; test/run FILE ... runs some of them"
 	@echo "make torture                                        random crashes for SECONDS=600, with SEED=n; see test/torture"
 	@echo "make check-style                                    formatting, layers, exported symbols, version"
-	@echo "make bench                                          measurements"
+	@echo "make bench                                          measurements, with options in BENCH; see bench/README.md"
 
 .PHONY: check-preload demo test torture bench check-style help

@@ -3,9 +3,10 @@
  * client.c
  *		The competitor: a stand-alone consumer, hiredis and libpq.
  *
- * Usage: client REDIS_SOCKET STREAM GROUP TABLE BATCH
+ * Usage: client REDIS_SOCKET STREAM GROUP TABLE BATCH [follow]
  *
- * Drains the stream into the table as a good engineer would write it by hand:
+ * Drains the stream into the table as a good engineer would write it by hand,
+ * and ends, or with "follow" waits for more until it is killed:
  *
  *	- XREADGROUP COUNT 1000 and one prepared INSERT ... SELECT FROM unnest(...)
  *	  ON CONFLICT DO UPDATE per batch, a transaction of its own;
@@ -14,7 +15,9 @@
  *	- while the server runs the statement, Redis prepares the next batch and
  *	  this process parses it;
  *	- one XACK for all IDs after the commit, in the same write as the next
- *	  XREADGROUP.
+ *	  XREADGROUP;
+ *	- a read that blocks only when there is nothing in hand and all is
+ *	  acknowledged.
  *
  * What it leaves out is in its favor: no reconnecting, no entry that cannot be
  * applied, no key twice in one batch, no redelivery.  Any error ends it.
@@ -25,9 +28,7 @@
  */
 #include <stdbool.h>
 #include <stdint.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <arpa/inet.h>
 
@@ -100,28 +101,6 @@ static const char insert_template[] =
 	" views_count = greatest(excluded.views_count, t.views_count),"
 	" forwards_count = greatest(excluded.forwards_count, t.forwards_count),"
 	" reactions_count = greatest(excluded.reactions_count, t.reactions_count)";
-
-/* CPU seconds of another process on this machine, user and system */
-static double
-process_cpu_seconds(int pid)
-{
-	char path[64];
-	char line[1024];
-	FILE *file;
-	unsigned long user = 0;
-	unsigned long system = 0;
-	char *rest;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	file = fopen(path, "r");
-	if (file == NULL)
-		return 0;
-	/* the process name in parentheses may hold anything: start behind it */
-	if (fgets(line, sizeof(line), file) != NULL && (rest = strrchr(line, ')')) != NULL)
-		sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system);
-	fclose(file);
-	return (double) (user + system) / sysconf(_SC_CLK_TCK);
-}
 
 /*----------
  * Arrays
@@ -361,6 +340,8 @@ main(int argc, char **argv)
 	const char *stream;
 	const char *group;
 	const char *batch_size;
+	bool follow = argc == 7 && strcmp(argv[6], "follow") == 0;
+	bool acked = true; /* no XACK is under way */
 	redisContext *redis;
 	PGconn *conn;
 	redisReply *reply;
@@ -372,9 +353,9 @@ main(int argc, char **argv)
 	struct rusage usage;
 	char sql[sizeof(insert_template) + 256];
 
-	if (argc != 6)
+	if (argc != 6 && !follow)
 	{
-		fprintf(stderr, "usage: %s REDIS_SOCKET STREAM GROUP TABLE BATCH\n", argv[0]);
+		fprintf(stderr, "usage: %s REDIS_SOCKET STREAM GROUP TABLE BATCH [follow]\n", argv[0]);
 		return 1;
 	}
 	stream = argv[2];
@@ -387,21 +368,41 @@ main(int argc, char **argv)
 	snprintf(sql, sizeof(sql), insert_template, argv[4]);
 	postgres_prepare(conn, "upsert", sql);
 
-#define APPEND_READ()                                                                          \
-	redisAppendCommand(redis, "XREADGROUP GROUP %s %s COUNT %s STREAMS %s >", group, CONSUMER, \
-					   batch_size, stream)
+#define APPEND_READ(block)                                                                    \
+	redisAppendCommand(redis, "XREADGROUP GROUP %s %s COUNT %s " block "STREAMS %s >", group, \
+					   CONSUMER, batch_size, stream)
 
-	APPEND_READ();
+	APPEND_READ("");
 	reply = redis_next_reply(redis);
-	APPEND_READ();
+	APPEND_READ("");
 	redis_flush(redis);
 	if ((entries = reply_entries(reply)) != NULL)
 		build_batch(entries);
-	while (entries != NULL)
+	for (;;)
 	{
 		redisReply *next_reply;
 		const redisReply *next;
 
+		if (entries == NULL)
+		{
+			if (!acked)
+				freeReplyObject(redis_next_reply(redis));
+			acked = true;
+			if (!follow)
+				break;
+			/* Something may have come since the last read was sent; else wait for it. */
+			freeReplyObject(reply);
+			reply = redis_next_reply(redis);
+			while ((entries = reply_entries(reply)) == NULL)
+			{
+				freeReplyObject(reply);
+				APPEND_READ("BLOCK 1000 ");
+				reply = redis_next_reply(redis);
+			}
+			build_batch(entries);
+			APPEND_READ("");
+			redis_flush(redis);
+		}
 		send_batch(conn);
 		/*
 		 * While the server works on this batch, parse the next one and fill
@@ -410,7 +411,7 @@ main(int argc, char **argv)
 		 * with the reply to XREADGROUP and to wait for that would leave the
 		 * server idle.
 		 */
-		if (total > 0)
+		if (!acked)
 			freeReplyObject(redis_next_reply(redis));
 		next_reply = redis_next_reply(redis);
 		if ((next = reply_entries(next_reply)) != NULL)
@@ -418,23 +419,22 @@ main(int argc, char **argv)
 		wait_commit(conn);
 
 		append_xack(redis, stream, group, entries);
-		APPEND_READ();
+		acked = false;
+		APPEND_READ("");
 		redis_flush(redis);
 		total += entries->elements;
 		freeReplyObject(reply);
 		reply = next_reply;
 		entries = next;
 	}
-	if (total > 0)
-		freeReplyObject(redis_next_reply(redis)); /* all is acknowledged */
 	elapsed = seconds_now() - start;
 
 	getrusage(RUSAGE_SELF, &usage);
 	cpu = usage.ru_utime.tv_sec + usage.ru_utime.tv_usec / 1e6 + usage.ru_stime.tv_sec +
 		  usage.ru_stime.tv_usec / 1e6;
 	printf("{\"entries\": %ld, \"seconds\": %.6f, \"cpu_seconds\": %.3f,"
-		   " \"backend_cpu_seconds\": %.3f, \"peak_kb\": %ld}\n",
-		   total, elapsed, cpu, process_cpu_seconds(PQbackendPID(conn)), usage.ru_maxrss);
+		   " \"backend_cpu_seconds\": %.3f}\n",
+		   total, elapsed, cpu, process_cpu_seconds(PQbackendPID(conn)));
 
 	PQfinish(conn);
 	redisFree(redis);

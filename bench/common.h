@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * common.h
- *		What client.c and latency.c share: errors end the program.
+ *		What the programs that talk to both servers share: errors end the program.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,7 +10,9 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <hiredis/hiredis.h>
 #include <libpq-fe.h>
@@ -60,7 +62,8 @@ redis_next_reply(redisContext *redis)
 static inline PGconn *
 postgres_connect(void)
 {
-	PGconn *conn = PQconnectdb("dbname=postgres options='-c TimeZone=UTC'");
+	PGconn *conn =
+		PQconnectdb("dbname=postgres fallback_application_name=bench options='-c TimeZone=UTC'");
 
 	if (PQstatus(conn) != CONNECTION_OK)
 		fail("could not connect to PostgreSQL", PQerrorMessage(conn));
@@ -75,6 +78,28 @@ postgres_prepare(PGconn *conn, const char *name, const char *sql)
 	if (PQresultStatus(result) != PGRES_COMMAND_OK)
 		fail("could not prepare a statement", PQerrorMessage(conn));
 	PQclear(result);
+}
+
+/* CPU seconds of another process on this machine, user and system */
+static inline double
+process_cpu_seconds(int pid)
+{
+	char path[64];
+	char line[1024];
+	FILE *file;
+	unsigned long user = 0;
+	unsigned long system = 0;
+	char *rest;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	file = fopen(path, "r");
+	if (file == NULL)
+		return 0;
+	/* the process name in parentheses may hold anything: start behind it */
+	if (fgets(line, sizeof(line), file) != NULL && (rest = strrchr(line, ')')) != NULL)
+		sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system);
+	fclose(file);
+	return (double) (user + system) / sysconf(_SC_CLK_TCK);
 }
 
 #endif /* BENCH_COMMON_H */

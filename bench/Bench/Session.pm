@@ -3,14 +3,16 @@ package Bench::Session;
 
 use strict;
 use warnings;
+use IO::Select;
 use IPC::Open2;
 
 my $mark = '--end-of-answer--';
+my $look_seconds = 0.02;
 
 sub psql
 {
-	my ($class) = @_;
-	return $class->_start("\\echo $mark\n", ';', 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', 'postgres');
+	my ($class, $database) = @_;
+	return $class->_start("\\echo $mark\n", ';', 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $database // 'postgres');
 }
 
 sub redis
@@ -26,24 +28,36 @@ sub _start
 	return bless { pid => $pid, in => $in, out => $out, end => $end, terminator => $terminator }, $class;
 }
 
-# Sends one command and returns what is printed for it, without the last line feed.
+# Sends one command and returns what is printed for it, without the last line feed. While it waits, "meanwhile" is called
+# every now and then.
 sub ask
 {
-	my ($self, $command) = @_;
-	my $answer = '';
+	my ($self, $command, $meanwhile) = @_;
+	my ($answer, $end) = ('', "$mark\n");
+	my $ready = IO::Select->new($self->{out});
 
 	print { $self->{in} } "$command$self->{terminator}\n$self->{end}";
 	$self->{in}->flush;
-	while (defined(my $line = readline $self->{out}))
+	until (length $answer >= length $end && substr($answer, -length $end) eq $end)
 	{
-		if ($line eq "$mark\n")
+		if ($meanwhile)
 		{
-			chomp $answer;
-			return $answer;
+			$meanwhile->() until $ready->can_read($look_seconds);
 		}
-		$answer .= $line;
+		sysread($self->{out}, $answer, 65536, length $answer) or die "failed: $command\n";
 	}
-	die "failed: $command\n";
+	substr($answer, -length $end) = '';
+	chomp $answer;
+	return $answer;
+}
+
+sub close
+{
+	my ($self) = @_;
+	CORE::close($self->{in});
+	CORE::close($self->{out});
+	waitpid($self->{pid}, 0);
+	return;
 }
 
 1;
