@@ -281,24 +281,31 @@ get_holes(PpWorker *w, MemoryContext cxt, Prune *prune, PpRedisError *error)
 	return true;
 }
 
-/* Where the group stands, so what is sealed. */
+/*
+ * Where the group stands, and after that what is pending: so what is sealed.  Nothing, where neither can
+ * be known.
+ */
 static bool
 get_sealed(PpWorker *w, Prune *prune, PpRedisError *error)
 {
-	PpReply *replies[PP_STREAM_FACT_REPLIES];
 	PpStreamFacts facts;
+	PpReply *reply;
+	PpId none = {0, 0};
+	PpId oldest;
 
-	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
-	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
-		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
-			return false;
-	if (!pp_stream_parse_facts(replies, w->def->group, &facts, error))
+	pp_stream_send_group(w->redis, w->def->stream);
+	pp_stream_send_pending(w->redis, w->def->stream, w->def->group, none, PP_ID_MAX, 1);
+	if ((reply = pp_consume_receive_any(w, error)) == NULL ||
+		!pp_stream_parse_group(reply, w->def->group, &facts, error) ||
+		!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 		return false;
-	prune->delivered = facts.last_delivered;
-	prune->sealed = facts.pending == 0 ? facts.last_delivered
-					: facts.pending > 0 && !pp_id_is_zero(facts.oldest_pending)
-						? pp_id_previous(facts.oldest_pending)
-						: (PpId){0, 0};
+	prune->delivered = prune->sealed = facts.last_delivered;
+	if (reply->len == 0)
+		return true;
+	if (!pp_stream_parse_pending(&reply->items[0], &oldest, error))
+		return false;
+	if (pp_id_compare(oldest, facts.last_delivered) <= 0)
+		prune->sealed = pp_id_previous(oldest);
 	return true;
 }
 

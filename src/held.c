@@ -11,6 +11,9 @@
  * A batch above everything that any worker has received before cannot be on record: it need not be
  * looked up.  That mark is the pipeline's, because after a failover worker 1 gets what worker 2 had.
  *
+ * Reads of new entries are numbered as well, so that it can be told when all that the group had
+ * delivered at some moment must have come: watch.c compares that with what Redis says.
+ *
  * What concerns the stream as a whole (who owns the group, is it still the same stream, what was
  * skipped) is looked at by worker 1 while the others hold still: a pipeline is closed by any of its
  * workers, each lets go of what it holds and parks, worker 1 looks, and opens it.
@@ -140,12 +143,49 @@ pp_held_release(PpPipe *pipe, int hand)
 	LWLockRelease(&pipe->lock);
 }
 
-/* Nothing is in hand: what was there will be delivered again. */
+/* Nothing is in hand, or on its way: what was there will be delivered again. */
 void
 pp_held_release_all(PpPipe *pipe)
 {
 	for (int i = 0; i < lengthof(pp_my_proc->held); i++)
 		pp_held_release(pipe, i);
+	pp_read_ends(pipe, 0);
+}
+
+/* This worker asks for new entries.  Returns how many all of them have received up to now. */
+uint64
+pp_read_begins(PpPipe *pipe)
+{
+	uint64 received;
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_my_proc->reading = ++pipe->reads;
+	received = pipe->received;
+	LWLockRelease(&pipe->lock);
+	return received;
+}
+
+/* It was given so many. */
+void
+pp_read_ends(PpPipe *pipe, int entries)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_my_proc->reading = 0;
+	pipe->received += entries;
+	LWLockRelease(&pipe->lock);
+}
+
+static bool
+reads_before(PpProc *proc, void *arg)
+{
+	return proc != pp_my_proc && proc->reading != 0 && proc->reading <= *(uint64 *) arg;
+}
+
+/* Is a read of another worker, up to this number, still under way? */
+bool
+pp_read_is_awaited(PpPipe *pipe, uint64 upto)
+{
+	return any_worker(pipe, LW_SHARED, reads_before, &upto);
 }
 
 static bool

@@ -25,7 +25,10 @@
 #define BUSY_MS     1000
 #define IDLE_MS     5000
 #define ANSWER_MS   5000
-#define REPLY_LIMIT ((size_t) 64 * 1024 * 1024) /* XINFO STREAM shows first and last entry */
+#define REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
+#define SKIMMED_BYTES_A_MS \
+	4096 /* XINFO STREAM shows two entries: large ones are not asked for so often */
+#define MAX_IDLE_MS 30000
 
 /* One pipeline in a round. */
 typedef struct Question
@@ -103,6 +106,7 @@ ask(PpMeasure *m, List *pipelines)
 
 	MemoryContextReset(m->round_cxt);
 	pp_redis_reply_target(m->redis, m->round_cxt, REPLY_LIMIT);
+	pp_redis_skim(m->redis, true);
 	m->questions =
 		MemoryContextAllocZero(m->round_cxt, Max(list_length(pipelines), 1) * sizeof(Question));
 	m->n = 0;
@@ -205,8 +209,10 @@ collect(PpMeasure *m)
 			m->asking = false;
 			m->deadline = 0;
 			pp_backoff_reset(&m->backoff);
-			m->next_at =
-				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), m->busy ? BUSY_MS : IDLE_MS);
+			m->next_at = TimestampTzPlusMilliseconds(
+				GetCurrentTimestamp(),
+				Min((m->busy ? BUSY_MS : IDLE_MS) + pp_redis_skimmed(m->redis) / SKIMMED_BYTES_A_MS,
+					MAX_IDLE_MS));
 		}
 	}
 	return result != PP_REDIS_FAILED;

@@ -46,14 +46,9 @@ set_base(PpApply *a, void *base)
 static bool
 get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
 {
-	PpReply *replies[PP_STREAM_FACT_REPLIES];
-
 	pp_consume_begin_replies(w);
 	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
-	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
-		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
-			return false;
-	return pp_stream_parse_facts(replies, w->def->group, facts, error);
+	return pp_consume_receive_facts(w, facts, error);
 }
 
 /* Looks entries up, in a transaction of its own. */
@@ -398,31 +393,59 @@ count_unsettled(PpWorker *w, PpId last, int64 *unsettled, PpRedisError *error)
 }
 
 /*
- * Counts what was trimmed before it was read, while nobody looked: everything that is left lies
- * above what was settled when we came, so what is missing in between is no more there to be read.
- * Of what is left, `repaired` entries were read by their range just now.
+ * How many entries were ever added that are neither settled nor pending nor still to be delivered?
+ * That is known where the group has come to the stream's end; or where everything that is left lies
+ * above what was settled when we came: of that, `repaired` entries were read by their range just now.
  */
 static bool
-note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, int64 repaired, PpRedisError *error)
+count_missing(PpWorker *w, const PpStreamFacts *facts, PpId top, int64 repaired, int64 *missing,
+			  PpRedisError *error)
 {
-	PpLedger *ledger = pp_apply_ledger(w->apply);
-	int64 undelivered = facts->length - repaired;
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	bool at_end = pp_id_compare(facts->last_delivered, facts->last_generated) >= 0;
+	int64 undelivered = at_end ? 0 : facts->length - repaired;
 	int64 unsettled;
-	int64 missing;
 
+	*missing = 0;
 	if (!w->pipe->exclusive || ledger->base < 0 || facts->added < 0 ||
-		(facts->length > 0 && pp_id_compare(facts->first_entry, top) <= 0))
+		(!at_end && facts->length > 0 && pp_id_compare(facts->first_entry, top) <= 0))
 		return true;
 	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
 		return false;
 	/* Of the rest, what was delivered is what is pending. */
-	if (facts->length > 0 && pp_id_compare(facts->first_entry, facts->last_delivered) <= 0)
+	if (!at_end && facts->length > 0 &&
+		pp_id_compare(facts->first_entry, facts->last_delivered) <= 0)
 		undelivered -= unsettled;
-	missing = facts->added - undelivered - ledger->base - ledger->settled - unsettled;
+	*missing = facts->added - undelivered - ledger->base - ledger->settled - unsettled;
+	return true;
+}
+
+/*
+ * Counts what was trimmed before it was read, while nobody looked.  Nothing is lost that is still
+ * there: when something is missing, all of the stream is read up to where the group stands.
+ */
+static bool
+note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, int64 repaired, PpRedisError *error)
+{
+	PpId none = {0, 0};
+	int64 missing;
+
+	if (!count_missing(w, facts, top, repaired, &missing, error))
+		return false;
+	if (missing > 0 && facts->length > 0 &&
+		pp_id_compare(facts->first_entry, facts->last_delivered) <= 0)
+	{
+		repaired = 0;
+		if (!apply_range(w, none, facts->last_delivered, &repaired, error))
+			return false;
+		pp_worker_open_apply(w);
+		if (!count_missing(w, facts, top, repaired, &missing, error))
+			return false;
+	}
 	if (missing > 0)
 	{
 		pp_watch_lost(w, top, facts, missing);
-		ledger->settled += missing;
+		pp_apply_ledger(w->apply)->settled += missing;
 	}
 	return true;
 }
@@ -476,7 +499,7 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	if (!facts.group_exists &&
 		(!pp_consume_create_group(w, cause != NULL, error) || !get_facts(w, &facts, error)))
 		return false;
-	if (!find_exclusive(w, error))
+	if (!find_exclusive(w, error) || !pp_watch_out_of_future(w, &facts, error))
 		return false;
 	alone_now = note_sharing(w, &facts);
 	begins = !pp_apply_ledger(w->apply)->base_known;

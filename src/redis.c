@@ -22,6 +22,7 @@
 #include "process.h"
 
 #define READ_AT_ONCE (256 * 1024) /* look for complete replies after so many bytes */
+#define SKIM_LIMIT   ((size_t) 1200 * 1024 * 1024) /* of what is skimmed over, at once */
 
 static void
 close_with_context(void *conn)
@@ -123,6 +124,24 @@ void
 pp_redis_reply_target(PpRedis *conn, MemoryContext cxt, size_t limit)
 {
 	pp_reply_target(&conn->target, cxt, limit);
+}
+
+/*
+ * pp_redis_skim
+ *		From the next reply on, keep (or not) nothing of long strings: XINFO STREAM shows two entries
+ *		whole, of which the IDs are wanted.  However long they are, they are no reason to give up.
+ */
+void
+pp_redis_skim(PpRedis *conn, bool skim)
+{
+	conn->target.skim = skim;
+}
+
+/* Bytes that were skimmed over since the reply target was set. */
+size_t
+pp_redis_skimmed(const PpRedis *conn)
+{
+	return conn->target.skimmed;
 }
 
 /* Queues a command, in hiredis's format (%s, %b with a length, %d, %lld). One reply will come. */
@@ -231,7 +250,8 @@ read_some(PpRedis *conn, bool *more)
 		total += conn->rc->reader->len - before;
 	}
 	*more = total > 0;
-	if (conn->rc->reader->len > conn->target.limit + READ_AT_ONCE)
+	if (conn->rc->reader->len >
+		(conn->target.skim ? SKIM_LIMIT : conn->target.limit) + READ_AT_ONCE)
 	{
 		conn->target.over_limit = true;
 		return false;

@@ -97,6 +97,7 @@ typedef struct PpProc
 	PpProcInfo info;
 	PpHeld held[2]; /* this and below: covered by the lock of its pipeline; see held.c */
 	bool parked;
+	uint64 reading; /* number of the read that is under way; 0: none */
 } PpProc;
 
 typedef enum PpCounter
@@ -131,6 +132,15 @@ typedef struct PpMeasured
 	bool still;
 } PpMeasured;
 
+/* What was seen of a stream: that it is another one shows by these. */
+typedef struct PpStreamSeen
+{
+	PpId generated;
+	int64 added;
+	int64 length;
+	PpId first;
+} PpStreamSeen;
+
 #define PP_RATE_SAMPLES 64
 
 typedef struct PpRateSample
@@ -159,9 +169,12 @@ typedef struct PpPipe
 	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */
 	bool exclusive; /* the group has no consumers but this pipeline's; set by worker 1 */
 	int max_consumers;     /* of the group, when they are all of this pipeline */
-	bool correction_known; /* of what Redis says that the group has read; see watch.c */
+	PpStreamSeen stream;   /* by worker 1, when it looked last; this and below: see watch.c */
+	bool correction_known; /* of what Redis says that the group has read */
 	int64 correction;
-	uint64 received; /* new entries, by all workers, since the slot is in use */
+	uint64 corrections; /* how often it was set */
+	uint64 received;    /* new entries, by all workers, since the slot is in use */
+	uint64 reads;       /* reads of new entries, likewise */
 	bool offset_known;
 	int64 offset; /* entries-read less this, when they agreed */
 	bool seen_known;
