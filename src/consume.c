@@ -403,10 +403,13 @@ pp_consume_create_group(PpWorker *w, bool anew, PpRedisError *error)
 	char settled[PP_ID_LEN];
 	PpReply *reply;
 
-	pp_id_print(ledger->pruned, settled);
+	pp_id_print(ledger->num_holes == 0 && pp_id_compare(ledger->pruned, ledger->sealed) > 0
+					? ledger->pruned
+					: ledger->sealed,
+				settled);
 	if (!anew && pp_id_is_zero(ledger->top) && asked != NULL)
 		start = asked;
-	else if (!anew && ledger->num_holes == 0)
+	else if (!anew && ledger->base_known)
 		start = settled;
 	set_reply_target(w, &w->batches[0]);
 	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group, start);

@@ -142,7 +142,7 @@ static const char audit_query[] =
 	"FROM %1$s.postpipe_epoch e LEFT JOIN %1$s.postpipe_progress p USING (pipeline) "
 	"LEFT JOIN (SELECT pipeline, epoch, %1$s.max(last_id) AS last_id, sum(applied) AS applied, "
 	"sum(filtered) AS filtered, sum(discarded) AS discarded FROM %1$s.postpipe_ledger "
-	"GROUP BY pipeline, epoch) l USING (pipeline, epoch) "
+	"WHERE NOT summed GROUP BY pipeline, epoch) l USING (pipeline, epoch) "
 	"LEFT JOIN (SELECT pipeline, epoch, sum(entries) AS lost, bool_or(entries IS NULL) AS unknown "
 	"FROM %1$s.postpipe_lost_range GROUP BY pipeline, epoch) r USING (pipeline, epoch) "
 	"LEFT JOIN (SELECT pipeline, epoch, count(*) FILTER (WHERE state = 'retrying') AS retrying, "
