@@ -82,6 +82,15 @@ failed(PpWorker *w, const PpReply *reply, PpRedisError *error)
 	return false;
 }
 
+/* Tells the audit how many entries are on record and pending still. */
+static void
+report_unacknowledged(PpWorker *w)
+{
+	bool known = w->recovered && w->acks_in_flight == 0;
+
+	pp_held_set_unacknowledged(w->pipe, known ? w->ack_old.n + w->ack_new.n : -1);
+}
+
 /*
  * Queues the XACK of a batch, when it is durable.  Returns without it when this process is to stop
  * or the standby that has to confirm does not: what is not acknowledged comes again.
@@ -95,6 +104,7 @@ send_ack(PpWorker *w, PpAckList *list)
 	pp_owner_send_sequence(w, list->sequence);
 	w->acks_in_flight += 2;
 	list->n = 0;
+	report_unacknowledged(w);
 }
 
 /* Queues the XACKs of all that is committed. */
@@ -146,6 +156,7 @@ keep_for_ack(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn)
 	list->n = batch->n;
 	list->lsn = lsn;
 	list->sequence = pp_apply_ledger(w->apply)->sequence;
+	report_unacknowledged(w);
 }
 
 /*
@@ -171,6 +182,7 @@ receive_acks(PpWorker *w, PpRedisError *error)
 		pp_pipe_acknowledged(w->pipe);
 		PP_FAULT("after_ack");
 	}
+	report_unacknowledged(w);
 	return true;
 }
 
@@ -552,6 +564,7 @@ pp_consume(PpWorker *w, PpRedisError *error)
 	connection_in_use = w->redis;
 	pp_process_meanwhile = take_in;
 	w->batches[0].n = 0;
+	report_unacknowledged(w);
 	for (;;)
 	{
 		PpBatch *batch = &w->batches[hand];

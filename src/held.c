@@ -149,7 +149,49 @@ pp_held_release_all(PpPipe *pipe)
 {
 	for (int i = 0; i < lengthof(pp_my_proc->held); i++)
 		pp_held_release(pipe, i);
+	pp_held_set_unacknowledged(pipe, -1);
 	pp_read_ends(pipe, 0);
+}
+
+/* This worker has committed so many entries that are still pending; -1: it does not know. */
+void
+pp_held_set_unacknowledged(PpPipe *pipe, int64 n)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_my_proc->unacknowledged = n;
+	LWLockRelease(&pipe->lock);
+}
+
+/* Workers that were asked, and what they have said. */
+typedef struct Unacknowledged
+{
+	int workers;
+	int64 n;
+	bool known;
+} Unacknowledged;
+
+static bool
+add_unacknowledged(PpProc *proc, void *arg)
+{
+	Unacknowledged *all = arg;
+
+	all->workers++;
+	all->n += proc->unacknowledged;
+	all->known &= proc->unacknowledged >= 0;
+	return false;
+}
+
+/*
+ * How many of the pending entries are committed?  -1: that is not known, because an acknowledgement is on
+ * its way, or a worker has not read its own pending entries again since it came.
+ */
+int64
+pp_pipe_unacknowledged(PpPipe *pipe)
+{
+	Unacknowledged all = {.known = true};
+
+	(void) any_worker(pipe, LW_SHARED, add_unacknowledged, &all);
+	return all.known && all.workers > 0 && all.workers >= pipe->workers_wanted ? all.n : -1;
 }
 
 /* This worker asks for new entries.  Returns how many all of them have received up to now. */

@@ -16,6 +16,7 @@
 
 #include "backoff.h"
 #include "guc.h"
+#include "held.h"
 #include "pipeline.h"
 #include "process.h"
 #include "redis.h"
@@ -37,6 +38,7 @@ typedef struct Question
 	uint32 generation; /* of the slot: it may be another pipeline's when the answer comes */
 	char group[PP_STREAM_LEN];
 	uint64 settled;
+	int64 unacknowledged;
 	PpReply *replies[PP_STREAM_FACT_REPLIES];
 	int count;
 } Question;
@@ -123,6 +125,7 @@ ask(PpMeasure *m, List *pipelines)
 		q->pipe = pipe;
 		q->generation = pipe->generation;
 		q->settled = pp_pipe_settled(pipe);
+		q->unacknowledged = pp_pipe_unacknowledged(pipe);
 		strlcpy(q->group, p->group, sizeof(q->group));
 		pp_stream_send_facts(m->redis, p->stream, p->group);
 	}
@@ -177,6 +180,11 @@ answer(PpMeasure *m, Question *q)
 		result.oldest_pending_seconds = -1;
 		if (facts.pending > 0 && !pp_id_is_zero(facts.oldest_pending))
 			result.oldest_pending_seconds = seconds_since(facts.oldest_pending);
+		result.unacknowledged = pp_pipe_unacknowledged(q->pipe);
+		if (result.unacknowledged != q->unacknowledged)
+			result.unacknowledged = -1;
+		if (result.pending == 0)
+			result.unacknowledged = 0;
 		result.settled = settled;
 		result.still = settled == q->settled;
 	}

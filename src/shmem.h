@@ -97,7 +97,8 @@ typedef struct PpProc
 	PpProcInfo info;
 	PpHeld held[2]; /* this and below: covered by the lock of its pipeline; see held.c */
 	bool parked;
-	uint64 reading; /* number of the read that is under way; 0: none */
+	uint64 reading;       /* number of the read that is under way; 0: none */
+	int64 unacknowledged; /* entries that are committed and still pending; -1: not known now */
 } PpProc;
 
 typedef enum PpCounter
@@ -128,6 +129,7 @@ typedef struct PpMeasured
 	int64 added; /* entries-added of the stream */
 	double lag_seconds;
 	double oldest_pending_seconds;
+	int64 unacknowledged; /* of the pending ones, so many are settled already */
 	uint64 settled; /* pp_pipe_settled() just before and just after: equal if all stood still */
 	bool still;
 } PpMeasured;
