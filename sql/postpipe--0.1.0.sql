@@ -102,10 +102,16 @@ CREATE TABLE @extschema@.postpipe_ledger (
     lost            integer NOT NULL,
     sequence        bigint NOT NULL DEFAULT 0,             -- of the worker's batches, from 1; 0: not a batch that was read
     settled_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    ids             bytea NOT NULL
+    ids             bytea NOT NULL,
+    summed          boolean NOT NULL DEFAULT false         -- its numbers are in those of postpipe_epoch already
 );
 ALTER TABLE @extschema@.postpipe_ledger ALTER COLUMN ids SET STORAGE EXTERNAL;          -- hashes do not compress
 CREATE INDEX postpipe_ledger_range ON @extschema@.postpipe_ledger (pipeline, last_id, first_id);
+-- What is to be added up, merged and pruned (src/compact.c), and the last batch of each worker.
+CREATE INDEX postpipe_ledger_new ON @extschema@.postpipe_ledger (pipeline, epoch) WHERE NOT summed;
+CREATE INDEX postpipe_ledger_small ON @extschema@.postpipe_ledger (pipeline, epoch, worker, settled_at) WHERE pg_catalog.octet_length(ids) OPERATOR(pg_catalog.<) 4096;
+CREATE INDEX postpipe_ledger_age ON @extschema@.postpipe_ledger (pipeline, settled_at);
+CREATE INDEX postpipe_ledger_sequence ON @extschema@.postpipe_ledger (pipeline, worker, sequence);
 
 CREATE TABLE @extschema@.postpipe_epoch (
     pipeline        text NOT NULL,
@@ -116,7 +122,8 @@ CREATE TABLE @extschema@.postpipe_epoch (
     base_known      boolean NOT NULL DEFAULT false,
     base_added      bigint,                                -- of the entries ever added, those that the epoch does not account for; NULL: not provable
     opened_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    applied         bigint NOT NULL DEFAULT 0,             -- this and below: sums of the ledger's rows that were pruned
+    last_id         @extschema@.postpipe_id,               -- this and below: of the ledger's rows that are summed, or were pruned
+    applied         bigint NOT NULL DEFAULT 0,
     filtered        bigint NOT NULL DEFAULT 0,
     dead            bigint NOT NULL DEFAULT 0,
     discarded       bigint NOT NULL DEFAULT 0,

@@ -26,9 +26,9 @@
 #include "process.h"
 #include "stats.h"
 
-#define MERGE_ROWS   1000
-#define FULL_BYTES   4096 /* of IDs: a row with so many is not merged any more */
-#define PRUNE_ROWS   1000
+#define PAGE_ROWS 1000
+#define FULL_BYTES \
+	4096 /* of IDs: a row with so many is not merged any more; an index has it, too */
 #define MAX_HOLES    10000 /* with more entries pending, nothing is pruned */
 #define BATCHES_DUE  1000
 #define MINUTE_MS    60000
@@ -112,20 +112,32 @@ write_group(const PpLedger *ledger, Merged *group, PpId first)
 	values[12] = TimestampTzGetDatum(group->settled_at);
 	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, "
 								   "first_id, last_id, applied, filtered, dead, discarded, lost, "
-								   "sequence, ids, settled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, "
-								   "$8, $9, $10, $11, $12, $13)",
+								   "sequence, ids, settled_at, summed) VALUES ($1, $2, $3, $4, $5, "
+								   "$6, $7, $8, $9, $10, $11, $12, $13, true)",
 								   ledger->ext->schema_name),
 						  13, types, values, NULL, false, 0);
 }
+
+/*
+ * Adds the sums of these rows to those of their epochs, if that was not done yet: what is to be added up
+ * when a ledger is opened or audited are the rows since then.
+ */
+#define ADD_SUMS(rows)                                                                      \
+	"UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "                    \
+	"filtered = e.filtered + s.filtered, dead = e.dead + s.dead, "                          \
+	"discarded = e.discarded + s.discarded, lost = e.lost + s.lost, "                       \
+	"last_id = greatest(e.last_id, s.last_id) "                                             \
+	"FROM (SELECT epoch, sum(applied) AS applied, sum(filtered) AS filtered, sum(dead) AS " \
+	"dead, sum(discarded) AS discarded, sum(lost) AS lost, %1$s.max(last_id) AS last_id "   \
+	"FROM " rows " WHERE NOT summed GROUP BY epoch) s WHERE e.pipeline = $1 AND e.epoch = s.epoch"
 
 /* Merges a page of small rows. *arg becomes whether there may be more. */
 static void
 merge(PpApply *a, void *arg)
 {
 	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID, INT4OID, INT4OID};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(FULL_BYTES),
-					  Int32GetDatum(MERGE_ROWS)};
+	Oid types[] = {TEXTOID, INT4OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(PAGE_ROWS)};
 	SPITupleTable *table;
 	uint64 total;
 	Merged group = {0};
@@ -133,16 +145,22 @@ merge(PpApply *a, void *arg)
 
 	/* As a page is deleted whole and written again, a row alone in its group is written as it was. */
 	SPI_execute_with_args(
-		psprintf("DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
-				 "SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 "
-				 "AND octet_length(ids) < $2 ORDER BY epoch, worker, settled_at LIMIT $3)) "
-				 "RETURNING epoch, worker, applied, filtered, dead, discarded, lost, sequence, "
-				 "settled_at, first_id, ids",
-				 ledger->ext->schema_name),
-		3, types, values, NULL, false, 0);
+		psprintf(
+			"WITH page AS (DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
+			"SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND octet_length(ids) "
+			"< " CppAsString2(FULL_BYTES) " ORDER BY epoch, worker, settled_at LIMIT $2)) "
+										  "RETURNING *), "
+										  "sums AS (" ADD_SUMS(
+											  "page") ") "
+													  "SELECT epoch, worker, applied, filtered, "
+													  "dead, discarded, lost, sequence, "
+													  "settled_at, first_id, ids FROM page "
+													  "ORDER BY epoch, worker, settled_at",
+			ledger->ext->schema_name),
+		2, types, values, NULL, false, 0);
 	table = SPI_tuptable;
 	total = SPI_processed;
-	*(bool *) arg = total == MERGE_ROWS;
+	*(bool *) arg = total == PAGE_ROWS;
 	for (uint64 i = 0; i <= total; i++)
 	{
 		HeapTuple row = i < total ? table->vals[i] : NULL;
@@ -173,24 +191,52 @@ merge(PpApply *a, void *arg)
 	}
 }
 
+/* Adds up a page of those that are large from the start. *arg becomes true when there may be more. */
+static void
+sum_up(PpApply *a, void *arg)
+{
+	const PpLedger *ledger = pp_apply_ledger(a);
+	Oid types[] = {TEXTOID, INT4OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(PAGE_ROWS)};
+	bool isnull;
+
+	SPI_execute_with_args(
+		psprintf("WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "
+				 "(ARRAY(SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
+				 "LIMIT $2)) RETURNING epoch, applied, filtered, dead, discarded, lost, last_id, "
+				 "false AS summed), "
+				 "sums AS (" ADD_SUMS("page") ") SELECT count(*) FROM page",
+				 ledger->ext->schema_name),
+		2, types, values, NULL, false, 0);
+	if (DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) ==
+		PAGE_ROWS)
+		*(bool *) arg = true;
+}
+
 /* What is pruned, and up to where. */
 typedef struct Prune
 {
 	PpId sealed;    /* everything up to here is settled */
 	PpId delivered; /* … or at least delivered */
 	TimestampTz before;
-	PpId upto; /* 0-0: nothing */
+	PpId upto; /* 0-0: nothing of this incarnation of the stream */
 	PpId *holes;
 	int num_holes;
 	bool more;
 } Prune;
 
-#define OLD_ROWS                                                                      \
-	"FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND settled_at < $2 "              \
-	"AND last_id OPERATOR(%1$s.<=) $3 AND (worker, sequence) NOT IN (SELECT worker, " \
-	"max(sequence) FROM %1$s.postpipe_ledger m WHERE m.pipeline = $1 GROUP BY worker) "
+/*
+ * The rows that were settled up to $2; of the stream as it is now, those up to the ID $3.  Rows of what
+ * the stream was before say nothing of its IDs.
+ */
+#define INCARNATION \
+	"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again)"
+#define OLD_ROWS                                                                                     \
+	"FROM %1$s.postpipe_ledger l WHERE pipeline = $1 AND settled_at <= $2 AND (epoch < " INCARNATION \
+	" OR last_id OPERATOR(%1$s.<=) $3) AND sequence < (SELECT max(sequence) FROM "                   \
+	"%1$s.postpipe_ledger m WHERE m.pipeline = $1 AND m.worker = l.worker) "
 
-/* Up to which ID will rows go? */
+/* Which rows will go?  Up to *before from now on, and of this incarnation up to the ID *upto. */
 static void
 find_old(PpApply *a, void *arg)
 {
@@ -198,32 +244,64 @@ find_old(PpApply *a, void *arg)
 	const PpLedger *ledger = pp_apply_ledger(a);
 	Oid types[] = {TEXTOID, TIMESTAMPTZOID, pp_id_type_oid(ledger->ext), INT4OID};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), TimestampTzGetDatum(prune->before),
-					  PointerGetDatum(&prune->delivered), Int32GetDatum(PRUNE_ROWS)};
-	bool isnull;
-	Datum upto;
+					  PointerGetDatum(&prune->delivered), Int32GetDatum(PAGE_ROWS)};
+	TupleDesc desc;
+	HeapTuple row;
+	bool none;
+	Datum value;
 
 	SPI_execute_with_args(
-		psprintf("SELECT %1$s.max(last_id), count(*) FROM (SELECT last_id " OLD_ROWS
-				 "ORDER BY last_id LIMIT $4) s",
+		psprintf("SELECT max(settled_at), %1$s.max(last_id) FILTER (WHERE epoch >= " INCARNATION
+				 "), count(*) FROM (SELECT settled_at, last_id, epoch " OLD_ROWS
+				 "ORDER BY settled_at LIMIT $4) s",
 				 ledger->ext->schema_name),
 		4, types, values, NULL, true, 0);
-	upto = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	prune->upto = isnull ? (PpId){0, 0} : *(PpId *) DatumGetPointer(upto);
-	prune->more = get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2) == PRUNE_ROWS;
+	row = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	prune->more = get_number(row, desc, 3) == PAGE_ROWS;
+	value = SPI_getbinval(row, desc, 2, &none);
+	prune->upto = none ? (PpId){0, 0} : *(PpId *) DatumGetPointer(value);
+	value = SPI_getbinval(row, desc, 1, &none);
+	prune->before = none ? 0 : DatumGetTimestampTz(value);
 }
 
-/* Deletes the rows, adds their sums to their epochs, and raises the marks. */
+/*
+ * Of what is pending, what is on record is no hole: it was settled, and its acknowledgement has not
+ * come.  Its row may go now, and then its ID is that of a duplicate.
+ */
+static void
+leave_out_settled(PpLedger *ledger, Prune *prune)
+{
+	PpEntry *entries = palloc0((prune->num_holes + 1) * sizeof(PpEntry));
+	PpEntry **pointers = palloc((prune->num_holes + 1) * sizeof(PpEntry *));
+	int n = prune->num_holes;
+
+	for (int i = 0; i < n; i++)
+	{
+		entries[i].id = prune->holes[i];
+		entries[i].nfields = -1;
+		entries[i].verdict = PP_VERDICT_GONE;
+		pointers[i] = &entries[i];
+	}
+	pp_ledger_lookup(ledger, pointers, n);
+	prune->num_holes = 0;
+	for (int i = 0; i < n; i++)
+		if (entries[i].verdict != PP_VERDICT_DUPLICATE)
+			prune->holes[prune->num_holes++] = entries[i].id;
+}
+
+/* Deletes the rows, adds their sums to their epochs, and raises the mark. */
 static void
 delete_old(PpApply *a, void *arg)
 {
 	Prune *prune = arg;
 	PpLedger *ledger = pp_apply_ledger(a);
 	Oid id_type = pp_id_type_oid(ledger->ext);
-	Oid types[] = {TEXTOID, TIMESTAMPTZOID, id_type, get_array_type(id_type), id_type};
+	Oid types[] = {TEXTOID, TIMESTAMPTZOID, id_type, get_array_type(id_type)};
 	Datum *holes = palloc((prune->num_holes + 1) * sizeof(Datum));
-	Datum values[5];
-	char nulls[] = "     ";
+	Datum values[4];
 
+	leave_out_settled(ledger, prune);
 	for (int i = 0; i < prune->num_holes; i++)
 		holes[i] = PointerGetDatum(&prune->holes[i]);
 	values[0] = CStringGetTextDatum(ledger->pipeline);
@@ -231,31 +309,34 @@ delete_old(PpApply *a, void *arg)
 	values[2] = PointerGetDatum(&prune->upto);
 	values[3] = PointerGetDatum(
 		construct_array(holes, prune->num_holes, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
-	values[4] = PointerGetDatum(&prune->sealed);
-	nulls[4] = pp_id_is_zero(prune->sealed) ? 'n' : ' ';
-	if (!pp_id_is_zero(prune->upto))
-		SPI_execute_with_args(
-			psprintf("WITH old AS (DELETE " OLD_ROWS "RETURNING *), "
-					 "sums AS (UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "
-					 "filtered = e.filtered + s.filtered, dead = e.dead + s.dead, "
-					 "discarded = e.discarded + s.discarded, lost = e.lost + s.lost "
-					 "FROM (SELECT epoch, sum(applied) AS applied, sum(filtered) AS filtered, "
-					 "sum(dead) AS dead, sum(discarded) AS discarded, sum(lost) AS lost "
-					 "FROM old GROUP BY epoch) s WHERE e.pipeline = $1 AND e.epoch = s.epoch) "
-					 "UPDATE %1$s.postpipe_progress SET holes = $4, "
-					 "pruned_id = greatest(pruned_id, (SELECT %1$s.max(last_id) FROM old "
-					 "WHERE epoch >= (SELECT max(epoch) FROM %1$s.postpipe_epoch i "
-					 "WHERE i.pipeline = $1 AND NOT i.again))) WHERE pipeline = $1",
-					 ledger->ext->schema_name),
-			4, types, values, NULL, false, 0);
-	SPI_execute_with_args(psprintf("UPDATE %1$s.postpipe_progress SET "
-								   "sealed_id = greatest($2, pruned_id) WHERE pipeline = $1",
-								   ledger->ext->schema_name),
-						  2, (Oid[]){TEXTOID, id_type}, (Datum[]){values[0], values[4]},
-						  (char[]){' ', nulls[4], '\0'}, false, 0);
+	SPI_execute_with_args(
+		psprintf(
+			"WITH old AS (DELETE " OLD_ROWS "RETURNING *), sums AS (" ADD_SUMS(
+				"old") ") UPDATE %1$s.postpipe_progress SET holes = $4, pruned_id = "
+					   "greatest(pruned_id, (SELECT %1$s.max(last_id) FROM old WHERE epoch >= " INCARNATION
+					   ")) WHERE pipeline = $1",
+			ledger->ext->schema_name),
+		4, types, values, NULL, false, 0);
 }
 
-/* What is pending up to prune->upto. False: Redis failed; or there is too much, and *upto is 0-0. */
+/* Notes what is sealed. */
+static void
+seal(PpApply *a, void *sealed)
+{
+	const PpLedger *ledger = pp_apply_ledger(a);
+	Oid types[] = {TEXTOID, pp_id_type_oid(ledger->ext)};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), PointerGetDatum(sealed)};
+
+	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_progress SET sealed_id = $2 "
+								   "WHERE pipeline = $1",
+								   ledger->ext->schema_name),
+						  2, types, values, NULL, false, 0);
+}
+
+/*
+ * What is pending up to prune->upto.  False: Redis failed.  If there is too much, nothing is pruned:
+ * prune->before is 0.
+ */
 static bool
 get_holes(PpWorker *w, MemoryContext cxt, Prune *prune, PpRedisError *error)
 {
@@ -271,7 +352,7 @@ get_holes(PpWorker *w, MemoryContext cxt, Prune *prune, PpRedisError *error)
 		return false;
 	if (reply->len > MAX_HOLES)
 	{
-		prune->upto = none;
+		prune->before = 0;
 		return true;
 	}
 	prune->holes = MemoryContextAlloc(cxt, (reply->len + 1) * sizeof(PpId));
@@ -281,24 +362,31 @@ get_holes(PpWorker *w, MemoryContext cxt, Prune *prune, PpRedisError *error)
 	return true;
 }
 
-/* Where the group stands, so what is sealed. */
+/*
+ * Where the group stands, and after that what is pending: so what is sealed.  Nothing, where neither can
+ * be known.
+ */
 static bool
 get_sealed(PpWorker *w, Prune *prune, PpRedisError *error)
 {
-	PpReply *replies[PP_STREAM_FACT_REPLIES];
 	PpStreamFacts facts;
+	PpReply *reply;
+	PpId none = {0, 0};
+	PpId oldest;
 
-	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
-	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
-		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
-			return false;
-	if (!pp_stream_parse_facts(replies, w->def->group, &facts, error))
+	pp_stream_send_group(w->redis, w->def->stream);
+	pp_stream_send_pending(w->redis, w->def->stream, w->def->group, none, PP_ID_MAX, 1);
+	if ((reply = pp_consume_receive_any(w, error)) == NULL ||
+		!pp_stream_parse_group(reply, w->def->group, &facts, error) ||
+		!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 		return false;
-	prune->delivered = facts.last_delivered;
-	prune->sealed = facts.pending == 0 ? facts.last_delivered
-					: facts.pending > 0 && !pp_id_is_zero(facts.oldest_pending)
-						? pp_id_previous(facts.oldest_pending)
-						: (PpId){0, 0};
+	prune->delivered = prune->sealed = facts.last_delivered;
+	if (reply->len == 0)
+		return true;
+	if (!pp_stream_parse_pending(&reply->items[0], &oldest, error))
+		return false;
+	if (pp_id_compare(oldest, facts.last_delivered) <= 0)
+		prune->sealed = pp_id_previous(oldest);
 	return true;
 }
 
@@ -356,8 +444,10 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	c->more = false;
 	prune.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
 	ok = get_sealed(w, &prune, error);
-	if (ok && transact(w, merge, &c->more) && transact(w, find_old, &prune) &&
-		(ok = get_holes(w, c->cxt, &prune, error)) && transact(w, delete_old, &prune))
+	if (ok && transact(w, seal, &prune.sealed) && transact(w, merge, &c->more) &&
+		transact(w, sum_up, &c->more) && transact(w, find_old, &prune) && prune.before != 0 &&
+		(ok = get_holes(w, c->cxt, &prune, error)) && prune.before != 0 &&
+		transact(w, delete_old, &prune))
 		c->more |= prune.more;
 	if (!c->more)
 		c->batches = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);

@@ -104,6 +104,15 @@ failed(PpWorker *w, const PpReply *reply, PpRedisError *error)
 	return false;
 }
 
+/* Tells the audit how many entries are on record and pending still. */
+static void
+report_unacknowledged(PpWorker *w)
+{
+	bool known = w->recovered && w->acks_in_flight == 0;
+
+	pp_held_set_unacknowledged(w->pipe, known ? w->ack_old.n + w->ack_new.n : -1);
+}
+
 /*
  * Queues the XACK of a batch, when it is durable.  Returns without it when this process is to stop
  * or the standby that has to confirm does not: what is not acknowledged comes again.
@@ -117,6 +126,7 @@ send_ack(PpWorker *w, PpAckList *list)
 	pp_owner_send_sequence(w, list->sequence);
 	w->acks_in_flight += 2;
 	list->n = 0;
+	report_unacknowledged(w);
 }
 
 /* Queues the XACKs of all that is committed. */
@@ -168,6 +178,7 @@ keep_for_ack(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn)
 	list->n = batch->n;
 	list->lsn = lsn;
 	list->sequence = pp_apply_ledger(w->apply)->sequence;
+	report_unacknowledged(w);
 }
 
 /*
@@ -197,6 +208,7 @@ receive_acks(PpWorker *w, PpRedisError *error)
 		pp_pipe_acknowledged(w->pipe);
 		PP_FAULT("after_ack");
 	}
+	report_unacknowledged(w);
 	return true;
 }
 
@@ -231,33 +243,8 @@ receive_new(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, PpR
 {
 	if (!receive_batch(w, batch, timeout_ms, event, error))
 		return false;
-	if (batch->n > 0)
-		pp_watch_delivered(w, batch->n, batch->entries[batch->n - 1].id);
+	pp_watch_delivered(w, batch->n, batch->n > 0 ? batch->entries[batch->n - 1].id : (PpId){0, 0});
 	return true;
-}
-
-/* Receives whose group it is and where stream and group stood before a read, and looks at it. */
-static bool
-receive_position(PpWorker *w, PpRedisError *error)
-{
-	PpReply *replies[PP_STREAM_FACT_REPLIES] = {NULL};
-	PpStreamFacts facts;
-
-	if (!pp_owner_receive_check(w, error))
-		return false;
-	for (int i = 0; i < PP_STREAM_POSITION_REPLIES; i++)
-		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
-			return false;
-	/* What Redis refuses to say is refused for the read as well, or can be done without. */
-	if (!pp_stream_parse_facts(replies, w->def->group, &facts, error))
-	{
-		memset(error, 0, sizeof(*error));
-		return true;
-	}
-	if (pp_watch_position(w, &facts))
-		return true;
-	w->group_open = false;
-	return false;
 }
 
 /*
@@ -273,6 +260,26 @@ set_reply_target(PpWorker *w, PpBatch *batch)
 	pp_redis_reply_target(w->redis, batch->cxt,
 						  w->count == 1 ? MAX_REPLY_LIMIT
 										: Max(8 * w->batch_bytes, MIN_REPLY_LIMIT));
+}
+
+/*
+ * Asks for new entries; and, as what the read begins from, whose group it is and where it stands: Redis
+ * serves what comes in one write without a pause.  block_ms < 0 does not block.
+ */
+static void
+send_read(PpWorker *w, int block_ms)
+{
+	pp_owner_send_check(w);
+	pp_watch_send(w);
+	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
+						block_ms);
+}
+
+/* Receives what was asked for before the entries. */
+static bool
+receive_position(PpWorker *w, PpRedisError *error)
+{
+	return pp_owner_receive_check(w, error) && pp_watch_receive(w, error);
 }
 
 /* For commands between two batches: their replies are kept until the next call. */
@@ -291,6 +298,20 @@ pp_consume_receive_any(PpWorker *w, PpRedisError *error)
 	if (reply == NULL)
 		*error = *pp_redis_error(w->redis);
 	return reply;
+}
+
+/* The replies to pp_stream_send_facts().  False with *error: Redis refused, or the connection failed. */
+bool
+pp_consume_receive_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
+{
+	PpReply *replies[PP_STREAM_FACT_REPLIES];
+
+	pp_redis_skim(w->redis, true);
+	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
+		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
+			return false;
+	pp_redis_skim(w->redis, false);
+	return pp_stream_parse_facts(replies, w->def->group, facts, error);
 }
 
 /* The reply to such a command, which must be of this type. */
@@ -443,7 +464,9 @@ pp_consume_create_group(PpWorker *w, PpRedisError *error)
 	PpReply *reply;
 
 	if (ledger->base_known)
-		begin = ledger->num_holes == 0 ? ledger->pruned : begin;
+		begin = ledger->num_holes == 0 && pp_id_compare(ledger->pruned, ledger->sealed) > 0
+					? ledger->pruned
+					: ledger->sealed;
 	else if (rewind != NULL && rewind->epoch == ledger->epoch)
 		begin = rewind->since;
 	pp_id_print(begin, start);
@@ -522,12 +545,7 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpR
 	age_acks(w);
 	set_reply_target(w, next);
 	if (read_ahead)
-	{
-		pp_owner_send_check(w);
-		pp_stream_send_position(w->redis, w->def->stream);
-		pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
-							-1);
-	}
+		send_read(w, -1);
 	(void) pp_redis_flush(w->redis);
 	pp_worker_well(w, false);
 	if (!pp_consume_apply(w, batch) || !receive_acks(w, error))
@@ -543,14 +561,12 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpR
 static bool
 turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 {
-	int block_ms = (int) pp_chores_due_ms(w, pp_take_over_due_ms(w, BLOCK_MS));
+	int block_ms =
+		(int) pp_chores_due_ms(w, pp_take_over_due_ms(w, (int) pp_watch_due_ms(w, BLOCK_MS)));
 
 	pp_consume_acknowledge(w);
 	set_reply_target(w, next);
-	pp_owner_send_check(w);
-	pp_stream_send_position(w->redis, w->def->stream);
-	pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, NULL, w->count,
-						block_ms > 0 ? block_ms : -1);
+	send_read(w, block_ms > 0 ? block_ms : -1);
 	(void) pp_redis_flush(w->redis);
 	if (!receive_acks(w, error) || !receive_position(w, error))
 		return false;
@@ -592,6 +608,7 @@ pp_consume(PpWorker *w, PpRedisError *error)
 	connection_in_use = w->redis;
 	pp_process_meanwhile = take_in;
 	w->batches[0].n = 0;
+	report_unacknowledged(w);
 	for (;;)
 	{
 		PpBatch *batch = &w->batches[hand];

@@ -88,7 +88,8 @@ read_sums(PpLedger *ledger)
 		psprintf(
 			"SELECT e.base_added, (e.applied + e.filtered + e.dead + e.discarded + e.lost + "
 			"coalesce((SELECT sum(applied + filtered + dead + discarded + lost) "
-			"FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 AND l.epoch = $2), 0) + "
+			"FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 AND l.epoch = $2 "
+			"AND NOT l.summed), 0) + "
 			"coalesce((SELECT sum(entries) FROM %1$s.postpipe_lost_range r "
 			"WHERE r.pipeline = $1 AND r.epoch = $2 AND cause = 'trimmed_before_read'), 0)"
 			")::bigint, "
@@ -96,7 +97,8 @@ read_sums(PpLedger *ledger)
 			"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again) "
 			"ORDER BY last_id DESC LIMIT 1), "
 			"(SELECT max(sequence) FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 "
-			"AND l.worker = $3), p.pruned_id, cardinality(p.holes)::bigint, p.shared::int::bigint "
+			"AND l.worker = $3), p.pruned_id, cardinality(p.holes)::bigint, p.shared::int::bigint, "
+			"p.sealed_id "
 			"FROM %1$s.postpipe_epoch e JOIN %1$s.postpipe_progress p USING (pipeline) "
 			"WHERE e.pipeline = $1 AND e.epoch = $2",
 			s),
@@ -108,6 +110,7 @@ read_sums(PpLedger *ledger)
 	ledger->pruned = get_id(5);
 	ledger->num_holes = get_int64(6, 0);
 	ledger->shared = get_int64(7, 0) != 0;
+	ledger->sealed = get_id(8);
 }
 
 /*
@@ -177,12 +180,13 @@ pp_ledger_set_base(PpLedger *ledger, const PpBase *base)
 		psprintf("WITH epoch AS (UPDATE %1$s.postpipe_epoch SET base_known = true, base_added = $3 "
 				 "WHERE pipeline = $1 AND epoch = $2) "
 				 "UPDATE %1$s.postpipe_progress SET pruned_id = $4, pruned_epoch = $2, "
-				 "sealed_id = $4, holes = $5 WHERE pipeline = $1",
+				 "sealed_id = NULL, holes = $5 WHERE pipeline = $1",
 				 ledger->ext->schema_name),
 		5, types, values, nulls, false, 0);
 	ledger->base_known = true;
 	ledger->base = base->added;
 	ledger->pruned = base->settled;
+	ledger->sealed = (PpId){0, 0};
 	ledger->num_holes = base->num_holes;
 }
 

@@ -11,6 +11,9 @@
  * A batch above everything that any worker has received before cannot be on record: it need not be
  * looked up.  That mark is the pipeline's, because after a failover worker 1 gets what worker 2 had.
  *
+ * Reads of new entries are numbered as well, so that it can be told when all that the group had
+ * delivered at some moment must have come: watch.c compares that with what Redis says.
+ *
  * What concerns the stream as a whole (who owns the group, is it still the same stream, what was
  * skipped) is looked at by worker 1 while the others hold still: a pipeline is closed by any of its
  * workers, each lets go of what it holds and parks, worker 1 looks, and opens it.
@@ -140,12 +143,91 @@ pp_held_release(PpPipe *pipe, int hand)
 	LWLockRelease(&pipe->lock);
 }
 
-/* Nothing is in hand: what was there will be delivered again. */
+/* Nothing is in hand, or on its way: what was there will be delivered again. */
 void
 pp_held_release_all(PpPipe *pipe)
 {
 	for (int i = 0; i < lengthof(pp_my_proc->held); i++)
 		pp_held_release(pipe, i);
+	pp_held_set_unacknowledged(pipe, -1);
+	pp_read_ends(pipe, 0);
+}
+
+/* This worker has committed so many entries that are still pending; -1: it does not know. */
+void
+pp_held_set_unacknowledged(PpPipe *pipe, int64 n)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_my_proc->unacknowledged = n;
+	LWLockRelease(&pipe->lock);
+}
+
+/* Workers that were asked, and what they have said. */
+typedef struct Unacknowledged
+{
+	int workers;
+	int64 n;
+	bool known;
+} Unacknowledged;
+
+static bool
+add_unacknowledged(PpProc *proc, void *arg)
+{
+	Unacknowledged *all = arg;
+
+	all->workers++;
+	all->n += proc->unacknowledged;
+	all->known &= proc->unacknowledged >= 0;
+	return false;
+}
+
+/*
+ * How many of the pending entries are committed?  -1: that is not known, because an acknowledgement is on
+ * its way, or a worker has not read its own pending entries again since it came.
+ */
+int64
+pp_pipe_unacknowledged(PpPipe *pipe)
+{
+	Unacknowledged all = {.known = true};
+
+	(void) any_worker(pipe, LW_SHARED, add_unacknowledged, &all);
+	return all.known && all.workers > 0 && all.workers >= pipe->workers_wanted ? all.n : -1;
+}
+
+/* This worker asks for new entries.  Returns how many all of them have received up to now. */
+uint64
+pp_read_begins(PpPipe *pipe)
+{
+	uint64 received;
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_my_proc->reading = ++pipe->reads;
+	received = pipe->received;
+	LWLockRelease(&pipe->lock);
+	return received;
+}
+
+/* It was given so many. */
+void
+pp_read_ends(PpPipe *pipe, int entries)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_my_proc->reading = 0;
+	pipe->received += entries;
+	LWLockRelease(&pipe->lock);
+}
+
+static bool
+reads_before(PpProc *proc, void *arg)
+{
+	return proc != pp_my_proc && proc->reading != 0 && proc->reading <= *(uint64 *) arg;
+}
+
+/* Is a read of another worker, up to this number, still under way? */
+bool
+pp_read_is_awaited(PpPipe *pipe, uint64 upto)
+{
+	return any_worker(pipe, LW_SHARED, reads_before, &upto);
 }
 
 static bool

@@ -16,6 +16,12 @@ extern bool pp_held_must_wait(PpPipe *pipe, int hand);
 extern void pp_held_release(PpPipe *pipe, int hand);
 extern void pp_held_release_all(PpPipe *pipe);
 
+extern void pp_held_set_unacknowledged(PpPipe *pipe, int64 n);
+extern int64 pp_pipe_unacknowledged(PpPipe *pipe);
+extern uint64 pp_read_begins(PpPipe *pipe);
+extern void pp_read_ends(PpPipe *pipe, int entries);
+extern bool pp_read_is_awaited(PpPipe *pipe, uint64 upto);
+
 extern void pp_pipe_close(PpPipe *pipe);
 extern void pp_pipe_open(PpPipe *pipe);
 extern uint64 pp_pipe_opening(PpPipe *pipe);

@@ -30,7 +30,8 @@ typedef struct PpLedger
 	int64 base;      /* what it said of the number of entries; -1: not provable */
 	int64 settled;   /* by this epoch, when the ledger was opened */
 	PpId top;        /* highest ID on record of the stream as it is now; 0-0: none */
-	PpId pruned;     /* up to here, an ID is a duplicate, … */
+	PpId sealed; /* up to here everything was settled, when that was looked at; 0-0: it was not */
+	PpId pruned; /* up to here, an ID is a duplicate, … */
 	int64 num_holes; /* … but for so many */
 	bool shared;     /* the group had other consumers when it was last looked at */
 	int64 sequence;  /* of this worker's last row that is committed */

@@ -16,6 +16,7 @@
 
 #include "backoff.h"
 #include "guc.h"
+#include "held.h"
 #include "pipeline.h"
 #include "process.h"
 #include "redis.h"
@@ -25,7 +26,10 @@
 #define BUSY_MS     1000
 #define IDLE_MS     5000
 #define ANSWER_MS   5000
-#define REPLY_LIMIT ((size_t) 64 * 1024 * 1024) /* XINFO STREAM shows first and last entry */
+#define REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
+#define SKIMMED_BYTES_A_MS \
+	4096 /* XINFO STREAM shows two entries: large ones are not asked for so often */
+#define MAX_IDLE_MS 30000
 
 /* One pipeline in a round. */
 typedef struct Question
@@ -34,6 +38,7 @@ typedef struct Question
 	uint32 generation; /* of the slot: it may be another pipeline's when the answer comes */
 	char group[PP_STREAM_LEN];
 	uint64 settled;
+	int64 unacknowledged;
 	PpReply *replies[PP_STREAM_FACT_REPLIES];
 	int count;
 } Question;
@@ -103,6 +108,7 @@ ask(PpMeasure *m, List *pipelines)
 
 	MemoryContextReset(m->round_cxt);
 	pp_redis_reply_target(m->redis, m->round_cxt, REPLY_LIMIT);
+	pp_redis_skim(m->redis, true);
 	m->questions =
 		MemoryContextAllocZero(m->round_cxt, Max(list_length(pipelines), 1) * sizeof(Question));
 	m->n = 0;
@@ -119,6 +125,7 @@ ask(PpMeasure *m, List *pipelines)
 		q->pipe = pipe;
 		q->generation = pipe->generation;
 		q->settled = pp_pipe_settled(pipe);
+		q->unacknowledged = pp_pipe_unacknowledged(pipe);
 		strlcpy(q->group, p->group, sizeof(q->group));
 		pp_stream_send_facts(m->redis, p->stream, p->group);
 	}
@@ -173,6 +180,11 @@ answer(PpMeasure *m, Question *q)
 		result.oldest_pending_seconds = -1;
 		if (facts.pending > 0 && !pp_id_is_zero(facts.oldest_pending))
 			result.oldest_pending_seconds = seconds_since(facts.oldest_pending);
+		result.unacknowledged = pp_pipe_unacknowledged(q->pipe);
+		if (result.unacknowledged != q->unacknowledged)
+			result.unacknowledged = -1;
+		if (result.pending == 0)
+			result.unacknowledged = 0;
 		result.settled = settled;
 		result.still = settled == q->settled;
 	}
@@ -205,8 +217,10 @@ collect(PpMeasure *m)
 			m->asking = false;
 			m->deadline = 0;
 			pp_backoff_reset(&m->backoff);
-			m->next_at =
-				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), m->busy ? BUSY_MS : IDLE_MS);
+			m->next_at = TimestampTzPlusMilliseconds(
+				GetCurrentTimestamp(),
+				Min((m->busy ? BUSY_MS : IDLE_MS) + pp_redis_skimmed(m->redis) / SKIMMED_BYTES_A_MS,
+					MAX_IDLE_MS));
 		}
 	}
 	return result != PP_REDIS_FAILED;

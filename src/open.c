@@ -40,14 +40,9 @@ set_base(PpApply *a, void *base)
 static bool
 get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
 {
-	PpReply *replies[PP_STREAM_FACT_REPLIES];
-
 	pp_consume_begin_replies(w);
 	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
-	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
-		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
-			return false;
-	return pp_stream_parse_facts(replies, w->def->group, facts, error);
+	return pp_consume_receive_facts(w, facts, error);
 }
 
 /* Is this entry on record?  *arg becomes NULL when it is not. */
@@ -300,7 +295,7 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	}
 	if (!facts.group_exists && (!pp_consume_create_group(w, error) || !get_facts(w, &facts, error)))
 		return false;
-	if (!find_exclusive(w, error))
+	if (!find_exclusive(w, error) || !pp_watch_out_of_future(w, &facts, error))
 		return false;
 	note_sharing(w);
 	if (!ledger->base_known && !begin_with(w, &facts, error))

@@ -24,6 +24,7 @@
 #define READ_AT_ONCE (256 * 1024)         /* look for complete replies after so many bytes */
 #define TAKE_AT_ONCE (4 * 1024 * 1024)    /* between two looks at interrupts */
 #define MAX_LINE     ((size_t) 64 * 1024) /* of what is no string; Redis's are far shorter */
+#define SKIM_LIMIT   ((size_t) 1200 * 1024 * 1024) /* of what is skimmed over, at once */
 
 static void
 close_with_context(void *conn)
@@ -157,6 +158,24 @@ can_send(PpRedis *conn)
 	return conn->rc != NULL;
 }
 
+/*
+ * pp_redis_skim
+ *		From the next reply on, keep (or not) nothing of long strings: XINFO STREAM shows two entries
+ *		whole, of which the IDs are wanted.  However long they are, they are no reason to give up.
+ */
+void
+pp_redis_skim(PpRedis *conn, bool skim)
+{
+	conn->target.skim = skim;
+}
+
+/* Bytes that were skimmed over since the reply target was set. */
+size_t
+pp_redis_skimmed(const PpRedis *conn)
+{
+	return conn->target.skimmed;
+}
+
 /* Queues a command, in hiredis's format (%s, %b with a length, %d, %lld). One reply will come. */
 void
 pp_redis_send(PpRedis *conn, const char *format, ...)
@@ -263,7 +282,8 @@ read_some(PpRedis *conn)
 		total += conn->rc->reader->len - before;
 	}
 	conn->received += total;
-	if (conn->rc->reader->len > conn->target.limit + READ_AT_ONCE)
+	if (conn->rc->reader->len >
+		(conn->target.skim ? SKIM_LIMIT : conn->target.limit) + READ_AT_ONCE)
 	{
 		conn->target.over_limit = true;
 		return false;

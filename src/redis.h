@@ -27,6 +27,8 @@ extern bool pp_redis_is_open(const PpRedis *conn);
 extern int pp_redis_outstanding(const PpRedis *conn);
 extern uint64 pp_redis_received(const PpRedis *conn);
 extern void pp_redis_reply_target(PpRedis *conn, MemoryContext cxt, size_t limit);
+extern void pp_redis_skim(PpRedis *conn, bool skim);
+extern size_t pp_redis_skimmed(const PpRedis *conn);
 
 extern void pp_redis_send(PpRedis *conn, const char *format, ...);
 extern void pp_redis_send_strings(PpRedis *conn, int n, const PpString *strings);

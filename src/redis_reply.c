@@ -12,6 +12,7 @@
 #include "utils/memutils.h"
 
 #define CHUNK_SIZE (8 * 1024) /* the largest that a memory context takes from its blocks */
+#define SKIM_ABOVE 1024       /* bytes */
 
 /* Replies are built in `cxt` from now on, of at most `limit` bytes until the next call. */
 void
@@ -23,6 +24,8 @@ pp_reply_target(PpReplyTarget *target, MemoryContext cxt, size_t limit)
 	target->bytes = 0;
 	target->limit = limit;
 	target->over_limit = false;
+	target->skim = false;
+	target->skimmed = 0;
 }
 
 static void *
@@ -75,9 +78,16 @@ place(const redisReadTask *task)
 static void *
 create_string(const redisReadTask *task, char *str, size_t len)
 {
+	PpReplyTarget *target = task->privdata;
 	PpReply *reply = place(task);
-	char *copy = reply ? take((PpReplyTarget *) task->privdata, len + 1) : NULL;
+	char *copy;
 
+	if (target->skim && len > SKIM_ABOVE)
+	{
+		target->skimmed += len;
+		len = 0;
+	}
+	copy = reply ? take(target, len + 1) : NULL;
 	if (copy == NULL)
 		return NULL;
 	memcpy(copy, str, len);

@@ -35,6 +35,8 @@ typedef struct PpReplyTarget
 	size_t bytes; /* taken from cxt since it was set */
 	size_t limit; /* refuse to take more */
 	bool over_limit;
+	bool skim;      /* of strings that are longer than any name or number, nothing is kept … */
+	size_t skimmed; /* … but how long they were in all */
 } PpReplyTarget;
 
 extern void pp_reply_target(PpReplyTarget *target, MemoryContext cxt, size_t limit);

@@ -161,6 +161,8 @@ pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname, const char *pip
 		memset(&proc->info, 0, sizeof(proc->info));
 		memset(proc->held, 0, sizeof(proc->held));
 		proc->parked = true;
+		proc->reading = 0;
+		proc->unacknowledged = -1;
 		proc->status.state = PP_STATE_STARTING;
 		proc->status.changed_at = proc->started_at;
 		LWLockRelease(&proc->lock);

@@ -97,6 +97,8 @@ typedef struct PpProc
 	PpProcInfo info;
 	PpHeld held[2]; /* this and below: covered by the lock of its pipeline; see held.c */
 	bool parked;
+	uint64 reading;       /* number of the read that is under way; 0: none */
+	int64 unacknowledged; /* entries that are committed and still pending; -1: not known now */
 } PpProc;
 
 typedef enum PpCounter
@@ -127,9 +129,19 @@ typedef struct PpMeasured
 	int64 added; /* entries-added of the stream */
 	double lag_seconds;
 	double oldest_pending_seconds;
+	int64 unacknowledged; /* of the pending ones, so many are settled already */
 	uint64 settled; /* pp_pipe_settled() just before and just after: equal if all stood still */
 	bool still;
 } PpMeasured;
+
+/* What was seen of a stream: that it is another one shows by these. */
+typedef struct PpStreamSeen
+{
+	PpId generated;
+	int64 added;
+	int64 length;
+	PpId first;
+} PpStreamSeen;
 
 #define PP_RATE_SAMPLES 64
 
@@ -163,9 +175,12 @@ typedef struct PpPipe
 	int max_consumers;     /* of the group, when they are all of this pipeline */
 	uint64 has_consumer;   /* by worker: it has found or made its own */
 	bool consumer_gone;    /* somebody deleted one, with what was pending for it */
-	bool correction_known; /* of what Redis says that the group has read; see watch.c */
+	PpStreamSeen stream;   /* by worker 1, when it looked last; this and below: see watch.c */
+	bool correction_known; /* of what Redis says that the group has read */
 	int64 correction;
-	uint64 received; /* new entries, by all workers, since the slot is in use */
+	uint64 corrections; /* how often it was set */
+	uint64 received;    /* new entries, by all workers, since the slot is in use */
+	uint64 reads;       /* reads of new entries, likewise */
 	bool offset_known;
 	int64 offset; /* entries-read less this, when they agreed */
 	bool seen_known;

@@ -196,11 +196,14 @@ check_time(const PpPipeline *p, const char *name, int min_ms)
 }
 
 static void
-check_interval(const PpPipeline *p, const char *name)
+check_interval(const PpPipeline *p, const char *name, int64 min_ms, const char *hint)
 {
-	if (pp_pipeline_option_interval(p, name, 0) < 0)
+	if (pp_pipeline_option_interval(p, name, min_ms) < min_ms)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("option %s must not be negative", name)));
+						min_ms == 0 ? errmsg("option %s must not be negative", name)
+									: errmsg("option %s must be at least " INT64_FORMAT " s", name,
+											 min_ms / 1000),
+						hint ? errhint("%s", hint) : 0));
 }
 
 /* Adds the start of the group to the options, where the worker that makes the group finds it. */
@@ -398,8 +401,11 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	check_error_options(p);
 	check_boolean(p, "claim_foreign");
 	check_time(p, "claim_idle", 1000);
-	check_interval(p, "reap_consumers");
-	check_interval(p, "ledger_retention");
+	check_interval(p, "reap_consumers", 0, NULL);
+	check_interval(
+		p, "ledger_retention", 60000,
+		"An entry that comes later than that counts as settled, so it must be longer than "
+		"entries may wait.");
 	check_setting(p, "statement_timeout");
 	check_setting(p, "lock_timeout");
 	check_setting(p, "synchronous_commit");

@@ -16,6 +16,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -148,7 +149,8 @@ postpipe_pipelines_0_1(PG_FUNCTION_ARGS)
 /* What the tables say, a row per pipeline and epoch. */
 static const char audit_query[] =
 	"SELECT e.pipeline, e.epoch, e.since_id, CASE WHEN e.epoch = max(e.epoch) OVER (PARTITION BY "
-	"e.pipeline) THEN p.sealed_id END, l.last_id, (e.applied + coalesce(l.applied, 0))::bigint, "
+	"e.pipeline) THEN p.sealed_id END, greatest(e.last_id, l.last_id), "
+	"(e.applied + coalesce(l.applied, 0))::bigint, "
 	"(e.filtered + coalesce(l.filtered, 0))::bigint, coalesce(d.retrying, 0), coalesce(d.dead, 0), "
 	"(e.discarded + coalesce(l.discarded, 0))::bigint, coalesce(r.lost, 0)::bigint, e.base_added, "
 	"e.epoch = max(e.epoch) OVER (PARTITION BY e.pipeline), coalesce(p.shared, false), "
@@ -156,7 +158,7 @@ static const char audit_query[] =
 	"FROM %1$s.postpipe_epoch e LEFT JOIN %1$s.postpipe_progress p USING (pipeline) "
 	"LEFT JOIN (SELECT pipeline, epoch, %1$s.max(last_id) AS last_id, sum(applied) AS applied, "
 	"sum(filtered) AS filtered, sum(discarded) AS discarded FROM %1$s.postpipe_ledger "
-	"GROUP BY pipeline, epoch) l USING (pipeline, epoch) "
+	"WHERE NOT summed GROUP BY pipeline, epoch) l USING (pipeline, epoch) "
 	"LEFT JOIN (SELECT pipeline, epoch, sum(entries) AS lost, bool_or(entries IS NULL) AS unknown "
 	"FROM %1$s.postpipe_lost_range GROUP BY pipeline, epoch) r USING (pipeline, epoch) "
 	"LEFT JOIN (SELECT pipeline, epoch, count(*) FILTER (WHERE state = 'retrying') AS retrying, "
@@ -164,9 +166,13 @@ static const char audit_query[] =
 	"GROUP BY pipeline, epoch) d USING (pipeline, epoch) "
 	"ORDER BY e.pipeline, e.epoch";
 
-/* Adds what was measured in Redis to a row of the tables, and the balance where it is provable. */
+/*
+ * Adds what was measured in Redis to a row of the tables, and the balance where it is provable: if
+ * nothing was settled since it was measured, nor while the tables were read, before which the pipelines
+ * had settled so many each.
+ */
 static void
-put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc)
+put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 {
 	bool isnull;
 	bool no_base;
@@ -191,6 +197,8 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc)
 		m = pipe->measured;
 		LWLockRelease(&pipe->lock);
 	}
+	/* What is committed and not acknowledged yet is in the tables already. */
+	m.pending -= Max(m.unacknowledged, 0);
 	balance = m.added - base - sum - m.pending - m.lag;
 	measured = m.at != 0 && m.pending >= 0 && m.lag >= 0;
 	if (!current)
@@ -199,8 +207,13 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc)
 		reason = "Redis does not tell the numbers that are needed, or has not been asked yet";
 	else if (no_base)
 		reason = "how many entries the epoch began with could not be determined";
-	else if (!m.still || m.settled != pp_pipe_settled(pipe))
+	else if (!m.still || m.settled != settled[pipe - pp_shared->pipes] ||
+			 m.settled != pp_pipe_settled(pipe))
 		reason = "measured while entries were moving";
+	else if (m.unacknowledged < 0)
+		reason =
+			"of the pending entries some may be settled: no worker has read them again yet, or "
+			"they are being acknowledged";
 	else if (unknown)
 		reason = "how many entries are lost could not be determined; see postpipe_lost";
 	else if (shared && balance != 0)
@@ -225,12 +238,18 @@ Datum
 postpipe_audit_0_1(PG_FUNCTION_ARGS)
 {
 	PpExtension ext;
+	uint64 settled[PP_MAX_PIPELINES];
 
 	pp_require_preload();
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&ext);
+	for (int i = 0; i < PP_MAX_PIPELINES; i++)
+		settled[i] = pp_pipe_settled(&pp_shared->pipes[i]);
 	pp_store_begin(&ext);
+	/* Redis is seen as it is now; so are the tables, whatever this transaction sees else. */
+	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_execute(psprintf(audit_query, ext.schema_name), true, 0);
+	PopActiveSnapshot();
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple tuple = SPI_tuptable->vals[i];
@@ -244,7 +263,7 @@ postpipe_audit_0_1(PG_FUNCTION_ARGS)
 
 			pp_row_put(&row, value, isnull);
 		}
-		put_balance(&row, tuple, desc);
+		put_balance(&row, tuple, desc, settled);
 		pp_row_emit(fcinfo, &row);
 	}
 	pp_store_end();

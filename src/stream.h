@@ -26,8 +26,7 @@ typedef struct PpStreamFacts
 	PpId oldest_pending; /* 0-0: none */
 } PpStreamFacts;
 
-#define PP_STREAM_POSITION_REPLIES 2
-#define PP_STREAM_FACT_REPLIES     3
+#define PP_STREAM_FACT_REPLIES 5
 
 extern void pp_stream_send_read(PpRedis *conn, const char *stream, const char *group,
 								const char *consumer, const PpId *own_after, int count,
@@ -47,7 +46,9 @@ extern void pp_stream_send_create_group(PpRedis *conn, const char *stream, const
 										const char *start_id);
 
 /* stream_facts.c */
-extern void pp_stream_send_position(PpRedis *conn, const char *stream);
+extern void pp_stream_send_group(PpRedis *conn, const char *stream);
+extern bool pp_stream_parse_group(const PpReply *reply, const char *group, PpStreamFacts *facts,
+								  PpRedisError *error);
 extern void pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group);
 extern bool pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts *facts,
 								  PpRedisError *error);

@@ -4,24 +4,25 @@
  */
 #include "stream.h"
 
-/*
- * Asks where stream and groups stand: the first PP_STREAM_POSITION_REPLIES of the facts.  Sent
- * right before a read, it says what the read begins from: Redis serves what comes in one write
- * without a pause.
- */
+/* Asks where the groups stand: one reply will come, for pp_stream_parse_group(). */
 void
-pp_stream_send_position(PpRedis *conn, const char *stream)
+pp_stream_send_group(PpRedis *conn, const char *stream)
 {
-	pp_redis_send(conn, "XINFO STREAM %s", stream);
 	pp_redis_send(conn, "XINFO GROUPS %s", stream);
 }
 
-/* Asks for what pp_stream_parse_facts() understands: PP_STREAM_FACT_REPLIES replies will come. */
+/*
+ * Asks for what pp_stream_parse_facts() understands: PP_STREAM_FACT_REPLIES replies will come.  In one
+ * step, because numbers of different moments cannot be compared.
+ */
 void
 pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group)
 {
-	pp_stream_send_position(conn, stream);
+	pp_redis_send(conn, "MULTI");
+	pp_redis_send(conn, "XINFO STREAM %s", stream);
+	pp_redis_send(conn, "XINFO GROUPS %s", stream);
 	pp_redis_send(conn, "XPENDING %s %s", stream, group);
+	pp_redis_send(conn, "EXEC");
 }
 
 static int64
@@ -45,8 +46,10 @@ check_error(const PpReply *reply, bool *absent, PpRedisError *error)
 }
 
 static bool
-parse_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
+find_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
 {
+	if (groups->type != PP_REPLY_ARRAY)
+		return false;
 	for (size_t i = 0; i < groups->len; i++)
 	{
 		const PpReply *one = &groups->items[i];
@@ -82,46 +85,86 @@ count_undelivered(const PpStreamFacts *facts)
 	return facts->reported_lag;
 }
 
+static bool
+parse_group(const PpReply *groups, const char *group, PpStreamFacts *facts, PpRedisError *error)
+{
+	bool absent;
+
+	if (!check_error(groups, &absent, error))
+		return false;
+	facts->key_exists = !absent;
+	return absent || find_group(groups, group, facts) ||
+		   pp_stream_unexpected(error, "XINFO GROUPS");
+}
+
+static bool
+parse_stream(const PpReply *stream, PpStreamFacts *facts, PpRedisError *error)
+{
+	const PpReply *first = pp_reply_lookup(stream, "first-entry");
+
+	facts->length = number_or_unknown(pp_reply_lookup(stream, "length"));
+	facts->added = number_or_unknown(pp_reply_lookup(stream, "entries-added"));
+	(void) pp_stream_parse_id(pp_reply_lookup(stream, "max-deleted-entry-id"), &facts->max_deleted);
+	if (pp_stream_parse_id(pp_reply_lookup(stream, "last-generated-id"), &facts->last_generated) &&
+		(!pp_reply_is(first, PP_REPLY_ARRAY, 1) ||
+		 pp_stream_parse_id(&first->items[0], &facts->first_entry)))
+		return true;
+	return pp_stream_unexpected(error, "XINFO STREAM");
+}
+
+static void
+nothing_known(PpStreamFacts *facts)
+{
+	memset(facts, 0, sizeof(*facts));
+	facts->length = facts->added = facts->entries_read = -1;
+	facts->reported_lag = facts->undelivered = facts->pending = -1;
+}
+
+/*
+ * pp_stream_parse_group
+ *		Understands the reply of pp_stream_send_group(): what is said of the group, and nothing of the
+ *		stream.  Returns false with *error filled when Redis refused.
+ */
+bool
+pp_stream_parse_group(const PpReply *reply, const char *group, PpStreamFacts *facts,
+					  PpRedisError *error)
+{
+	nothing_known(facts);
+	return parse_group(reply, group, facts, error);
+}
+
 /*
  * pp_stream_parse_facts
- *		Understands the three replies, or the first two of them (the third is NULL).  Returns false with *error filled when Redis refused.
+ *		Understands the replies of pp_stream_send_facts().  Returns false with *error filled when Redis
+ *		refused.
  */
 bool
 pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts *facts,
 					  PpRedisError *error)
 {
-	const PpReply *first;
+	const PpReply *answers = replies[PP_STREAM_FACT_REPLIES - 1];
+	const PpReply *pending;
 	bool absent;
 
-	memset(facts, 0, sizeof(*facts));
-	facts->length = facts->added = facts->entries_read = -1;
-	facts->reported_lag = facts->undelivered = facts->pending = -1;
-
-	if (!check_error(replies[0], &absent, error))
+	nothing_known(facts);
+	/* What is refused when it is queued says why; EXEC says only that something was. */
+	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
+		if (!check_error(replies[i], &absent, error) || absent)
+			return false;
+	if (!pp_reply_is(answers, PP_REPLY_ARRAY, 3))
+		return pp_stream_unexpected(error, "EXEC");
+	pending = &answers->items[2];
+	if (!check_error(&answers->items[0], &absent, error))
 		return false;
 	if (absent)
 		return true;
-	facts->key_exists = true;
-	facts->length = number_or_unknown(pp_reply_lookup(replies[0], "length"));
-	facts->added = number_or_unknown(pp_reply_lookup(replies[0], "entries-added"));
-	(void) pp_stream_parse_id(pp_reply_lookup(replies[0], "max-deleted-entry-id"),
-							  &facts->max_deleted);
-	first = pp_reply_lookup(replies[0], "first-entry");
-	if (!pp_stream_parse_id(pp_reply_lookup(replies[0], "last-generated-id"),
-							&facts->last_generated) ||
-		(pp_reply_is(first, PP_REPLY_ARRAY, 1) &&
-		 !pp_stream_parse_id(&first->items[0], &facts->first_entry)))
-		return pp_stream_unexpected(error, "XINFO STREAM");
-
-	if (!check_error(replies[1], &absent, error))
-		return false;
-	if (!absent && (replies[1]->type != PP_REPLY_ARRAY || !parse_group(replies[1], group, facts)))
-		return pp_stream_unexpected(error, "XINFO GROUPS");
-	if (replies[2] != NULL && !check_error(replies[2], &absent, error))
+	if (!parse_stream(&answers->items[0], facts, error) ||
+		!parse_group(&answers->items[1], group, facts, error) ||
+		!check_error(pending, &absent, error))
 		return false;
 	/* [count, first ID, last ID, consumers] */
-	if (replies[2] != NULL && !absent && pp_reply_is(replies[2], PP_REPLY_ARRAY, 2))
-		(void) pp_stream_parse_id(&replies[2]->items[1], &facts->oldest_pending);
+	if (!absent && pp_reply_is(pending, PP_REPLY_ARRAY, 2))
+		(void) pp_stream_parse_id(&pending->items[1], &facts->oldest_pending);
 	facts->undelivered = count_undelivered(facts);
 	return true;
 }

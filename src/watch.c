@@ -2,13 +2,22 @@
  * watch.c
  *		What a worker notices of its stream while it reads.
  *
- * With each read it asks, in the same write, where the stream and the group stood just before.  So
- * it sees that the stream is another one, that the group was moved from outside, and that entries
- * were trimmed before anybody had read them, with their number and the range of their IDs.
+ * With each read it asks, in the same write, where the group stood just before; and now and then for
+ * all that Redis can say of the stream, which is not asked with each read because the answer contains
+ * two whole entries.  So it sees that the stream is another one, that the group was moved from
+ * outside, and that entries were trimmed before anybody had read them, with their number and the
+ * range of their IDs.
  *
  * For that, the entries that were ever added up to the one that was delivered last are counted: by
  * the worker itself, if there is but one; else by Redis's entries-read and a correction, because
- * releases differ in whether that includes what was trimmed unread.
+ * releases differ in whether that includes what was trimmed unread.  What is missing in that count is
+ * lost if nothing is left in the stream up to there.  Else it may have been passed over: then worker 1
+ * reads the stream (open.c).
+ *
+ * With several workers, an answer is older than what was received meanwhile, by this one or others.
+ * So what Redis says that the group has read is compared with what was received before it was asked:
+ * less than that, and the group was set back.  And with what was received when all reads have ended
+ * that were under way then: more than that, and it was moved forward.
  */
 #include "worker_internal.h"
 
@@ -17,9 +26,11 @@
 #include "utils/builtins.h"
 
 #include "held.h"
+#include "process.h"
 #include "stats.h"
 
-#define AHEAD_MS 2000
+#define LOOK_MS            1000
+#define SKIMMED_BYTES_A_MS 4096 /* how much longer until the next look, after large entries */
 
 /* A range that is lost. */
 typedef struct Lost
@@ -85,67 +96,83 @@ is_alone(const PpWorker *w)
 	return w->def->workers == 1 && w->pipe->exclusive;
 }
 
-/* Up to the entry that was delivered last, `position` entries were ever added (-1: not known). */
+/* Was the group set to an ID that the stream has not reached?  Of one that is ours alone. */
+static bool
+is_in_future(const PpWorker *w, const PpStreamFacts *facts)
+{
+	return w->pipe->exclusive && pp_id_compare(facts->last_delivered, facts->last_generated) > 0;
+}
+
+/*
+ * Up to the entry that was delivered last, `position` entries were ever added (-1: not known).  With
+ * the pipeline's lock held.
+ */
 static void
 set_position(PpWorker *w, const PpStreamFacts *facts, int64 position)
 {
-	w->position = position;
-	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	w->watch.position = position;
+	w->pipe->corrections++;
 	w->pipe->correction_known = position >= 0 && facts->entries_read >= 0;
 	w->pipe->correction = position - facts->entries_read;
-	LWLockRelease(&w->pipe->lock);
 }
 
-/* What set_position() was told, with what was delivered since. */
-static int64
-get_position(PpWorker *w, const PpStreamFacts *facts)
+/*
+ * Up to the entry that was delivered last, `expected` entries were ever added.  *position becomes the
+ * number that was thought (-1: none), and is corrected.  False: another worker has corrected it since
+ * this one asked, so that both are not of one moment.
+ */
+static bool
+take_position(PpWorker *w, const PpStreamFacts *facts, int64 expected, bool at_end, int64 *position)
 {
-	int64 position = -1;
+	PpPipe *pipe = w->pipe;
+	bool current;
 
-	if (is_alone(w))
-		return w->position;
-	LWLockAcquire(&w->pipe->lock, LW_SHARED);
-	if (w->pipe->correction_known && facts->entries_read >= 0)
-		position = facts->entries_read + w->pipe->correction;
-	LWLockRelease(&w->pipe->lock);
-	return position;
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	current = pipe->corrections == w->watch.corrections;
+	*position = is_alone(w) ? w->watch.position
+				: pipe->correction_known && facts->entries_read >= 0
+					? facts->entries_read + pipe->correction
+					: -1;
+	/* Releases differ in what they count after a loss: with several workers, wait and see. */
+	if (current && *position != expected)
+		set_position(w, facts, is_alone(w) || at_end || *position < 0 ? expected : -1);
+	LWLockRelease(&pipe->lock);
+	return current;
 }
 
 /*
  * Have entries gone from the stream that the group has not delivered?  At the stream's end all that
- * were ever added must have been delivered, before its first entry all that are gone.
+ * were ever added must have been delivered, before its first entry all that are gone.  False: some are
+ * missing, and may still be in the stream.
  */
-static void
-look_for_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId after)
+static bool
+look_for_trimmed(PpWorker *w, const PpStreamFacts *facts)
 {
-	int64 position = get_position(w, facts);
-	int64 expected;
+	bool at_end = pp_id_compare(facts->last_delivered, facts->last_generated) >= 0;
+	bool none_left =
+		facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0;
+	int64 expected = at_end ? facts->added : facts->added - facts->length;
+	int64 position;
 
-	if (facts->added < 0)
-		return;
-	if (pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
-		expected = facts->added;
-	else if (facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
-		expected = facts->added - facts->length;
-	else
-		return;
-	if (position >= 0 && position < expected)
-	{
-		pp_watch_lost(w, after, facts, expected - position);
-		/* Releases differ in what they count from here on: with several workers, wait and see. */
-		set_position(w, facts, is_alone(w) || expected == facts->added ? expected : -1);
-	}
-	else if (position != expected)
-		set_position(w, facts, expected);
+	if (facts->added < 0 || (!at_end && !none_left) ||
+		!take_position(w, facts, expected, at_end, &position))
+		return true;
+	if (position < 0 || position >= expected)
+		return true;
+	if (!none_left && w->pipe->exclusive)
+		return false;
+	pp_watch_lost(w, w->watch.looked, facts, expected - position);
+	return true;
 }
 
 static void
 remember(PpWorker *w, const PpStreamFacts *facts)
 {
-	w->generated = facts->last_generated;
-	w->added = facts->added;
-	w->length = facts->length;
-	w->first = facts->first_entry;
+	w->watch.stream.generated = facts->last_generated;
+	w->watch.stream.added = facts->added;
+	w->watch.stream.length = facts->length;
+	w->watch.stream.first = facts->first_entry;
+	w->watch.looked = facts->last_delivered;
 }
 
 /*
@@ -156,13 +183,16 @@ remember(PpWorker *w, const PpStreamFacts *facts)
 bool
 pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts)
 {
-	if (pp_id_compare(facts->last_generated, w->generated) < 0)
+	const PpStreamSeen *seen = &w->watch.stream;
+
+	if (pp_id_compare(facts->last_generated, seen->generated) < 0)
 		return true;
-	if (facts->added < 0 || w->added < 0)
+	if (facts->added < 0 || seen->added < 0)
 		return false;
-	return facts->added < w->added ||
-		   (w->length > 0 && facts->length > 0 && pp_id_compare(facts->first_entry, w->first) > 0 &&
-			facts->added - facts->length <= w->added - w->length);
+	return facts->added < seen->added ||
+		   (seen->length > 0 && facts->length > 0 &&
+			pp_id_compare(facts->first_entry, seen->first) > 0 &&
+			facts->added - facts->length <= seen->added - seen->length);
 }
 
 /*
@@ -176,29 +206,30 @@ pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position)
 	PpPipe *pipe = w->pipe;
 	int64 read = facts->entries_read >= 0 ? facts->entries_read : position;
 
-	w->looked = w->delivered = facts->last_delivered;
 	remember(w, facts);
-	w->consumers = 0;
-	w->ahead_since = 0;
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->stream = w->watch.stream;
 	pipe->offset_known = read >= 0;
 	pipe->offset = read - (int64) pipe->received;
 	pipe->seen_known = true;
 	pipe->seen = facts->last_delivered;
 	pipe->consumer_gone = false;
-	LWLockRelease(&pipe->lock);
 	set_position(w, facts, position);
+	LWLockRelease(&pipe->lock);
+	pp_watch_join(w);
 }
 
-/* Another worker begins to read, after worker 1 has looked. */
+/* A worker begins to read, after worker 1 has looked. */
 void
 pp_watch_join(PpWorker *w)
 {
 	LWLockAcquire(&w->pipe->lock, LW_SHARED);
-	w->looked = w->delivered = w->pipe->seen;
+	w->watch.stream = w->pipe->stream;
+	w->watch.looked = w->watch.delivered = w->pipe->seen;
 	LWLockRelease(&w->pipe->lock);
-	w->consumers = 0;
-	w->ahead_since = 0;
+	w->watch.consumers = 0;
+	w->watch.look_at = 0;
+	w->watch.reads = 0;
 }
 
 /* A consumer of ours was deleted: what was pending for it is pending for nobody. */
@@ -245,81 +276,185 @@ pp_watch_consumer(PpWorker *w, PpRedisError *error)
 }
 
 /*
- * Has the group delivered more than the workers have received?  With several of them that is so
- * all the time, but not for seconds: then it was moved forward from outside.  Where both numbers
- * agree, everything up to the entry that was delivered last was delivered to us.
+ * Has the group delivered more than the workers have received?  With several of them that is to be
+ * said only when those reads have ended that may have been given the rest.  Where both numbers agree,
+ * everything up to the entry that was delivered last was delivered to us.
  */
 static bool
 is_ahead(PpWorker *w, const PpStreamFacts *facts)
 {
 	PpPipe *pipe = w->pipe;
-	TimestampTz now = GetCurrentTimestamp();
-	int64 ahead;
+	PpWatch *watch = &w->watch;
+	bool ahead = false;
+	int64 more;
 
-	if (!w->pipe->exclusive || facts->entries_read < 0)
+	if (!pipe->exclusive || facts->entries_read < 0)
 		return false;
+	if (watch->reads != 0 && !pp_read_is_awaited(pipe, watch->reads))
+	{
+		LWLockAcquire(&pipe->lock, LW_SHARED);
+		ahead = (int64) pipe->received + pipe->offset < watch->entries_read;
+		LWLockRelease(&pipe->lock);
+		watch->reads = 0;
+	}
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
-	ahead = facts->entries_read - (int64) pipe->received - pipe->offset;
-	if (ahead < 0 || !pipe->offset_known)
+	more = facts->entries_read - pipe->offset - (int64) watch->received;
+	if (more < 0 || !pipe->offset_known)
 	{
 		/* It was set back. */
-		pipe->offset += ahead;
+		pipe->offset += more;
 		pipe->offset_known = true;
-		ahead = 0;
+		more = 0;
 	}
-	if (ahead == 0)
+	if (more == 0)
 		pipe->seen = facts->last_delivered;
+	else if (watch->reads == 0)
+	{
+		watch->reads = pipe->reads;
+		watch->entries_read = facts->entries_read;
+	}
 	LWLockRelease(&pipe->lock);
-	if (ahead <= 0)
-		w->ahead_since = 0;
-	else if (w->ahead_since == 0)
-		w->ahead_since = now;
-	return w->ahead_since != 0 && TimestampDifferenceExceeds(w->ahead_since, now, AHEAD_MS);
+	return ahead;
 }
 
 /*
- * pp_watch_position
- *		Looks at where stream and group stood before a read.  False: the pipeline has to be looked at
- *		as a whole, before anything of that read is used.
+ * Looks at where the group stood before a read, and the stream, if that was asked for.  False: the
+ * pipeline has to be looked at as a whole, before anything of that read is used.
  */
-bool
-pp_watch_position(PpWorker *w, const PpStreamFacts *facts)
+static bool
+look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 {
 	if (!facts->key_exists || !facts->group_exists)
 		return true; /* the read will say so */
-	if (pp_watch_is_other(w, facts))
-		return false;
 	/* Somebody else has come: what was not delivered to us may be his, and not lost. */
 	if (w->pipe->exclusive && facts->consumers > w->pipe->max_consumers)
 		return false;
 	/* A read makes the consumer again, but what is seen here is how it was before. */
-	if (w->pipe->exclusive && facts->consumers < w->consumers)
+	if (w->pipe->exclusive && facts->consumers < w->watch.consumers)
 		return consumer_gone(w);
-	w->consumers = facts->consumers;
-	remember(w, facts);
+	w->watch.consumers = facts->consumers;
 	/* Moved forward: with one worker nobody else can have been given entries. */
-	if (is_alone(w) && pp_id_compare(facts->last_delivered, w->delivered) > 0)
+	if (is_alone(w) && pp_id_compare(facts->last_delivered, w->watch.delivered) > 0)
 		return false;
 	if (is_ahead(w, facts))
 		return false;
-	if (pp_id_compare(facts->last_delivered, w->delivered) < 0)
-		w->position = -1; /* set back: what was counted is counted again */
-	w->delivered = facts->last_delivered;
-	look_for_trimmed(w, facts, w->looked);
-	w->looked = facts->last_delivered;
+	if (pp_id_compare(facts->last_delivered, w->watch.delivered) < 0)
+		w->watch.position = -1; /* set back: what was counted is counted again */
+	w->watch.delivered = facts->last_delivered;
+	if (!whole)
+		return true;
+	if (pp_watch_is_other(w, facts) || is_in_future(w, facts) || !look_for_trimmed(w, facts))
+		return false;
+	remember(w, facts);
 	return true;
 }
 
-/* New entries up to `last` were delivered to this worker. */
+/* Asks for what pp_watch_receive() looks at; right before a read of new entries is sent. */
+void
+pp_watch_send(PpWorker *w)
+{
+	PpWatch *watch = &w->watch;
+
+	watch->looking = GetCurrentTimestamp() >= watch->look_at;
+	watch->received = pp_read_begins(w->pipe);
+	LWLockAcquire(&w->pipe->lock, LW_SHARED);
+	watch->corrections = w->pipe->corrections;
+	LWLockRelease(&w->pipe->lock);
+	if (watch->looking)
+		pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
+	else
+		pp_stream_send_group(w->redis, w->def->stream);
+}
+
+/*
+ * pp_watch_receive
+ *		Receives the answer, and looks at it.  False with *error filled: the connection failed; with no
+ *		error: the pipeline has to be looked at as a whole, and w->group_open says so.
+ */
+bool
+pp_watch_receive(PpWorker *w, PpRedisError *error)
+{
+	PpWatch *watch = &w->watch;
+	PpStreamFacts facts;
+	PpReply *reply;
+	bool known;
+
+	if (watch->looking)
+	{
+		known = pp_consume_receive_facts(w, &facts, error);
+		watch->owed = false;
+		watch->look_at = TimestampTzPlusMilliseconds(
+			GetCurrentTimestamp(), LOOK_MS + pp_redis_skimmed(w->redis) / SKIMMED_BYTES_A_MS);
+	}
+	else
+		known = (reply = pp_consume_receive_any(w, error)) != NULL &&
+				pp_stream_parse_group(reply, w->def->group, &facts, error);
+	if (!pp_redis_is_open(w->redis))
+		return false;
+	/* What Redis refuses to say is refused for the read as well, or can be done without. */
+	if (!known)
+	{
+		memset(error, 0, sizeof(*error));
+		return true;
+	}
+	if (look(w, &facts, watch->looking))
+		return true;
+	w->group_open = false;
+	return false;
+}
+
+/* How long a read may block: until the stream is to be looked at, if there was something new. */
+long
+pp_watch_due_ms(const PpWorker *w, long max_ms)
+{
+	if (!w->watch.owed)
+		return max_ms;
+	return Min(max_ms,
+			   Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), w->watch.look_at)));
+}
+
+/* New entries, up to `last`, were delivered to this worker; perhaps none. */
 void
 pp_watch_delivered(PpWorker *w, int n, PpId last)
 {
-	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
-	w->pipe->received += n;
-	LWLockRelease(&w->pipe->lock);
-	w->delivered = last;
-	if (pp_id_compare(last, w->generated) > 0)
-		w->generated = last;
-	if (w->position >= 0)
-		w->position += n;
+	PpWatch *watch = &w->watch;
+
+	pp_read_ends(w->pipe, n);
+	if (n == 0)
+		return;
+	watch->owed = true;
+	watch->delivered = last;
+	if (pp_id_compare(last, watch->stream.generated) > 0)
+		watch->stream.generated = last;
+	if (watch->position >= 0)
+		watch->position += n;
+}
+
+/*
+ * pp_watch_out_of_future
+ *		A group that was set to an ID that the stream has not reached would deliver nothing until then.
+ *		If it is ours alone, sets it back to the stream's end.
+ */
+bool
+pp_watch_out_of_future(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
+{
+	char at[PP_ID_LEN];
+	char end[PP_ID_LEN];
+	PpReply *reply;
+
+	if (!is_in_future(w, facts))
+		return true;
+	pp_id_print(facts->last_delivered, at);
+	pp_id_print(facts->last_generated, end);
+	pp_redis_send(w->redis, "XGROUP SETID %s %s %s", w->def->stream, w->def->group, end);
+	if (!pp_consume_receive(w, PP_REPLY_STATUS, &reply, error))
+		return false;
+	ereport(
+		WARNING,
+		(errmsg("postpipe pipeline \"%s\": group \"%s\" of stream \"%s\" stood at %s, which the "
+				"stream has not reached, and was set to %s",
+				w->def->name, w->def->group, w->def->stream, at, end)));
+	facts->last_delivered = facts->last_generated;
+	facts->undelivered = 0;
+	return true;
 }

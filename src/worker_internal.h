@@ -58,6 +58,23 @@ typedef struct PpCompact
 	bool more;      /* there was more to do */
 } PpCompact;
 
+/* What a worker has seen of its stream; see watch.c. */
+typedef struct PpWatch
+{
+	PpStreamSeen stream;
+	PpId looked;         /* where the group stood when the stream was looked at last … */
+	TimestampTz look_at; /* … which is due again then */
+	bool looking;        /* and was asked for with the read that is under way */
+	bool owed;           /* there was something new since */
+	PpId delivered;      /* the last entry that was delivered, as far as is known */
+	int64 position;      /* entries ever added up to there; -1: not known */
+	int64 consumers;     /* of the group */
+	uint64 received;     /* by all workers, and … */
+	uint64 corrections;  /* … how often that was corrected, when it was asked last */
+	uint64 reads;        /* reads up to this number may have been given what … */
+	int64 entries_read;  /* … the group had read then; 0 reads: nothing is waited for */
+} PpWatch;
+
 typedef struct PpWorker
 {
 	MemoryContext cxt;
@@ -87,15 +104,7 @@ typedef struct PpWorker
 	TimestampTz looked_at; /* this and below: see repair.c */
 	TimestampTz checked_at;
 	int64 checked_added;
-	PpId looked; /* this and below: what watch.c saw last */
-	PpId delivered;
-	PpId generated;
-	int64 added;
-	int64 length;
-	int64 consumers;
-	PpId first;
-	int64 position; /* entries ever added up to the one that was delivered last; -1: not known */
-	TimestampTz ahead_since;
+	PpWatch watch;
 	char *owner_name; /* this and below: see owner.c */
 	char nonce[PP_NONCE_LEN];
 	bool client_noted;         /* the key names this connection */
@@ -127,6 +136,7 @@ extern bool pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error);
 extern void pp_consume_acknowledge(PpWorker *w);
 extern void pp_consume_begin_replies(PpWorker *w);
 extern PpReply *pp_consume_receive_any(PpWorker *w, PpRedisError *error);
+extern bool pp_consume_receive_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error);
 extern bool pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError *error);
 extern void pp_consume(PpWorker *w, PpRedisError *error);
 
@@ -145,7 +155,10 @@ extern bool pp_repair_get_pending(PpWorker *w, PpId after, PpId last, PpBatch *p
 extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position);
 extern void pp_watch_join(PpWorker *w);
 extern bool pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts);
-extern bool pp_watch_position(PpWorker *w, const PpStreamFacts *facts);
+extern void pp_watch_send(PpWorker *w);
+extern bool pp_watch_receive(PpWorker *w, PpRedisError *error);
+extern long pp_watch_due_ms(const PpWorker *w, long max_ms);
+extern bool pp_watch_out_of_future(PpWorker *w, PpStreamFacts *facts, PpRedisError *error);
 extern bool pp_watch_consumer(PpWorker *w, PpRedisError *error);
 extern void pp_watch_delivered(PpWorker *w, int n, PpId last);
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);

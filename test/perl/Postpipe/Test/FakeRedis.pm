@@ -35,19 +35,14 @@ sub _groups
 	return '*' . @groups . "\r\n" . join '', @groups;
 }
 
-# The owner keys, hashes, written in a transaction: what is queued is done at EXEC.
-my (%hashes, $queue);
+# The owner keys, hashes.
+my %hashes;
 
 sub _hash_command
 {
 	my ($name, $key, @args) = @_;
 	my $hash = $hashes{$key} //= {};
 
-	if ($queue)
-	{
-		push @$queue, [@_];
-		return "+QUEUED\r\n";
-	}
 	return Postpipe::Test::Resp::encode(%$hash) if $name eq 'HGETALL';
 	return defined $hash->{ $args[0] } ? _bulk($hash->{ $args[0] }) : "\$-1\r\n" if $name eq 'HGET';
 	return ':' . ($hash->{ $args[0] } += $args[1]) . "\r\n" if $name eq 'HINCRBY';
@@ -55,14 +50,6 @@ sub _hash_command
 	my %new = @args;
 	@$hash{ keys %new } = values %new;
 	return ':' . keys(%new) . "\r\n";
-}
-
-sub _exec
-{
-	my @commands = @{ $queue // [] };
-
-	undef $queue;
-	return '*' . @commands . "\r\n" . join '', map { _hash_command(@$_) } @commands;
 }
 
 sub _bulk { return '$' . length($_[0]) . "\r\n$_[0]\r\n" }
@@ -73,8 +60,7 @@ my %default = (
 	'AUTH' => "+OK\r\n",
 	'SELECT' => "+OK\r\n",
 	'WATCH' => "+OK\r\n",
-	'MULTI' => sub { $queue = []; "+OK\r\n" },
-	'EXEC' => \&_exec,
+	'MULTI' => "+OK\r\n",
 	(map { $_ => \&_hash_command } qw(HGET HGETALL HSET HINCRBY HDEL)),
 	'CLIENT ID' => ":1\r\n",
 	'CLIENT SETNAME' => "+OK\r\n",
@@ -214,11 +200,31 @@ sub _answer
 	my ($mode, $bytes) = @{ $self->{mode} };
 
 	return if $mode eq 'silent';
-	my $reply = $mode eq 'garbage' ? $bytes : $self->_reply(@command);
-	$reply = { send => $reply } unless ref $reply;
+	my $reply = $mode eq 'garbage' ? { send => $bytes } : $self->_reply_in_turn($client, @command);
 	return if $reply->{silent};
 	push @{ $client->{later} }, { %$reply, at => Time::HiRes::time() + ($reply->{after} // 0) };
 	return $self->_flush($client);
+}
+
+# What is said within MULTI is queued, and done at EXEC.
+sub _reply_in_turn
+{
+	my ($self, $client, @command) = @_;
+	my $name = uc $command[0];
+
+	if ($name eq 'EXEC' && $client->{queue})
+	{
+		my @replies = map { my $reply = $self->_reply(@$_); ref $reply ? $reply : { send => $reply } } @{ delete $client->{queue} };
+		return { (map { %$_ } @replies), send => '*' . @replies . "\r\n" . join '', map { $_->{send} // '' } @replies };
+	}
+	if ($client->{queue})
+	{
+		push @{ $client->{queue} }, \@command;
+		return { send => "+QUEUED\r\n" };
+	}
+	my $reply = $self->_reply(@command);
+	$client->{queue} = [] if $name eq 'MULTI' && $reply eq "+OK\r\n";
+	return ref $reply ? $reply : { send => $reply };
 }
 
 sub _reply
