@@ -1,7 +1,7 @@
 /*
  * apply_internal.h
- *		Shared by what applies a batch: apply.c, split.c, retry.c, overtaken.c, threshold.c, and
- *		replay in a backend.
+ *		Shared by what applies a batch: apply*.c, split.c, waves.c, sample.c, retry.c, overtaken.c,
+ *		threshold.c, and replay in a backend.
  */
 #ifndef PP_APPLY_INTERNAL_H
 #define PP_APPLY_INTERNAL_H
@@ -59,21 +59,27 @@ struct PpApply
 };
 
 
+/* apply_transaction.c */
 extern bool pp_apply_begin(PpApply *a);
 extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
+extern XLogRecPtr pp_apply_commit(MemoryContext back_to);
 extern void pp_apply_abort(MemoryContext cxt);
 extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);
 extern PpOutcome pp_apply_outcome_of(const PpEntryError *error);
+extern PpEntryError *pp_apply_subtransaction(PpApply *a, PpWork work, void *arg, bool keep);
+
+/* waves.c */
 extern int pp_apply_number_waves(List *key_fields, PpEntry **entries, int n);
 extern int pp_apply_compare_waves(const void *x, const void *y);
 extern void pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain,
 							   PpApplyResult *result);
+
+/* apply.c */
 extern void pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result);
 extern void pp_apply_reopen(PpBatch *batch);
 extern int pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open);
 
 /* split.c */
-extern PpEntryError *pp_apply_subtransaction(PpApply *a, PpWork work, void *arg, bool keep);
 extern PpOutcome pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result);
 extern bool pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result);
 extern PpEntryError *pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result);

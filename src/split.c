@@ -18,10 +18,8 @@
  */
 #include "apply_internal.h"
 
-#include "access/xact.h"
 #include "common/pg_prng.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
 #include "errors.h"
 #include "guc.h"
@@ -52,39 +50,6 @@ typedef struct Split
 	bool checked;     /* find_bad_values() was asked, or need not be */
 	int other_errors; /* failures of single entries of other kinds */
 } Split;
-
-/*
- * pp_apply_subtransaction
- *		Does `work` in a subtransaction, and keeps what it did if `keep`.  Returns NULL, or the error
- *		that it failed with.
- */
-PpEntryError *
-pp_apply_subtransaction(PpApply *a, PpWork work, void *arg, bool keep)
-{
-	MemoryContext old = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	PpEntryError *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(old);
-	PG_TRY();
-	{
-		work(a, arg);
-		if (keep)
-			ReleaseCurrentSubTransaction();
-		else
-			RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		error = pp_apply_take_error(a, a->call_cxt);
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	CurrentResourceOwner = owner;
-	return error;
-}
 
 /* What run_entries() is given. */
 typedef struct Run

@@ -145,6 +145,30 @@ $fault->set('');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 4, '... and applied', 30);
 is(sql(q(SELECT pid FROM postpipe_workers WHERE pipeline = 'rls')), $pid, '... by the same process');
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
+
+# --- When the process dies of the entry that passed before, the one that is judged is not to blame.
+sql(<<'SQL');
+CREATE FUNCTION fail_as_c(text) RETURNS void LANGUAGE c STRICT AS 'postpipe', 'postpipe_fault_fail';
+CREATE TABLE dies (id int PRIMARY KEY, v text);
+CREATE TABLE armed ();
+CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.id = 1 AND pg_catalog.to_regclass('public.armed') IS NULL THEN PERFORM public.fail_as_c('kill'); END IF;
+    IF NEW.id = 2 THEN RAISE 'not this one' USING ERRCODE = '42501'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER die BEFORE INSERT ON dies FOR EACH ROW EXECUTE FUNCTION die();
+SELECT postpipe_create_pipeline('dies', 'stream:dies', target => 'dies', options => '{"max_retries": 0}');
+SQL
+my $first = $redis->xadd('stream:dies', id => 1, v => 'x');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM dies', 1, 'one that passes');
+sql('DROP TABLE armed');
+$redis->xadd('stream:dies', id => 2, v => 'x');
+wait_sql($node, 'postgres', q(SELECT event->>'id', sqlstate, message FROM postpipe_dlq WHERE pipeline = 'dies'), '2|42501|not this one', 'the other is dead for what it did itself', 30);
+is(scalar log_lines($node, qr/was terminated by signal/), 1, '... after one crash');
+is(scalar log_lines($node, qr/the process before died while it applied entry $first alone/), 1, '... of which the first one is told');
+$redis->xadd('stream:dies', id => 3, v => 'x');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM dies', 2, 'and it goes on');
 $node->stop;
 done_testing();
 
