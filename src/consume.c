@@ -33,6 +33,7 @@
 
 #define BLOCK_MS        5000  /* how long Redis may hold an empty read */
 #define ANSWER_MS       3000  /* how much longer than that we wait for an answer */
+#define ANSWERS_MS      15000 /* … and for that to several questions in one */
 #define RESCAN_MS       30000 /* own pending entries again, while idle */
 #define MIN_REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
 #define MAX_REPLY_LIMIT ((size_t) 1200 * 1024 * 1024)
@@ -279,8 +280,15 @@ pp_consume_receive_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
 
 	pp_redis_skim(w->redis, true);
 	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
-		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
+	{
+		/* The last one contains all the answers, and two entries. */
+		replies[i] = receive(w, ANSWERS_MS, PP_WAIT_REDIS_REPLY);
+		if (replies[i] == NULL)
+		{
+			*error = *pp_redis_error(w->redis);
 			return false;
+		}
+	}
 	pp_redis_skim(w->redis, false);
 	return pp_stream_parse_facts(replies, w->def->group, facts, error);
 }
