@@ -126,7 +126,7 @@ find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisE
 		*cause = "stream_made_anew";
 	else if (!counted && trimmed && !facts->group_exists)
 		*cause = "group_gone";
-	else if (!trimmed)
+	else if (!trimmed && ledger->base_known) /* else it was rewound, and nothing counts */
 	{
 		if (!top_is_there(w, facts, &there, error))
 			return false;
@@ -404,13 +404,13 @@ count_unsettled(PpWorker *w, PpId last, int64 *unsettled, PpRedisError *error)
 /*
  * Counts what was trimmed before it was read, while nobody looked: everything that is left lies
  * above what was settled when we came, so what is missing in between is no more there to be read.
- * Of what is left, `repaired` entries were read by their range just now.
+ * `repaired` entries were read by their range just now.
  */
 static bool
 note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, int64 repaired, PpRedisError *error)
 {
 	PpLedger *ledger = pp_apply_ledger(w->apply);
-	int64 undelivered = facts->length - repaired;
+	int64 undelivered = facts->undelivered;
 	int64 unsettled;
 	int64 missing;
 
@@ -419,9 +419,9 @@ note_trimmed(PpWorker *w, const PpStreamFacts *facts, PpId top, int64 repaired, 
 		return true;
 	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))
 		return false;
-	/* Of the rest, what was delivered is what is pending. */
-	if (facts->length > 0 && pp_id_compare(facts->first_entry, facts->last_delivered) <= 0)
-		undelivered -= unsettled;
+	/* Where Redis does not tell: of what is left, what was delivered was read just now or is pending. */
+	if (undelivered < 0)
+		undelivered = facts->length - repaired - unsettled;
 	missing = facts->added - undelivered - ledger->base - ledger->settled - unsettled;
 	if (missing > 0)
 	{
