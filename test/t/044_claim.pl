@@ -63,6 +63,23 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	drop('postgres', 'idle');
 }
 
+# --- What is pending for a worker itself, and gone when it reads it again: lost; the others are applied.
+{
+	make('postgres', 'own', 'stream:own', consumer_group => 'own');
+	wait_state('postgres', 'own', 'idle');
+	my $own = sql(q(SELECT consumer FROM postpipe_workers WHERE pipeline = 'own'));
+	sql(q(SELECT postpipe_pause('own')));
+	wait_state('postgres', 'own', 'paused');
+	my @ids = add_for('stream:own', 'own', $own, 5);
+	$redis->command('XDEL', 'stream:own', @ids[ 1, 3 ]);
+	sql(q(SELECT postpipe_resume('own')));
+	wait_sql($node, 'postgres', q(SELECT string_agg(entry, ' ' ORDER BY entry::postpipe_id) FROM own), "@ids[0, 2, 4]", 'its own, with some gone: the others are applied');
+	wait_for { pending($redis, 'stream:own', 'own') == 0 } '... all are acknowledged';
+	is(lost('own'), "@ids[1, 3]", '... and those that are gone are lost');
+	balanced('own');
+	drop('postgres', 'own');
+}
+
 # --- Dead consumers of this cluster are taken over at once; those that may come back are not.
 {
 	my %dead = map { $_ => 1 } "postpipe:$system:$database:renamed:1", "postpipe:$system:4294967290:dead:1", "postpipe:$system:$database:dead:2",

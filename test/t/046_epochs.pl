@@ -50,6 +50,21 @@ is(sql('SELECT count(*), count(DISTINCT v) FROM t_flushed'), '15|15', 'FLUSHALL 
 balanced('flushed');
 drop('flushed');
 
+# --- SWAPDB with an empty database, and back.
+make('swapped');
+add('swapped', "1000-$_", "v$_") for 1 .. 10;
+settled('swapped', 10);
+$redis->command('SWAPDB', 0, 1);
+add('swapped', "500-$_", "w$_") for 1 .. 5;
+settled('swapped', 15);
+balanced('swapped');
+$redis->command('SWAPDB', 0, 1);
+add('swapped', "1000-$_", "v$_") for 11 .. 15;
+settled('swapped', 20);
+is(sql('SELECT count(DISTINCT v) FROM t_swapped'), 20, 'SWAPDB, and back: each entry once');
+balanced('swapped');
+drop('swapped');
+
 # --- XGROUP DELCONSUMER of ours with pending entries, by somebody else: they are read by their range.
 # While the pipeline rests, with and without a backlog behind them.
 for my $behind (0, 500)

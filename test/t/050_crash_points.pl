@@ -43,8 +43,40 @@ for my $point (@points)
 	settled("$point, immediate stop");
 	balanced($point);
 }
+# --- In the transaction that tries a letter again: nothing is read meanwhile, so no other transaction comes to these points.
+my @retry_points = qw(after_apply before_commit after_commit);
+my $tried = 0;
+sql(<<'SQL');
+CREATE TABLE retried (v text, CONSTRAINT v CHECK (v <> 'bad'));
+SELECT postpipe_create_pipeline('retried', 'stream:retried', target => 'retried', options => '{"max_retries": 1000, "retry_delay": "3s"}');
+SQL
+for my $point (@retry_points)
+{
+	for my $how ('killed', 'stopped')
+	{
+		sql(q(ALTER TABLE retried ADD CONSTRAINT w CHECK (v <> 'bad') NOT VALID)) if $tried > 0;
+		$redis->xadd('stream:retried', v => 'bad');
+		wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'retried'), 1, "$point of a retry, $how: a letter");
+		my $from = log_offset($node);
+		sql('ALTER TABLE retried DROP CONSTRAINT ' . ($tried == 0 ? 'v' : 'w'));
+		$fault->set($how eq 'killed' ? "$point:kill" : "$point:sleep:60000");
+		wait_for { $fault->fired } "$point of a retry, $how: the worker is there", 30;
+		if ($how eq 'killed')
+		{
+			wait_for { log_lines($node, qr/all server processes terminated; reinitializing/, $from) } "$point of a retry: one crash restart";
+		}
+		else
+		{
+			$node->stop('immediate');
+			$node->start;
+		}
+		$tried++;
+		wait_sql($node, 'postgres', q(SELECT (SELECT count(*) FROM retried), count(*) FROM postpipe_dlq WHERE pipeline = 'retried'), "$tried|0", "$point of a retry, $how: applied once", 30);
+		wait_sql($node, 'postgres', q(SELECT balance FROM postpipe_audit WHERE pipeline = 'retried'), 0, "$point of a retry, $how: the audit balances");
+	}
+}
 is(sql('SELECT count(*) FROM postpipe_dlq WHERE sqlstate = \'XX000\''), 0, 'no entry is suspected of anything');
-is(scalar log_lines($node, qr/all server processes terminated; reinitializing/), scalar @points, 'each kill was one');
+is(scalar log_lines($node, qr/all server processes terminated; reinitializing/), @points + @retry_points, 'each kill was one');
 
 done_testing();
 
