@@ -4,8 +4,9 @@
  *
  * Worker 1 does it between batches, a bounded piece at a time.  Rows of one epoch and worker are
  * merged until they are as large as that of a full batch, so that entries which come one by one cost
- * no more than others.  Rows older than the option ledger_retention go: up to pruned_id an ID is a
- * duplicate by definition then, but for the holes, which are pending.  Their sums go to the epoch.
+ * no more than others.  The sums of rows go to their epoch.  Rows older than the option ledger_retention
+ * go: up to pruned_id an ID is a duplicate by definition then, but for the holes, which are pending and
+ * not on record.
  *
  * Sealed is the ID up to which the group has delivered everything and nothing is pending.
  *
@@ -26,9 +27,8 @@
 #include "process.h"
 #include "stats.h"
 
-#define PAGE_ROWS 1000
-#define FULL_BYTES \
-	4096 /* of IDs: a row with so many is not merged any more; an index has it, too */
+#define PAGE_ROWS    1000
+#define FULL_BYTES   4096 /* of IDs: larger rows are not merged; postpipe_ledger_small has it, too */
 #define MAX_HOLES    10000 /* with more entries pending, nothing is pruned */
 #define BATCHES_DUE  1000
 #define MINUTE_MS    60000
@@ -119,17 +119,18 @@ write_group(const PpLedger *ledger, Merged *group, PpId first)
 }
 
 /*
- * Adds the sums of these rows to those of their epochs, if that was not done yet: what is to be added up
- * when a ledger is opened or audited are the rows since then.
+ * Adds the sums of the rows of `page` to those of their epochs, if that was not done yet: what is to be
+ * added up when a ledger is opened or audited are the rows since then.
  */
-#define ADD_SUMS(rows)                                                                      \
-	"UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "                    \
+#define ADD_SUMS                                                                            \
+	"sums AS (UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "           \
 	"filtered = e.filtered + s.filtered, dead = e.dead + s.dead, "                          \
 	"discarded = e.discarded + s.discarded, lost = e.lost + s.lost, "                       \
 	"last_id = greatest(e.last_id, s.last_id) "                                             \
 	"FROM (SELECT epoch, sum(applied) AS applied, sum(filtered) AS filtered, sum(dead) AS " \
 	"dead, sum(discarded) AS discarded, sum(lost) AS lost, %1$s.max(last_id) AS last_id "   \
-	"FROM " rows " WHERE NOT summed GROUP BY epoch) s WHERE e.pipeline = $1 AND e.epoch = s.epoch"
+	"FROM page WHERE NOT summed GROUP BY epoch) s "                                         \
+	"WHERE e.pipeline = $1 AND e.epoch = s.epoch) "
 
 /* Merges a page of small rows. *arg becomes whether there may be more. */
 static void
@@ -143,20 +144,18 @@ merge(PpApply *a, void *arg)
 	Merged group = {0};
 	PpId first = {0, 0};
 
-	/* As a page is deleted whole and written again, a row alone in its group is written as it was. */
+	/*
+	 * As a page is deleted whole and written again, a row alone in its group is written as it was.
+	 * FULL_BYTES is no parameter, because the index is found by the number.
+	 */
 	SPI_execute_with_args(
-		psprintf(
-			"WITH page AS (DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
-			"SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND octet_length(ids) "
-			"< " CppAsString2(FULL_BYTES) " ORDER BY epoch, worker, settled_at LIMIT $2)) "
-										  "RETURNING *), "
-										  "sums AS (" ADD_SUMS(
-											  "page") ") "
-													  "SELECT epoch, worker, applied, filtered, "
-													  "dead, discarded, lost, sequence, "
-													  "settled_at, first_id, ids FROM page "
-													  "ORDER BY epoch, worker, settled_at",
-			ledger->ext->schema_name),
+		psprintf("WITH page AS (DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
+				 "SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 "
+				 "AND octet_length(ids) < %2$d ORDER BY epoch, worker, settled_at LIMIT $2)) "
+				 "RETURNING *), " ADD_SUMS
+				 "SELECT epoch, worker, applied, filtered, dead, discarded, lost, sequence, "
+				 "settled_at, first_id, ids FROM page ORDER BY epoch, worker, settled_at",
+				 ledger->ext->schema_name, FULL_BYTES),
 		2, types, values, NULL, false, 0);
 	table = SPI_tuptable;
 	total = SPI_processed;
@@ -191,7 +190,7 @@ merge(PpApply *a, void *arg)
 	}
 }
 
-/* Adds up a page of those that are large from the start. *arg becomes true when there may be more. */
+/* Adds up a page of those that were not merged. *arg becomes true when there may be more. */
 static void
 sum_up(PpApply *a, void *arg)
 {
@@ -204,8 +203,7 @@ sum_up(PpApply *a, void *arg)
 		psprintf("WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "
 				 "(ARRAY(SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
 				 "LIMIT $2)) RETURNING epoch, applied, filtered, dead, discarded, lost, last_id, "
-				 "false AS summed), "
-				 "sums AS (" ADD_SUMS("page") ") SELECT count(*) FROM page",
+				 "false AS summed), " ADD_SUMS "SELECT count(*) FROM page",
 				 ledger->ext->schema_name),
 		2, types, values, NULL, false, 0);
 	if (DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) ==
@@ -310,12 +308,11 @@ delete_old(PpApply *a, void *arg)
 	values[3] = PointerGetDatum(
 		construct_array(holes, prune->num_holes, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
 	SPI_execute_with_args(
-		psprintf(
-			"WITH old AS (DELETE " OLD_ROWS "RETURNING *), sums AS (" ADD_SUMS(
-				"old") ") UPDATE %1$s.postpipe_progress SET holes = $4, pruned_id = "
-					   "greatest(pruned_id, (SELECT %1$s.max(last_id) FROM old WHERE epoch >= " INCARNATION
-					   ")) WHERE pipeline = $1",
-			ledger->ext->schema_name),
+		psprintf("WITH page AS (DELETE " OLD_ROWS "RETURNING *), " ADD_SUMS
+				 "UPDATE %1$s.postpipe_progress SET holes = $4, pruned_id = greatest(pruned_id, "
+				 "(SELECT %1$s.max(last_id) FROM page WHERE epoch >= " INCARNATION ")) "
+				 "WHERE pipeline = $1",
+				 ledger->ext->schema_name),
 		4, types, values, NULL, false, 0);
 }
 
