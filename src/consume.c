@@ -20,7 +20,6 @@
 #include "pgstat.h"
 #include "utils/memutils.h"
 
-#include "durable.h"
 #include "event.h"
 #include "fault.h"
 #include "held.h"
@@ -102,114 +101,6 @@ failed(PpWorker *w, const PpReply *reply, PpRedisError *error)
 		return true;
 	}
 	return false;
-}
-
-/* Tells the audit how many entries are on record and pending still. */
-static void
-report_unacknowledged(PpWorker *w)
-{
-	bool known = w->recovered && w->acks_in_flight == 0;
-
-	pp_held_set_unacknowledged(w->pipe, known ? w->ack_old.n + w->ack_new.n : -1);
-}
-
-/*
- * Queues the XACK of a batch, when it is durable.  Returns without it when this process is to stop
- * or the standby that has to confirm does not: what is not acknowledged comes again.
- */
-static void
-send_ack(PpWorker *w, PpAckList *list)
-{
-	if (list->n == 0 || !pp_durable_wait(list->lsn))
-		return;
-	pp_stream_send_ack(w->redis, w->def->stream, w->def->group, list->ids, list->n);
-	pp_owner_send_sequence(w, list->sequence);
-	w->acks_in_flight += 2;
-	list->n = 0;
-	report_unacknowledged(w);
-}
-
-/* Queues the XACKs of all that is committed. */
-void
-pp_consume_acknowledge(PpWorker *w)
-{
-	send_ack(w, &w->ack_old);
-	send_ack(w, &w->ack_new);
-}
-
-/*
- * Makes room for the IDs of one more batch.  The last one's wait one turn more: until then the WAL
- * writer has flushed its commit, while the next statement runs.  A synchronous standby that does
- * not confirm holds the worker up here, with its batches pending.
- */
-static void
-age_acks(PpWorker *w)
-{
-	PpAckList empty;
-
-	for (;;)
-	{
-		send_ack(w, &w->ack_old);
-		if (w->ack_old.n == 0)
-			break;
-		pp_process_sleep(100, PP_WAIT_WORKER_RETRY);
-		pp_worker_look_around(w);
-	}
-	empty = w->ack_old;
-	w->ack_old = w->ack_new;
-	w->ack_new = empty;
-}
-
-/* Keeps the IDs of a batch that is committed. */
-static void
-keep_for_ack(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn)
-{
-	PpAckList *list = &w->ack_new;
-
-	if (list->size < batch->n)
-	{
-		if (list->ids != NULL)
-			pfree(list->ids);
-		list->size = batch->n;
-		list->ids = MemoryContextAllocHuge(w->cxt, list->size * sizeof(PpId));
-	}
-	for (int i = 0; i < batch->n; i++)
-		list->ids[i] = batch->entries[i].id;
-	list->n = batch->n;
-	list->lsn = lsn;
-	list->sequence = pp_apply_ledger(w->apply)->sequence;
-	report_unacknowledged(w);
-}
-
-/*
- * Receives the replies to the XACKs.  A smaller number than was sent is no error: somebody else has
- * acknowledged, or the group is another one; what is not acknowledged comes again.  The number of the
- * batch, sent behind each, may be refused, as it is under maxmemory: one that is too low does no harm.
- */
-static bool
-receive_acks(PpWorker *w, PpRedisError *error)
-{
-	while (w->acks_in_flight > 0)
-	{
-		bool is_ack = w->acks_in_flight % 2 == 0;
-		PpReply *reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
-		bool refused = failed(w, reply, error);
-
-		if (refused && (is_ack || reply == NULL))
-			return false;
-		memset(error, 0, sizeof(*error));
-		if (!refused && reply->type != PP_REPLY_INTEGER)
-		{
-			pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
-							   "the reply to XACK is not a number");
-			return false;
-		}
-		w->acks_in_flight--;
-		pp_pipe_acknowledged(w->pipe);
-		PP_FAULT("after_ack");
-	}
-	report_unacknowledged(w);
-	return true;
 }
 
 /*
@@ -440,7 +331,7 @@ pp_consume_apply(PpWorker *w, PpBatch *batch)
 		}
 	}
 	if (done)
-		keep_for_ack(w, batch, lsn);
+		pp_acks_keep(w, batch, lsn);
 	pp_held_release(w->pipe, hand);
 	pgstat_report_stat(false);
 	pp_report_batch(NULL);
@@ -491,8 +382,8 @@ pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error)
 	batch->look_up = true;
 	if (!pp_consume_apply(w, batch))
 		return false;
-	pp_consume_acknowledge(w);
-	return receive_acks(w, error) && pp_mirror_letters(w, batch, error);
+	pp_acks_send(w);
+	return pp_acks_receive(w, error) && pp_mirror_letters(w, batch, error);
 }
 
 /*
@@ -542,13 +433,13 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 static bool
 turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpRedisError *error)
 {
-	age_acks(w);
+	pp_acks_age(w);
 	set_reply_target(w, next);
 	if (read_ahead)
 		send_read(w, -1);
 	(void) pp_redis_flush(w->redis);
 	pp_worker_well(w, false);
-	if (!pp_consume_apply(w, batch) || !receive_acks(w, error))
+	if (!pp_consume_apply(w, batch) || !pp_acks_receive(w, error))
 		return false;
 	if (read_ahead && (!receive_position(w, error) ||
 					   !receive_new(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error)))
@@ -564,11 +455,11 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 	int block_ms =
 		(int) pp_chores_due_ms(w, pp_take_over_due_ms(w, (int) pp_watch_due_ms(w, BLOCK_MS)));
 
-	pp_consume_acknowledge(w);
+	pp_acks_send(w);
 	set_reply_target(w, next);
 	send_read(w, block_ms > 0 ? block_ms : -1);
 	(void) pp_redis_flush(w->redis);
-	if (!receive_acks(w, error) || !receive_position(w, error))
+	if (!pp_acks_receive(w, error) || !receive_position(w, error))
 		return false;
 	pp_worker_well(w, true);
 	pgstat_report_stat(true);
@@ -582,8 +473,8 @@ is_time_to_leave(PpWorker *w, bool due, PpRedisError *error)
 {
 	if (!due)
 		return false;
-	pp_consume_acknowledge(w);
-	return !receive_acks(w, error) || (w->ack_old.n == 0 && w->ack_new.n == 0);
+	pp_acks_send(w);
+	return !pp_acks_receive(w, error) || (w->ack_old.n == 0 && w->ack_new.n == 0);
 }
 
 static PpRedis *connection_in_use;
@@ -608,7 +499,7 @@ pp_consume(PpWorker *w, PpRedisError *error)
 	connection_in_use = w->redis;
 	pp_process_meanwhile = take_in;
 	w->batches[0].n = 0;
-	report_unacknowledged(w);
+	pp_acks_report(w);
 	for (;;)
 	{
 		PpBatch *batch = &w->batches[hand];

@@ -70,7 +70,7 @@ pp_worker_stop(PpWorker *w, const char *code, const char *reason)
 
 	if (w->redis != NULL && pp_redis_is_open(w->redis))
 	{
-		pp_consume_acknowledge(w);
+		pp_acks_send(w);
 		while (w->acks_in_flight > 0 && pp_redis_outstanding(w->redis) > 0 &&
 			   pp_redis_receive(w->redis, &reply, FAREWELL_MS, PP_WAIT_REDIS_REPLY) ==
 				   PP_REDIS_REPLY)

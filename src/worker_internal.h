@@ -127,13 +127,19 @@ extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntry
 extern void pp_worker_open_apply(PpWorker *w);
 extern void pp_worker_transact(PpWorker *w, PpWork work, void *arg);
 
+/* acknowledge.c */
+extern void pp_acks_report(PpWorker *w);
+extern void pp_acks_send(PpWorker *w);
+extern void pp_acks_age(PpWorker *w);
+extern void pp_acks_keep(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn);
+extern bool pp_acks_receive(PpWorker *w, PpRedisError *error);
+
 /* consume.c */
 extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
 extern PpEntryError *pp_consume_normalize(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_apply(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error);
-extern void pp_consume_acknowledge(PpWorker *w);
 extern void pp_consume_begin_replies(PpWorker *w);
 extern PpReply *pp_consume_receive_any(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_receive_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error);
