@@ -266,10 +266,14 @@ pp_watch_consumer(PpWorker *w, PpRedisError *error)
 	if (reply->type != PP_REPLY_INTEGER)
 		return true;
 	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
-	had = (w->pipe->has_consumer & mine) != 0;
-	w->pipe->has_consumer |= mine;
+	had = (w->pipe->has_consumer & mine) != 0 && reply->integer != 0 && w->pipe->exclusive;
+	/* Said once: a server that makes it anew each time must not hold us up. */
+	if (had)
+		w->pipe->has_consumer &= ~mine;
+	else
+		w->pipe->has_consumer |= mine;
 	LWLockRelease(&w->pipe->lock);
-	if (reply->integer == 0 || !had || !w->pipe->exclusive)
+	if (!had)
 		return true;
 	w->group_open = false;
 	return consumer_gone(w);
@@ -330,7 +334,7 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 	if (w->pipe->exclusive && facts->consumers > w->pipe->max_consumers)
 		return false;
 	/* A read makes the consumer again, but what is seen here is how it was before. */
-	if (w->pipe->exclusive && facts->consumers < w->watch.consumers)
+	if (w->pipe->exclusive && facts->consumers >= 0 && facts->consumers < w->watch.consumers)
 		return consumer_gone(w);
 	w->watch.consumers = facts->consumers;
 	/* Moved forward: with one worker nobody else can have been given entries. */

@@ -20,9 +20,10 @@ $hits->settled('before');
 $hits->sql("SELECT postpipe_resume('posts')");
 wait_sql($node, 'postgres', "SELECT string_agg(state, ' ') FROM postpipe_stats", 'idle idle', 'everything is idle');
 
-# Until what the busy time left is written and flushed: nothing changes over a turn.
+# Until what the busy time left is written and flushed, and compared with the ledger once: nothing changes over
+# three turns.
 my $before;
-wait_for { my $last = numbers(); turns(1); is_same($last, $before = numbers()) } 'it has come to rest', 40;
+wait_for { my $last = numbers(); turns(3); is_same($last, $before = numbers()) } 'it has come to rest', 120;
 my $from = log_offset($node);
 turns(3);
 is_deeply(numbers(), $before, 'three turns of the blocking read: no transaction, no SQL, no WAL');
