@@ -191,18 +191,35 @@ pp_consume_receive_any(PpWorker *w, PpRedisError *error)
 	return reply;
 }
 
+static bool
+receive_replies(PpWorker *w, PpReply **replies, int n, PpRedisError *error)
+{
+	pp_redis_skim(w->redis, true);
+	for (int i = 0; i < n; i++)
+		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
+			return false;
+	pp_redis_skim(w->redis, false);
+	return true;
+}
+
 /* The replies to pp_stream_send_facts().  False with *error: Redis refused, or the connection failed. */
 bool
 pp_consume_receive_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
 {
 	PpReply *replies[PP_STREAM_FACT_REPLIES];
 
-	pp_redis_skim(w->redis, true);
-	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
-		if ((replies[i] = pp_consume_receive_any(w, error)) == NULL)
-			return false;
-	pp_redis_skim(w->redis, false);
-	return pp_stream_parse_facts(replies, w->def->group, facts, error);
+	return receive_replies(w, replies, PP_STREAM_FACT_REPLIES, error) &&
+		   pp_stream_parse_facts(replies, w->def->group, facts, error);
+}
+
+/* The replies to pp_stream_send_loose_facts(), likewise. */
+bool
+pp_consume_receive_loose_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
+{
+	PpReply *replies[PP_STREAM_LOOSE_REPLIES];
+
+	return receive_replies(w, replies, PP_STREAM_LOOSE_REPLIES, error) &&
+		   pp_stream_parse_loose_facts(replies, w->def->group, facts, error);
 }
 
 /* The reply to such a command, which must be of this type. */

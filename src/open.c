@@ -42,7 +42,14 @@ get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
 {
 	pp_consume_begin_replies(w);
 	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
-	return pp_consume_receive_facts(w, facts, error);
+	if (pp_consume_receive_facts(w, facts, error))
+		return true;
+	if (strcmp(error->code, "redis_oom") != 0 || !pp_redis_is_open(w->redis))
+		return false;
+	/* Reading gives memory back, so that must not wait for it. */
+	memset(error, 0, sizeof(*error));
+	pp_stream_send_loose_facts(w->redis, w->def->stream, w->def->group);
+	return pp_consume_receive_loose_facts(w, facts, error);
 }
 
 /* Is this entry on record?  *arg becomes NULL when it is not. */

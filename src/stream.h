@@ -26,7 +26,8 @@ typedef struct PpStreamFacts
 	PpId oldest_pending; /* 0-0: none */
 } PpStreamFacts;
 
-#define PP_STREAM_FACT_REPLIES 5
+#define PP_STREAM_FACT_REPLIES  5
+#define PP_STREAM_LOOSE_REPLIES 3
 
 extern void pp_stream_send_read(PpRedis *conn, const char *stream, const char *group,
 								const char *consumer, const PpId *own_after, int count,
@@ -50,6 +51,9 @@ extern void pp_stream_send_group(PpRedis *conn, const char *stream);
 extern bool pp_stream_parse_group(const PpReply *reply, const char *group, PpStreamFacts *facts,
 								  PpRedisError *error);
 extern void pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group);
+extern void pp_stream_send_loose_facts(PpRedis *conn, const char *stream, const char *group);
+extern bool pp_stream_parse_loose_facts(PpReply *const *replies, const char *group,
+										PpStreamFacts *facts, PpRedisError *error);
 extern bool pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts *facts,
 								  PpRedisError *error);
 

@@ -11,6 +11,14 @@ pp_stream_send_group(PpRedis *conn, const char *stream)
 	pp_redis_send(conn, "XINFO GROUPS %s", stream);
 }
 
+static void
+send_questions(PpRedis *conn, const char *stream, const char *group)
+{
+	pp_redis_send(conn, "XINFO STREAM %s", stream);
+	pp_redis_send(conn, "XINFO GROUPS %s", stream);
+	pp_redis_send(conn, "XPENDING %s %s", stream, group);
+}
+
 /*
  * Asks for what pp_stream_parse_facts() understands: PP_STREAM_FACT_REPLIES replies will come.  In one
  * step, because numbers of different moments cannot be compared.
@@ -19,10 +27,18 @@ void
 pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group)
 {
 	pp_redis_send(conn, "MULTI");
-	pp_redis_send(conn, "XINFO STREAM %s", stream);
-	pp_redis_send(conn, "XINFO GROUPS %s", stream);
-	pp_redis_send(conn, "XPENDING %s %s", stream, group);
+	send_questions(conn, stream, group);
 	pp_redis_send(conn, "EXEC");
+}
+
+/*
+ * The same, but one after the other, for pp_stream_parse_loose_facts(): a Redis that is out of memory
+ * queues nothing.  PP_STREAM_LOOSE_REPLIES replies will come.
+ */
+void
+pp_stream_send_loose_facts(PpRedis *conn, const char *stream, const char *group)
+{
+	send_questions(conn, stream, group);
 }
 
 static int64
@@ -133,6 +149,26 @@ pp_stream_parse_group(const PpReply *reply, const char *group, PpStreamFacts *fa
 	return parse_group(reply, group, facts, error);
 }
 
+static bool
+parse_answers(const PpReply *stream, const PpReply *groups, const PpReply *pending,
+			  const char *group, PpStreamFacts *facts, PpRedisError *error)
+{
+	bool absent;
+
+	if (!check_error(stream, &absent, error))
+		return false;
+	if (absent)
+		return true;
+	if (!parse_stream(stream, facts, error) || !parse_group(groups, group, facts, error) ||
+		!check_error(pending, &absent, error))
+		return false;
+	/* [count, first ID, last ID, consumers] */
+	if (!absent && pp_reply_is(pending, PP_REPLY_ARRAY, 2))
+		(void) pp_stream_parse_id(&pending->items[1], &facts->oldest_pending);
+	facts->undelivered = count_undelivered(facts);
+	return true;
+}
+
 /*
  * pp_stream_parse_facts
  *		Understands the replies of pp_stream_send_facts().  Returns false with *error filled when Redis
@@ -143,7 +179,6 @@ pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts 
 					  PpRedisError *error)
 {
 	const PpReply *answers = replies[PP_STREAM_FACT_REPLIES - 1];
-	const PpReply *pending;
 	bool absent;
 
 	nothing_known(facts);
@@ -153,18 +188,15 @@ pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts 
 			return false;
 	if (!pp_reply_is(answers, PP_REPLY_ARRAY, 3))
 		return pp_stream_unexpected(error, "EXEC");
-	pending = &answers->items[2];
-	if (!check_error(&answers->items[0], &absent, error))
-		return false;
-	if (absent)
-		return true;
-	if (!parse_stream(&answers->items[0], facts, error) ||
-		!parse_group(&answers->items[1], group, facts, error) ||
-		!check_error(pending, &absent, error))
-		return false;
-	/* [count, first ID, last ID, consumers] */
-	if (!absent && pp_reply_is(pending, PP_REPLY_ARRAY, 2))
-		(void) pp_stream_parse_id(&pending->items[1], &facts->oldest_pending);
-	facts->undelivered = count_undelivered(facts);
-	return true;
+	return parse_answers(&answers->items[0], &answers->items[1], &answers->items[2], group, facts,
+						 error);
+}
+
+/* Understands the replies of pp_stream_send_loose_facts(). */
+bool
+pp_stream_parse_loose_facts(PpReply *const *replies, const char *group, PpStreamFacts *facts,
+							PpRedisError *error)
+{
+	nothing_known(facts);
+	return parse_answers(replies[0], replies[1], replies[2], group, facts, error);
 }

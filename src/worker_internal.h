@@ -143,6 +143,7 @@ extern bool pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error);
 extern void pp_consume_begin_replies(PpWorker *w);
 extern PpReply *pp_consume_receive_any(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_receive_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error);
+extern bool pp_consume_receive_loose_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error);
 extern bool pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError *error);
 extern void pp_consume(PpWorker *w, PpRedisError *error);
 
