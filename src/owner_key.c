@@ -161,6 +161,10 @@ pp_owner_key_write(PpWorker *w, const char *next_nonce, const PpOwnerKey *key, P
 			if (reply->type == PP_REPLY_ERROR && refused == NULL)
 				refused = reply;
 		}
+		/* What was queued may fail still. */
+		for (size_t i = 0; refused == NULL && reply->type == PP_REPLY_ARRAY && i < reply->len; i++)
+			if (reply->items[i].type == PP_REPLY_ERROR)
+				refused = &reply->items[i];
 		if (refused != NULL)
 		{
 			pp_redis_error_reply(error, refused->str, refused->len);

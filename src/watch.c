@@ -96,11 +96,30 @@ is_alone(const PpWorker *w)
 	return w->def->workers == 1 && w->pipe->exclusive;
 }
 
-/* Was the group set to an ID that the stream has not reached?  Of one that is ours alone. */
+/* Is it where the pipeline was asked to begin? */
+static bool
+is_asked_start(const PpWorker *w, PpId id)
+{
+	char *asked = pp_pipeline_option(w->def, "start_id");
+	PpId start;
+	bool same;
+
+	if (asked == NULL)
+		return false;
+	same = pp_id_parse(asked, strlen(asked), &start) && pp_id_compare(start, id) == 0;
+	pfree(asked);
+	return same;
+}
+
+/*
+ * Was the group set to an ID that the stream has not reached, and not by us?  Of one that is ours
+ * alone.
+ */
 static bool
 is_in_future(const PpWorker *w, const PpStreamFacts *facts)
 {
-	return w->pipe->exclusive && pp_id_compare(facts->last_delivered, facts->last_generated) > 0;
+	return w->pipe->exclusive && pp_id_compare(facts->last_delivered, facts->last_generated) > 0 &&
+		   !is_asked_start(w, facts->last_delivered);
 }
 
 /*

@@ -36,7 +36,8 @@ my $session = $hits->session;
 $session->('BEGIN; LOCK TABLE hits');
 my @ids = $hits->publish(5);
 $hits->stuck;
-is($redis->command('XACK', $hits->stream, $hits->group, @ids[ 0 .. 2 ]), 3, 'three of five are acknowledged by somebody else');
+# The first one is in hand, whatever else is.
+is($redis->command('XACK', $hits->stream, $hits->group, $ids[0]), 1, 'one is acknowledged by somebody else');
 $session->('COMMIT');
 $session->(undef);
 $hits->publish(5);
@@ -148,7 +149,7 @@ for my $bad ("*2147483647\r\n", "*1\r\n*2\r\n\$1\r\ns\r\n*2147483646\r\n", "\$21
 {
 	$fake->set(XREADGROUP => $bad);
 	my $what = substr($bad, 0, 20) =~ s/\r\n/ /gr;
-	$hits->shows(qr/^retrying\|redis_(?:protocol|io|timeout)\|/, "$what: shown");
+	$hits->shows(qr/^retrying\|redis_(?:protocol|io|timeout|reply_too_large)\|/, "$what: shown");
 	$fake->set(XREADGROUP => undef);
 	$hits->shows(qr/^idle/, "$what: and it heals");
 }
