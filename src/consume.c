@@ -134,7 +134,10 @@ receive_new(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, PpR
 {
 	if (!receive_batch(w, batch, timeout_ms, event, error))
 		return false;
-	pp_watch_delivered(w, batch->n, batch->n > 0 ? batch->entries[batch->n - 1].id : (PpId){0, 0});
+	if (batch->n > 0)
+		pp_watch_delivered(w, batch->n, batch->entries[0].id, batch->entries[batch->n - 1].id);
+	else
+		pp_watch_delivered(w, 0, (PpId){0, 0}, (PpId){0, 0});
 	return true;
 }
 

@@ -436,19 +436,28 @@ pp_watch_due_ms(const PpWorker *w, long max_ms)
 			   Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), w->watch.look_at)));
 }
 
-/* New entries, up to `last`, were delivered to this worker; perhaps none. */
+/* New entries, from `first` to `last`, were delivered to this worker; perhaps none. */
 void
-pp_watch_delivered(PpWorker *w, int n, PpId last)
+pp_watch_delivered(PpWorker *w, int n, PpId first, PpId last)
 {
 	PpWatch *watch = &w->watch;
+	PpStreamSeen *seen = &watch->stream;
 
 	pp_read_ends(w->pipe, n);
 	if (n == 0)
 		return;
 	watch->owed = true;
 	watch->delivered = last;
-	if (pp_id_compare(last, watch->stream.generated) > 0)
-		watch->stream.generated = last;
+	/* Added since the stream was looked at: so many it has had at least, whatever is gone of them. */
+	if (pp_id_compare(first, seen->generated) > 0 && seen->added >= 0)
+	{
+		if (seen->length == 0)
+			seen->first = first;
+		seen->length += n;
+		seen->added += n;
+	}
+	if (pp_id_compare(last, seen->generated) > 0)
+		seen->generated = last;
 	if (watch->position >= 0)
 		watch->position += n;
 }

@@ -167,7 +167,7 @@ extern bool pp_watch_receive(PpWorker *w, PpRedisError *error);
 extern long pp_watch_due_ms(const PpWorker *w, long max_ms);
 extern bool pp_watch_out_of_future(PpWorker *w, PpStreamFacts *facts, PpRedisError *error);
 extern bool pp_watch_consumer(PpWorker *w, PpRedisError *error);
-extern void pp_watch_delivered(PpWorker *w, int n, PpId last);
+extern void pp_watch_delivered(PpWorker *w, int n, PpId first, PpId last);
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
 /* chores.c */
 extern void pp_chores_configure(PpWorker *w);

@@ -115,7 +115,7 @@ $redis->xadd('stream:leaver', n => 1);
 wait_sql($node, 'postgres', 'SELECT count(*) FROM left_behind', 1, 'an owner who may not log in');
 $hits->sql('REVOKE ALL ON left_behind FROM leaver; DROP ROLE leaver');
 $redis->xadd('stream:leaver', n => 2);
-wait_sql($node, 'postgres', q(SELECT state || ' ' || reason FROM postpipe_stats WHERE pipeline = 'leaver'), 'failed permission denied for table left_behind', 'an owner who is gone');
+wait_sql($node, 'postgres', q(SELECT state || ' ' || reason FROM postpipe_stats WHERE pipeline = 'leaver'), 'failed owner of pipeline "leaver" does not exist', 'an owner who is gone');
 $hits->forget;
 $hits->publish(5);
 $hits->settled('the others go on');
