@@ -248,6 +248,9 @@ make_for_target(PpStatement *s, MemoryContext cxt)
 	check_key_is_there(s, made);
 	s->bulk = pp_bulk_insert_allowed(rel);
 	take_over(s, cxt, made, rel->rd_rel->relowner, RelationGetRelid(rel));
+	/* Its parts may change, and nothing of itself. */
+	if (rel->rd_rel->relhassubclass)
+		watched_target = InvalidOid;
 	table_close(rel, NoLock);
 }
 
