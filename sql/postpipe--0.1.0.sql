@@ -107,9 +107,8 @@ CREATE TABLE @extschema@.postpipe_ledger (
 );
 ALTER TABLE @extschema@.postpipe_ledger ALTER COLUMN ids SET STORAGE EXTERNAL;          -- hashes do not compress
 CREATE INDEX postpipe_ledger_range ON @extschema@.postpipe_ledger (pipeline, last_id, first_id);
--- What is to be added up, merged and pruned (src/compact.c), and the last batch of each worker.
-CREATE INDEX postpipe_ledger_new ON @extschema@.postpipe_ledger (pipeline, epoch) WHERE NOT summed;
-CREATE INDEX postpipe_ledger_small ON @extschema@.postpipe_ledger (pipeline, epoch, worker, settled_at) WHERE pg_catalog.octet_length(ids) OPERATOR(pg_catalog.<) 4096;
+-- What is to be merged and added up, and to be pruned (src/compact.c), and the last batch of each worker.
+CREATE INDEX postpipe_ledger_open ON @extschema@.postpipe_ledger (pipeline, epoch, worker, settled_at) WHERE NOT summed;
 CREATE INDEX postpipe_ledger_age ON @extschema@.postpipe_ledger (pipeline, settled_at);
 CREATE INDEX postpipe_ledger_sequence ON @extschema@.postpipe_ledger (pipeline, worker, sequence);
 

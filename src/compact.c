@@ -4,9 +4,9 @@
  *
  * Worker 1 does it between batches, a bounded piece at a time.  Rows of one epoch and worker are
  * merged until they are as large as that of a full batch, so that entries which come one by one cost
- * no more than others.  The sums of rows go to their epoch.  Rows older than the option ledger_retention
- * go: up to pruned_id an ID is a duplicate by definition then, but for the holes, which are pending and
- * not on record.
+ * no more than others.  Then their sums go to the epoch, and they are closed.  Rows older than the
+ * option ledger_retention go: up to pruned_id an ID is a duplicate by definition then, but for the holes,
+ * which are pending and not on record.
  *
  * Sealed is the ID up to which the group has delivered everything and nothing is pending.
  *
@@ -28,7 +28,7 @@
 #include "stats.h"
 
 #define PAGE_ROWS    1000
-#define FULL_BYTES   4096 /* of IDs: larger rows are not merged; postpipe_ledger_small has it, too */
+#define FULL_BYTES   4096  /* of IDs: a row with so many is not merged any more */
 #define MAX_HOLES    10000 /* with more entries pending, nothing is pruned */
 #define BATCHES_DUE  1000
 #define MINUTE_MS    60000
@@ -112,8 +112,8 @@ write_group(const PpLedger *ledger, Merged *group, PpId first)
 	values[12] = TimestampTzGetDatum(group->settled_at);
 	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, "
 								   "first_id, last_id, applied, filtered, dead, discarded, lost, "
-								   "sequence, ids, settled_at, summed) VALUES ($1, $2, $3, $4, $5, "
-								   "$6, $7, $8, $9, $10, $11, $12, $13, true)",
+								   "sequence, ids, settled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, "
+								   "$8, $9, $10, $11, $12, $13)",
 								   ledger->ext->schema_name),
 						  13, types, values, NULL, false, 0);
 }
@@ -132,34 +132,57 @@ write_group(const PpLedger *ledger, Merged *group, PpId first)
 	"FROM page WHERE NOT summed GROUP BY epoch) s "                                         \
 	"WHERE e.pipeline = $1 AND e.epoch = s.epoch) "
 
-/* Merges a page of small rows. *arg becomes whether there may be more. */
+/*
+ * Closes a page of rows that are too large to be merged: their sums go to their epochs.  *arg becomes
+ * whether there may be more.
+ */
+static void
+close_full(PpApply *a, void *arg)
+{
+	const PpLedger *ledger = pp_apply_ledger(a);
+	Oid types[] = {TEXTOID, INT4OID, INT4OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(FULL_BYTES),
+					  Int32GetDatum(PAGE_ROWS)};
+	bool isnull;
+
+	/* RETURNING has the new row, and what is wanted of this column is the old one. */
+	SPI_execute_with_args(
+		psprintf("WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "
+				 "(ARRAY(SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
+				 "AND octet_length(ids) >= $2 LIMIT $3)) RETURNING epoch, applied, filtered, dead, "
+				 "discarded, lost, last_id, false AS summed), " ADD_SUMS
+				 "SELECT count(*) FROM page",
+				 ledger->ext->schema_name),
+		3, types, values, NULL, false, 0);
+	*(bool *) arg = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+												&isnull)) == PAGE_ROWS;
+}
+
+/* Merges a page of the other ones. *arg becomes true when there may be more. */
 static void
 merge(PpApply *a, void *arg)
 {
 	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID, INT4OID};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(PAGE_ROWS)};
+	Oid types[] = {TEXTOID, INT4OID, INT4OID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(FULL_BYTES),
+					  Int32GetDatum(PAGE_ROWS)};
 	SPITupleTable *table;
 	uint64 total;
 	Merged group = {0};
 	PpId first = {0, 0};
 
-	/*
-	 * As a page is deleted whole and written again, a row alone in its group is written as it was.
-	 * FULL_BYTES is no parameter, because the index is found by the number.
-	 */
+	/* As a page is deleted whole and written again, a row alone in its group is written as it was. */
 	SPI_execute_with_args(
 		psprintf("WITH page AS (DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
-				 "SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 "
-				 "AND octet_length(ids) < %2$d ORDER BY epoch, worker, settled_at LIMIT $2)) "
-				 "RETURNING *), " ADD_SUMS
-				 "SELECT epoch, worker, applied, filtered, dead, discarded, lost, sequence, "
-				 "settled_at, first_id, ids FROM page ORDER BY epoch, worker, settled_at",
-				 ledger->ext->schema_name, FULL_BYTES),
-		2, types, values, NULL, false, 0);
+				 "SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
+				 "AND octet_length(ids) < $2 ORDER BY epoch, worker, settled_at LIMIT $3)) "
+				 "RETURNING *) SELECT epoch, worker, applied, filtered, dead, discarded, lost, "
+				 "sequence, settled_at, first_id, ids FROM page ORDER BY epoch, worker, settled_at",
+				 ledger->ext->schema_name),
+		3, types, values, NULL, false, 0);
 	table = SPI_tuptable;
 	total = SPI_processed;
-	*(bool *) arg = total == PAGE_ROWS;
+	*(bool *) arg |= total == PAGE_ROWS;
 	for (uint64 i = 0; i <= total; i++)
 	{
 		HeapTuple row = i < total ? table->vals[i] : NULL;
@@ -188,27 +211,6 @@ merge(PpApply *a, void *arg)
 		group.settled_at = get_number(row, table->tupdesc, 9);
 		add_ids(&group, DatumGetByteaPP(SPI_getbinval(row, table->tupdesc, 11, &isnull)));
 	}
-}
-
-/* Adds up a page of those that were not merged. *arg becomes true when there may be more. */
-static void
-sum_up(PpApply *a, void *arg)
-{
-	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID, INT4OID};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(PAGE_ROWS)};
-	bool isnull;
-
-	SPI_execute_with_args(
-		psprintf("WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "
-				 "(ARRAY(SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
-				 "LIMIT $2)) RETURNING epoch, applied, filtered, dead, discarded, lost, last_id, "
-				 "false AS summed), " ADD_SUMS "SELECT count(*) FROM page",
-				 ledger->ext->schema_name),
-		2, types, values, NULL, false, 0);
-	if (DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) ==
-		PAGE_ROWS)
-		*(bool *) arg = true;
 }
 
 /* What is pruned, and up to where. */
@@ -441,8 +443,8 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	c->more = false;
 	prune.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
 	ok = get_sealed(w, &prune, error);
-	if (ok && transact(w, seal, &prune.sealed) && transact(w, merge, &c->more) &&
-		transact(w, sum_up, &c->more) && transact(w, find_old, &prune) && prune.before != 0 &&
+	if (ok && transact(w, seal, &prune.sealed) && transact(w, close_full, &c->more) &&
+		transact(w, merge, &c->more) && transact(w, find_old, &prune) && prune.before != 0 &&
 		(ok = get_holes(w, c->cxt, &prune, error)) && prune.before != 0 &&
 		transact(w, delete_old, &prune))
 		c->more |= prune.more;

@@ -31,6 +31,16 @@ $psql->kill_kill;
 # --- Committed, and the standby that has to confirm is not there: pending in Redis, and on record.
 $node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
 $node->reload;
+# The checkpointer puts it into force when it gets to it: then a commit waits.
+wait_for
+{
+	my $commit = IPC::Run::start([ 'psql', '-Xqc', 'ANALYZE target', '-d', $node->connstr('postgres') ], '>', '/dev/null', '2>&1');
+	my $waits;
+	1 while $commit->pumpable && $commit->pump_nb && !($waits = sql(q(SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE query = 'ANALYZE target' AND wait_event = 'SyncRep')));
+	$commit->finish;
+	$waits;
+}
+'commits wait for it';
 add(100);
 wait_sql($node, 'postgres', 'SELECT count(*) FROM target', 210, 'committed');
 audit('210|210|0|0|', 'not acknowledged: the audit balances');
