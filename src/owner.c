@@ -298,6 +298,21 @@ is_our_nonce(const Known *known, const PpOwnerKey *key)
 		   strstr(known->past_nonces, key->nonce) != NULL;
 }
 
+/* Is the nonce there still?  To be fenced is for good, and a reply may have been garbled. */
+static bool
+is_confirmed(PpWorker *w, const PpOwnerKey *key, PpRedisError *error)
+{
+	PpOwnerKey again;
+
+	if (!pp_owner_key_get(w, &again, error))
+		return false;
+	if (strcmp(again.nonce, key->nonce) == 0 && strcmp(again.owner, key->owner) == 0)
+		return true;
+	pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "owner_changed",
+					   "the owner of consumer group \"%s\" has just changed", w->def->group);
+	return false;
+}
+
 /* May the key be written?  Otherwise does not return, or returns false with *error. */
 static bool
 check_right(PpWorker *w, const Known *known, const PpOwnerKey *key, PpRedisError *error)
@@ -319,7 +334,7 @@ check_right(PpWorker *w, const Known *known, const PpOwnerKey *key, PpRedisError
 	/* A pipeline that was dropped and made anew has no nonce yet. */
 	if (!is_our_nonce(known, key) && !known->owner_gone &&
 		!(known->nonce[0] == '\0' && strcmp(key->owner, owner) == 0))
-		return lose_group(w, known, key, error);
+		return is_confirmed(w, key, error) && lose_group(w, known, key, error);
 	other_server = strcmp(key->instance, instance) != 0;
 	if (!is_alive(w, key, other_server, &alive, &undecided, error))
 		return false;

@@ -33,7 +33,8 @@ sql(q(SELECT postpipe_create_pipeline('durable', 'stream:durable', statement => 
 add(1);
 wait_for { applied() == $n && pending() == 0 } 'one before';
 $node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
-$node->reload;
+# After a reload, commits wait when the checkpointer has come to it; after a start, at once.
+$node->restart;
 add(10);
 waits('a commit waits for the standby');
 is(pending(), 10, '... and nothing is acknowledged');
@@ -68,7 +69,7 @@ $standby->init_from_backup($node, 'base', has_streaming => 1);
 $standby->append_conf('postgresql.conf', "postpipe.redis_url = '" . $redis->url . "'");
 $standby->start;
 $node->append_conf('postgresql.conf', "synchronous_standby_names = 'standby'");
-$node->reload;
+$node->restart;
 add(10);
 wait_for { pending() == 0 && applied() == $n } 'with the standby: acknowledged';
 is($standby->safe_psql('postgres', 'SELECT count(*) > 0 FROM target'), 't', 'it has rows');
