@@ -63,18 +63,6 @@ pp_held_seed(PpPipe *pipe, PpId mark)
 	LWLockRelease(&pipe->lock);
 }
 
-/* The highest ID that any worker has received; 0-0: none is known. */
-PpId
-pp_held_mark(PpPipe *pipe)
-{
-	PpId mark;
-
-	LWLockAcquire(&pipe->lock, LW_SHARED);
-	mark = pipe->mark;
-	LWLockRelease(&pipe->lock);
-	return mark;
-}
-
 /* Up to here everything was delivered to some worker of the pipeline, as far as is known. */
 PpId
 pp_held_seen(PpPipe *pipe)

@@ -9,7 +9,6 @@
 #include "shmem.h"
 
 extern void pp_held_seed(PpPipe *pipe, PpId mark);
-extern PpId pp_held_mark(PpPipe *pipe);
 extern PpId pp_held_seen(PpPipe *pipe);
 extern bool pp_held_take(PpPipe *pipe, int hand, PpId first, PpId last);
 extern bool pp_held_must_wait(PpPipe *pipe, int hand);
