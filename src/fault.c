@@ -2,11 +2,12 @@
  * fault.c
  *		Places where the tests let a worker fail.  Only with make FAULTS=1.
  *
- * The setting postpipe.fault says where, what and how often: point:action[:milliseconds][:times],
- * such as 'after_commit:kill', 'before_commit:sleep:60000' or 'after_read:error:3'.  Without
- * `times`, once: the worker that comes next is not to fail at the same place for ever.  As a crash
- * clears shared memory, what happened is counted in a file named after the setting, a byte for each
- * time, which the test removes before it asks for the same again.
+ * The file postpipe/fault of the data directory says where, what and how often, and holds from the
+ * moment that it is there: point:action[:milliseconds][:times], such as 'after_commit:kill',
+ * 'before_commit:sleep:60000' or 'after_read:error:3'.  Without `times`, once: the worker that comes
+ * next is not to fail at the same place for ever.  As a crash clears shared memory, what happened is
+ * counted in a file named after the fault, a byte for each time, which the test removes before it
+ * asks for the same again.
  */
 #include "postpipe.h"
 
@@ -22,33 +23,35 @@
 #include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
 #include "fault.h"
 
-static char *fault_setting;
-
-/* Only in libraries for tests. Not shown, because a test lists the settings that there are. */
-void
-pp_fault_define(void)
+/* Reads what is to happen; returns false when nothing is. */
+static bool
+read_fault(char *fault, size_t size)
 {
-	DefineCustomStringVariable("postpipe.fault", "Where a worker is to fail.", NULL, &fault_setting,
-							   "", PGC_SIGHUP, GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE, NULL, NULL,
-							   NULL);
+	int fd = BasicOpenFile("postpipe/fault", O_RDONLY);
+	ssize_t len;
+
+	if (fd < 0)
+		return false;
+	len = read(fd, fault, size - 1);
+	close(fd);
+	fault[Max(len, 0)] = '\0';
+	return len > 0;
 }
 
 /* Counts one more time in the file; returns false when there were enough of them. */
 static bool
-count_one(int times)
+count_one(const char *fault, int times)
 {
 	struct stat st;
 	char path[MAXPGPATH];
 	int fd;
 
-	snprintf(path, sizeof(path), "postpipe/fault.%s", fault_setting);
-	(void) MakePGDirectory("postpipe");
+	snprintf(path, sizeof(path), "postpipe/fault.%s", fault);
 	fd = BasicOpenFile(path, O_WRONLY | O_CREAT | O_APPEND);
 	if (fd < 0 || fstat(fd, &st) != 0)
 		elog(ERROR, "could not open file \"%s\": %m", path);
@@ -102,23 +105,23 @@ void
 pp_fault_point(const char *point)
 {
 	size_t len = strlen(point);
+	char fault[128];
 	char action[16];
 	long ms = 0;
 	int times = 1;
 	int n = 0;
 
-	if (fault_setting == NULL || strncmp(fault_setting, point, len) != 0 ||
-		fault_setting[len] != ':')
+	if (!read_fault(fault, sizeof(fault)) || strncmp(fault, point, len) != 0 || fault[len] != ':')
 		return;
-	if (sscanf(fault_setting + len, ":%15[a-z]%n", action, &n) != 1)
-		elog(ERROR, "malformed fault \"%s\"", fault_setting);
+	if (sscanf(fault + len, ":%15[a-z]%n", action, &n) != 1)
+		elog(ERROR, "malformed fault \"%s\"", fault);
 	if (strcmp(action, "sleep") == 0)
-		(void) sscanf(fault_setting + len + n, ":%ld:%d", &ms, &times);
+		(void) sscanf(fault + len + n, ":%ld:%d", &ms, &times);
 	else
-		(void) sscanf(fault_setting + len + n, ":%d", &times);
-	if (!count_one(times))
+		(void) sscanf(fault + len + n, ":%d", &times);
+	if (!count_one(fault, times))
 		return;
-	ereport(LOG, (errmsg("postpipe fault: %s", fault_setting)));
+	ereport(LOG, (errmsg("postpipe fault: %s", fault)));
 	fail(action, ms);
 }
 

@@ -10,7 +10,6 @@
 
 #define PP_FAULT(point) pp_fault_point(point)
 
-extern void pp_fault_define(void);
 extern void pp_fault_point(const char *point);
 
 #else

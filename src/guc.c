@@ -15,8 +15,6 @@
 #include "utils/varlena.h"
 #include "storage/fd.h"
 
-#include "fault.h"
-
 char *pp_guc_databases;
 bool pp_guc_enabled;
 int pp_guc_batch_size;
@@ -157,9 +155,6 @@ pp_guc_define(void)
 							"Workers of all pipelines and databases, at most.",
 							"Each also takes one of max_worker_processes.", &pp_guc_max_workers, 32,
 							1, 1024, PGC_POSTMASTER, 0, NULL, NULL, NULL);
-#ifdef PP_FAULTS
-	pp_fault_define();
-#endif
 	MarkGUCPrefixReserved("postpipe");
 	prev_emit_log_hook = emit_log_hook;
 	emit_log_hook = hide_password;

@@ -71,6 +71,8 @@ sub pause
 	return;
 }
 my $consumer = $hits->worker('consumer');
+# Of an empty table the order of ctid is that of the rows; of one with room in its pages it may not be.
+$hits->forget;
 like($consumer, qr/^postpipe:\d+:\d+:hits:1$/, 'the name of the consumer: system identifier, database, pipeline, number');
 pause();
 $hits->publish(40);
@@ -79,8 +81,8 @@ is(pending($redis, $hits->stream, $hits->group), 40, 'six pages are pending');
 $hits->publish(10);
 $hits->sql("SELECT postpipe_resume('hits')");
 $hits->settled('own pending entries');
-is($hits->sql('SELECT string_agg(id, \' \' ORDER BY ctid) FROM (SELECT id, ctid FROM hits ORDER BY ctid DESC LIMIT 50) x'),
-	join(' ', @{ $hits->{ids} }[ -50 .. -1 ]), 'they were applied first, in stream order');
+is($hits->sql('SELECT string_agg(id, \' \' ORDER BY ctid) FROM hits'),
+	join(' ', @{ $hits->{ids} }), 'they were applied first, in stream order');
 
 # ... also those that were applied and not acknowledged: a duplicate is acknowledged and not applied
 pause();

@@ -92,7 +92,7 @@ is(join(' ', map { /"hits", worker 1: (\w+)/ } log_lines($node, qr/"hits", worke
 $hits->sql('DROP TABLE hits');
 $hits->publish(1);
 $hits->shows(qr/^failed/, 'no table');
-$hits->sql('CREATE TABLE hits (id text); ALTER TABLE hits OWNER TO hits_owner');
+$hits->sql('BEGIN; CREATE TABLE hits (id text); ALTER TABLE hits OWNER TO hits_owner; COMMIT');
 $hits->shows(qr/^idle/, 'the table is back');
 is(join(' ', map { /"hits", worker 1: (\w+)/ } log_lines($node, qr/"hits", worker 1: /, $from)) =~ s/running/idle/r,
 	'stopped starting idle failed idle', '... one for each change of state');

@@ -8,23 +8,28 @@ package Postpipe::Test::Fault;
 
 use strict;
 use warnings;
+use PostgreSQL::Test::Utils ();
 
 sub new
 {
 	my ($class, $node) = @_;
-	return bless { node => $node, fault => '' }, $class;
+	my $dir = $node->data_dir . '/postpipe';
+
+	-d $dir or mkdir($dir) or die "$dir: $!";
+	return bless { dir => $dir, fault => '' }, $class;
 }
 
-sub _file { my ($self) = @_; return $self->{node}->data_dir . "/postpipe/fault.$self->{fault}" }
+sub _file { my ($self) = @_; return "$self->{dir}/fault.$self->{fault}" }
 
+# From now on, for every process.
 sub set
 {
 	my ($self, $fault) = @_;
 
 	$self->{fault} = $fault;
 	unlink($self->_file);
-	$self->{node}->safe_psql('postgres', "ALTER SYSTEM SET postpipe.fault = '$fault'");
-	$self->{node}->safe_psql('postgres', 'SELECT pg_reload_conf()');
+	PostgreSQL::Test::Utils::append_to_file("$self->{dir}/fault.new", $fault);
+	rename("$self->{dir}/fault.new", "$self->{dir}/fault") or die "$self->{dir}/fault: $!";
 	return;
 }
 
