@@ -24,7 +24,7 @@
 #define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
 #define MAX_BATCHES_WANTED 256
 
-/* For a worker of a pipeline; everything lives in `cxt`. pp_apply_open() comes next. */
+/* For a worker of a pipeline; everything lives in `cxt`. pp_apply_open() and, before the first batch, pp_apply_prepare() come next. */
 PpApply *
 pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline, int worker)
 {
@@ -51,10 +51,26 @@ pp_apply_role(const PpApply *a)
 	return a->statement ? pp_statement_role(a->statement) : InvalidOid;
 }
 
-static void
-open_all(PpApply *a, void *mark)
+/*
+ * pp_apply_open
+ *		Opens the ledger.  A PpWork; *mark, a PpId, becomes the ID above which nothing is on record
+ *		that counts.  May be called again.
+ */
+void
+pp_apply_open(PpApply *a, void *mark)
 {
 	*(PpId *) mark = pp_ledger_open(&a->ledger);
+}
+
+/*
+ * pp_apply_prepare
+ *		Makes the target of the built-in pipeline when it is missing, and prepares the statement.  A
+ *		PpWork, without an argument.  May be called again.
+ */
+void
+pp_apply_prepare(PpApply *a, void *none)
+{
+	(void) none;
 	if (a->statement == NULL)
 		a->statement = pp_statement_create(a->cxt, a->ext, a->pipeline);
 	if (pp_posts_owns(a->pipeline))
@@ -62,18 +78,6 @@ open_all(PpApply *a, void *mark)
 	CommandCounterIncrement();
 	pp_statement_prepare(a->statement);
 	pp_overtaken_load(a);
-}
-
-/*
- * pp_apply_open
- *		Opens the ledger and prepares the statement.  *mark becomes the ID above which nothing is on
- *		record that counts.  On anything but DONE, *error has the reason, in the current memory
- *		context; may be called again.
- */
-PpOutcome
-pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error)
-{
-	return pp_apply_transaction(a, open_all, mark, error);
 }
 
 /* The ledger that batches are recorded in. */

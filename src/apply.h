@@ -40,7 +40,8 @@ typedef void (*PpWork)(PpApply *a, void *arg);
 
 extern PpApply *pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
 								int worker);
-extern PpOutcome pp_apply_open(PpApply *a, PpId *mark, PpEntryError **error);
+extern void pp_apply_open(PpApply *a, void *mark);
+extern void pp_apply_prepare(PpApply *a, void *none);
 extern PpOutcome pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result);
 extern PpLedger *pp_apply_ledger(PpApply *a);
 extern PpOutcome pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error);

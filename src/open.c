@@ -334,7 +334,8 @@ pp_consume_open(PpWorker *w, PpRedisError *error)
 				pp_process_sleep(1000, PP_WAIT_WORKER_IDLE);
 				pp_worker_look_around(w);
 			}
-			pp_worker_open_apply(w);
+			pp_worker_open_ledger(w);
+			(void) pp_worker_prepare(w);
 		} while (!pp_pipe_enter(w->pipe, opening));
 		pp_watch_join(w);
 		pp_owner_join(w);
@@ -346,8 +347,14 @@ pp_consume_open(PpWorker *w, PpRedisError *error)
 		pp_process_sleep(50, PP_WAIT_WORKER_IDLE);
 		pp_worker_look_around(w);
 	}
-	pp_worker_open_apply(w);
-	if (!pp_redis_is_open(w->redis) || !pp_owner_claim(w, error) || !look_at_stream(w, error) ||
+	pp_worker_open_ledger(w);
+	if (!pp_redis_is_open(w->redis) || !pp_owner_claim(w, error))
+		return false;
+	/*
+	 * Only now: who is not the owner makes no table, and needs none.  While the target was waited for
+	 * the group may have got another owner: from the beginning, then.
+	 */
+	if (!pp_worker_prepare(w) || !pp_redis_is_open(w->redis) || !look_at_stream(w, error) ||
 		(w->went_back && !pp_owner_reset_sequences(w, error)))
 		return false;
 	w->went_back = false;

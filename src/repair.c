@@ -222,7 +222,7 @@ find_missing(PpWorker *w, const PpStreamFacts *facts, const Range *range, int64 
 
 	*missing = 0;
 	*position = find_position(facts, range);
-	pp_worker_open_apply(w);
+	pp_worker_open_ledger(w);
 	if (!w->pipe->exclusive || ledger->base < 0 || facts->added < 0)
 		return true;
 	if (!count_unsettled(w, facts->last_delivered, &unsettled, error))

@@ -317,61 +317,72 @@ open_pipeline(PpWorker *w)
 
 /*
  * pp_worker_transact
- *		Does `work` in a transaction, tried again until it succeeds.
+ *		Does `work` in a transaction, tried again until it succeeds.  Returns true when it did at once.
  */
-void
+bool
 pp_worker_transact(PpWorker *w, PpWork work, void *arg)
 {
+	MemoryContext old = MemoryContextSwitchTo(w->error_cxt);
 	PpEntryError *error;
 	PpOutcome outcome;
+	bool at_once = true;
 
 	while ((outcome = pp_apply_transaction(w->apply, work, arg, &error)) != PP_OUTCOME_DONE)
 	{
 		if (outcome == PP_OUTCOME_GONE)
 			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
 		pp_worker_apply_failed(w, outcome, error);
+		MemoryContextReset(w->error_cxt);
+		at_once = false;
 	}
+	MemoryContextSwitchTo(old);
+	return at_once;
 }
 
-/* Opens the ledger and the target; tries again until both are there. */
+/* Opens the ledger. */
 void
-pp_worker_open_apply(PpWorker *w)
+pp_worker_open_ledger(PpWorker *w)
 {
-	PpEntryError *error;
 	PpId mark = {0, 0};
-	PpOutcome outcome;
 
-	MemoryContextSwitchTo(w->batches[0].cxt);
-	while ((outcome = pp_apply_open(w->apply, &mark, &error)) != PP_OUTCOME_DONE)
-	{
-		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
-		pp_worker_apply_failed(w, outcome, error);
-		MemoryContextReset(w->batches[0].cxt);
-	}
 	MemoryContextSwitchTo(w->cxt);
+	pp_worker_transact(w, pp_apply_open, &mark);
 	pp_held_seed(w->pipe, mark);
+}
+
+/* Prepares the statement; waits until its target is there, and returns true when it was at once. */
+bool
+pp_worker_prepare(PpWorker *w)
+{
+	bool at_once;
+
+	MemoryContextSwitchTo(w->cxt);
+	at_once = pp_worker_transact(w, pp_apply_prepare, NULL);
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	pp_report_consumer(w->consumer, GetUserNameFromId(pp_apply_role(w->apply), true));
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(w->cxt);
+	return at_once;
 }
 
 static void
 set_up(PpWorker *w)
 {
 	w->cxt = AllocSetContextCreate(TopMemoryContext, "postpipe worker", ALLOCSET_DEFAULT_SIZES);
+	w->error_cxt = AllocSetContextCreate(w->cxt, "postpipe error", ALLOCSET_SMALL_SIZES);
 	w->pipe = &pp_shared->pipes[pp_my_proc->pipe_no];
 	pp_backoff_init(&w->backoff, BACKOFF_FIRST_MS, BACKOFF_CAP_MS);
 	for (int i = 0; i < 2; i++)
 		w->batches[i].cxt = AllocSetContextCreate(w->cxt, "postpipe batch", PP_BATCH_CONTEXT_SIZES);
 	pp_consumer_name(w->consumer, pp_my_proc->pipeline, pp_my_proc->worker);
+	pp_report_consumer(w->consumer, NULL);
 	open_pipeline(w);
 	MemoryContextSwitchTo(w->cxt);
 	w->owner_name = psprintf("postpipe:{%s}:%s", w->def->stream, w->def->group);
 	pp_inflight_open(w->def->name, pp_my_proc->worker, w->def->version);
 	w->redis = pp_redis_create(w->cxt, w->consumer);
 	MemoryContextSwitchTo(w->cxt);
-	pp_worker_open_apply(w);
 }
 
 /* Nothing is in hand any more.  The connection is kept if no reply is on its way. */

@@ -78,6 +78,7 @@ typedef struct PpWatch
 typedef struct PpWorker
 {
 	MemoryContext cxt;
+	MemoryContext error_cxt; /* for what a transaction that failed has said */
 	PpExtension ext;
 	PpPipeline *def;
 	PpPipe *pipe;
@@ -124,8 +125,9 @@ extern void pp_worker_disconnect(PpWorker *w);
 extern void pp_worker_look_around(PpWorker *w);
 extern void pp_worker_well(PpWorker *w, bool idle);
 extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error);
-extern void pp_worker_open_apply(PpWorker *w);
-extern void pp_worker_transact(PpWorker *w, PpWork work, void *arg);
+extern void pp_worker_open_ledger(PpWorker *w);
+extern bool pp_worker_prepare(PpWorker *w);
+extern bool pp_worker_transact(PpWorker *w, PpWork work, void *arg);
 
 /* acknowledge.c */
 extern void pp_acks_report(PpWorker *w);

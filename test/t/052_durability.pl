@@ -19,7 +19,7 @@ sql(q(SELECT postpipe_create_pipeline('durable', 'stream:durable', statement => 
 for my $round (1 .. 5)
 {
 	add(20);
-	wait_for { applied() == $n && pending() == 0 } "round $round: everything is acknowledged";
+	wait_for { applied() == $n && unacknowledged() == 0 } "round $round: everything is acknowledged";
 	$node->stop('immediate');
 	$node->start;
 	is(sql('SELECT count(*), count(DISTINCT v) FROM target'), "$n|$n", "round $round: ... and there after an immediate stop");
@@ -31,36 +31,36 @@ sql(q(ALTER DATABASE postgres RESET synchronous_commit));
 $redis->command('DEL', 'stream:durable');
 sql(q(SELECT postpipe_create_pipeline('durable', 'stream:durable', statement => 'INSERT INTO target SELECT event ->> $$v$$ FROM postpipe_batch')));
 add(1);
-wait_for { applied() == $n && pending() == 0 } 'one before';
+wait_for { applied() == $n && unacknowledged() == 0 } 'one before';
 $node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
 # After a reload, commits wait when the checkpointer has come to it; after a start, at once.
 $node->restart;
 add(10);
 waits('a commit waits for the standby');
-is(pending(), 10, '... and nothing is acknowledged');
+is(unacknowledged(), 10, '... and nothing is acknowledged');
 
 my $from = log_offset($node);
 psql_async('SELECT pg_cancel_backend(pid) FROM postpipe_workers WHERE backend_type = $$worker$$');
 wait_for { log_lines($node, qr/canceling wait for synchronous replication/, $from) > 0 } 'the wait is cancelled';
 waits('cancelled: it waits again');
-is(pending(), 10, '... and nothing is acknowledged');
+is(unacknowledged(), 10, '... and nothing is acknowledged');
 
 my $pid = worker();
 psql_async("SELECT pg_terminate_backend($pid)");
 wait_for { !kill(0, $pid) } 'terminated: it goes';
 wait_for { my $new = worker(); $new && $new != $pid } '... and another one comes';
 waits('the duplicates wait as well');
-is(pending(), 10, '... and are not acknowledged');
+is(unacknowledged(), 10, '... and are not acknowledged');
 
 $node->stop('immediate');
 $node->start;
 waits('after a restart in the middle of it the duplicates wait');
-is(pending(), 10, '... and are not acknowledged');
+is(unacknowledged(), 10, '... and are not acknowledged');
 is(applied(), $n, 'they are rows, once');
 
 $node->append_conf('postgresql.conf', "synchronous_standby_names = ''");
 $node->reload;
-wait_for { pending() == 0 } 'nobody is asked for any more: acknowledged';
+wait_for { unacknowledged() == 0 } 'nobody is asked for any more: acknowledged';
 
 # --- A standby that is there, and goes: what it has not, is not acknowledged.
 $node->backup('base');
@@ -71,15 +71,15 @@ $standby->start;
 $node->append_conf('postgresql.conf', "synchronous_standby_names = 'standby'");
 $node->restart;
 add(10);
-wait_for { pending() == 0 && applied() == $n } 'with the standby: acknowledged';
+wait_for { unacknowledged() == 0 && applied() == $n } 'with the standby: acknowledged';
 is($standby->safe_psql('postgres', 'SELECT count(*) > 0 FROM target'), 't', 'it has rows');
 is($redis->cli('CLIENT', 'LIST') =~ /postpipe:\S+ / ? scalar(() = $redis->cli('CLIENT', 'LIST') =~ /name=postpipe:\S+:1 /g) : 0, 1, 'and nobody of the standby reads Redis');
 $standby->stop('immediate');
 add(10);
 waits('without it a commit waits');
-is(pending(), 10, '... and nothing is acknowledged');
+is(unacknowledged(), 10, '... and nothing is acknowledged');
 $standby->start;
-wait_for { pending() == 0 && applied() == $n } 'it is back: acknowledged';
+wait_for { unacknowledged() == 0 && applied() == $n } 'it is back: acknowledged';
 $node->stop('immediate');
 $standby->promote;
 wait_sql($standby, 'postgres', 'SELECT count(*), count(DISTINCT v) FROM target', "$n|$n", 'promoted: it has all that was acknowledged');
@@ -105,7 +105,7 @@ sub add
 }
 
 sub applied { return $node->safe_psql('postgres', 'SELECT count(*) FROM target') }
-sub pending { return Postpipe::Test::pending($redis, 'stream:durable', 'postpipe_durable') }
+sub unacknowledged { return pending($redis, 'stream:durable', 'postpipe_durable') }
 sub worker { return $node->safe_psql('postgres', q(SELECT pid FROM postpipe_workers WHERE pipeline = 'durable' AND pid > 0)) }
 
 sub waits
