@@ -15,7 +15,7 @@ sub new
 	my ($class, $node) = @_;
 	my $dir = $node->data_dir . '/postpipe';
 
-	-d $dir or mkdir($dir) or die "$dir: $!";
+	-d $dir or mkdir($dir, 0700) or die "$dir: $!";
 	return bless { dir => $dir, fault => '' }, $class;
 }
 
