@@ -369,7 +369,7 @@ sub settle
 	$from //= "stream:$name";
 	my $n = $redis->command('XLEN', $from);
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	wait_sql($node, 'postgres', "SELECT entries_applied + entries_filtered + entries_dead FROM postpipe_stats WHERE pipeline = '$name'", $n, "$name: all $n entries are settled", 30);
+	wait_sql($node, 'postgres', "SELECT entries_applied + entries_filtered + entries_dead FROM postpipe_stats WHERE pipeline = '$name'", $n, "$name: all $n entries are settled");
 	wait_for { pending($redis, $from, $name eq 'posts' ? 'post_persist_workers' : "postpipe_$name") == 0 } "$name: nothing is pending";
 	return;
 }

@@ -242,7 +242,7 @@ sub settle
 	my $from = $name eq 'posts' ? $stream : "stream:$name";
 	my $n = $redis->command('XLEN', $from);
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	wait_sql($node, 'postgres', "SELECT entries_applied + entries_filtered + entries_dead FROM postpipe_stats WHERE pipeline = '$name'", $n, "$name: all $n entries are settled", 20);
+	wait_sql($node, 'postgres', "SELECT entries_applied + entries_filtered + entries_dead FROM postpipe_stats WHERE pipeline = '$name'", $n, "$name: all $n entries are settled");
 	wait_for { pending($redis, $from, $name eq 'posts' ? 'post_persist_workers' : "postpipe_$name") == 0 } "$name: nothing is pending";
 	return;
 }

@@ -132,7 +132,7 @@ is(scalar keys %dead, scalar @zoo, 'nothing else is dead');
 check_good('the zoo');
 is(sql(q(SELECT count(*) FROM postpipe_dlq WHERE message = '' OR message LIKE '%missing error text%')), '0', 'every dead letter says what is wrong');
 is(sql(qq(SELECT count(*) FROM posts WHERE posts::text LIKE '%$marker%')), '0', 'nothing of a bad entry is in the table');
-wait_sql($node, 'postgres', q(SELECT applied + dead = added, balance FROM postpipe_audit), 't|0', 'the audit balances', 20);
+wait_sql($node, 'postgres', q(SELECT applied + dead = added, balance FROM postpipe_audit), 't|0', 'the audit balances');
 
 # A bad entry alone, and again one that is well.
 $redis->xadd($stream, data => qq(["$marker"]));
@@ -222,7 +222,7 @@ wait_sql($node, 'postgres', q(SELECT id, sqlstate, message, array_length(fields,
 wait_sql($node, 'postgres', q(SELECT string_agg(telegram_message_id::text, ' ' ORDER BY telegram_message_id) FROM posts WHERE telegram_message_id < 5), '1 4', '... with everything around them in the table');
 wait_sql($node, 'postgres', q(SELECT string_agg(telegram_message_id::text, ' ' ORDER BY telegram_message_id) FROM posts WHERE telegram_message_id IN (5, 9)), '5 9',
 	'fields that are no strings do not hold up what is around them', 10);
-wait_sql($node, 'postgres', q(SELECT string_agg(id::text, ' ' ORDER BY id) FROM postpipe_dlq WHERE id > '2-0'), '2-2 2-3', '... and are dead letters', 5);
+wait_sql($node, 'postgres', q(SELECT string_agg(id::text, ' ' ORDER BY id) FROM postpipe_dlq WHERE id > '2-0'), '2-2 2-3', '... and are dead letters');
 is(join("\n", log_lines($node, qr/$marker/)), '', 'nothing of it is in the log');
 $node->stop;
 done_testing();
@@ -266,7 +266,7 @@ sub settle
 {
 	my $n = $redis->command('XLEN', $stream);
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	wait_sql($node, 'postgres', 'SELECT entries_applied + entries_dead FROM postpipe_stats', $n, "all $n entries are settled", 30);
+	wait_sql($node, 'postgres', 'SELECT entries_applied + entries_dead FROM postpipe_stats', $n, "all $n entries are settled");
 	wait_for { pending($redis, $stream, 'post_persist_workers') == 0 } 'nothing is pending';
 	return;
 }

@@ -45,7 +45,7 @@ for my $case (
 	$redis->pipeline(map { my $i = $_; [ 'XADD', "stream:$name", '*', map { fill($_, $i) } @$fields ] } 1 .. 100);
 	sql(q(SELECT setval('runs', 1, false)));
 	sql("SELECT postpipe_resume('$name')");
-	wait_sql($node, 'postgres', "SELECT count(*), max(v::int) FROM $name", 100 / $runs . '|100', "$name: all rows", 20);
+	wait_sql($node, 'postgres', "SELECT count(*), max(v::int) FROM $name", 100 / $runs . '|100', "$name: all rows");
 	is(sql('SELECT last_value FROM runs'), $runs, '... in so many runs of the statement');
 	sql("SELECT postpipe_drop_pipeline('$name')");
 }
@@ -162,5 +162,5 @@ sub letters
 {
 	my ($name, $n) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'", $n, "$name: $n letters", 20);
+	return wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'", $n, "$name: $n letters");
 }

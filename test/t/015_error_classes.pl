@@ -104,7 +104,7 @@ for my $sqlstate (qw(P0001 22003 23514 42501 42P01 0A000 XX000 53200))
 sql(q(CREATE TABLE slow (v text); SELECT postpipe_create_pipeline('slow', 'stream:slow', options => '{"statement_timeout": "300ms"}',
 	statement => 'INSERT INTO slow SELECT event->>$$v$$ FROM postpipe_batch, pg_sleep(CASE WHEN event->>$$v$$ = $$bad$$ THEN 5 ELSE 0 END)')));
 paused('slow', sub { add('slow', 1 .. 5, 'bad', 6 .. 9) });
-wait_sql($node, 'postgres', 'SELECT count(*) FROM slow', 9, 'statement_timeout of one entry: the others pass', 20);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM slow', 9, 'statement_timeout of one entry: the others pass');
 wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqlstate, state), '; ') FROM postpipe_dlq WHERE pipeline = 'slow'), 'bad 57014 dead', '... and it is dead');
 
 # What is out of reach again and again for one entry alone is that entry's; for all of them it stays the moment's.
@@ -114,10 +114,10 @@ for my $sqlstate (qw(08006 58P01))
 	table($name, '{"max_retries": 2, "retry_delay": "100ms"}');
 	raises($name, 'bad', $sqlstate, 1000000);
 	paused($name, sub { add($name, qw(1 2 bad 3)) });
-	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 3, "$sqlstate of one entry, again and again: the others pass", 20);
-	wait_sql($node, 'postgres', "SELECT event->>'v', sqlstate, attempts, state FROM postpipe_dlq WHERE pipeline = '$name'", "bad|$sqlstate|3|dead", '... and it is dead in the end', 20);
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 3, "$sqlstate of one entry, again and again: the others pass");
+	wait_sql($node, 'postgres', "SELECT event->>'v', sqlstate, attempts, state FROM postpipe_dlq WHERE pipeline = '$name'", "bad|$sqlstate|3|dead", '... and it is dead in the end');
 	add($name, 'bad');
-	wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name' AND state = 'dead'", 2, '... also when it comes alone', 20);
+	wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name' AND state = 'dead'", 2, '... also when it comes alone');
 	raises($name, '*', $sqlstate, 1000000);
 	paused($name, sub { add($name, 4 .. 9) });
 	my $attempts = 0;
@@ -125,7 +125,7 @@ for my $sqlstate (qw(08006 58P01))
 	wait_for { my $next = sql("SELECT next_attempt_at FROM postpipe_workers WHERE pipeline = '$name'"); $attempts++ if $next ne $last; $last = $next; $attempts > 5 } "$name: some attempts";
 	is(sql("SELECT state, reason_code FROM postpipe_stats WHERE pipeline = '$name'"), "retrying|sqlstate_$sqlstate", '... of every entry: the moment\'s');
 	raises($name, '*', $sqlstate, 0);
-	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 9, '... until it passes', 20);
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 9, '... until it passes');
 	is(sql("SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'"), 2, '... with nothing more dead');
 }
 
@@ -133,7 +133,7 @@ for my $sqlstate (qw(08006 58P01))
 sql(q(CREATE TABLE many (v int, top xid8 DEFAULT pg_current_xact_id(), CONSTRAINT odd CHECK (v % 3 > 0));
 	SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', options => '{"error_threshold": 1}')));
 paused('many', sub { add('many', 1 .. 1000) });
-wait_sql($node, 'postgres', 'SELECT count(*) FROM many', 667, 'a third of 1000 is poison: the others pass', 30);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM many', 667, 'a third of 1000 is poison: the others pass');
 is(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'many')), 333, '... and these are dead');
 my ($most, $transactions) = split /\|/, sql('SELECT max(n), count(*) FROM (SELECT count(DISTINCT xmin::text) n FROM many GROUP BY top) t');
 cmp_ok($most, '<=', 64, 'with at most 64 subtransactions in a transaction');

@@ -83,7 +83,7 @@ for my $name (qw(keyed append own))
 	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 2, "$name: heals by itself");
 	is(letters($name), '', '... with nothing dead');
 }
-wait_sql($node, 'postgres', 'SELECT count(*) FROM fresh', 1, 'fresh: applied after all', 20);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM fresh', 1, 'fresh: applied after all');
 
 # Two, one of which is bad by itself; and letters.
 for my $name (qw(keyed append))
@@ -108,7 +108,7 @@ wait_sql($node, 'postgres', q(SELECT last_error_sqlstate FROM postpipe_stats WHE
 sql('SELECT pg_sleep(3)');
 is(sql(q(SELECT attempts, state, sqlstate FROM postpipe_dlq WHERE pipeline = 'later')), '1|retrying|23514', '... which is no attempt');
 sql('ALTER TABLE away RENAME TO noted');
-wait_sql($node, 'postgres', 'SELECT count(*) FROM later', 2, '... and passes in the end', 20);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM later', 2, '... and passes in the end');
 
 # --- One that fails alone with such an error, and is to blame, does not hold the pipeline up.
 sql(<<'SQL');
@@ -140,9 +140,9 @@ is($fault->fired, 2, '... after it was');
 is(sql(q(SELECT last_error_sqlstate FROM postpipe_stats WHERE pipeline = 'rls')), '53200', '... with a word about it');
 $fault->set('in_normalize:memory:100');
 $redis->xadd('stream:rls', id => 5, v => 'ours');
-wait_sql($node, 'postgres', q(SELECT state, sqlstate FROM postpipe_dlq WHERE pipeline = 'rls' AND sqlstate = '53200'), 'retrying|53200', 'again and again: a letter that is tried again', 30);
+wait_sql($node, 'postgres', q(SELECT state, sqlstate FROM postpipe_dlq WHERE pipeline = 'rls' AND sqlstate = '53200'), 'retrying|53200', 'again and again: a letter that is tried again');
 $fault->set('');
-wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 4, '... and applied', 30);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM rls', 4, '... and applied');
 is(sql(q(SELECT pid FROM postpipe_workers WHERE pipeline = 'rls')), $pid, '... by the same process');
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
 
@@ -164,7 +164,7 @@ my $first = $redis->xadd('stream:dies', id => 1, v => 'x');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM dies', 1, 'one that passes');
 sql('DROP TABLE armed');
 $redis->xadd('stream:dies', id => 2, v => 'x');
-wait_sql($node, 'postgres', q(SELECT event->>'id', sqlstate, message FROM postpipe_dlq WHERE pipeline = 'dies'), '2|42501|not this one', 'the other is dead for what it did itself', 30);
+wait_sql($node, 'postgres', q(SELECT event->>'id', sqlstate, message FROM postpipe_dlq WHERE pipeline = 'dies'), '2|42501|not this one', 'the other is dead for what it did itself');
 is(scalar log_lines($node, qr/was terminated by signal/), 1, '... after one crash');
 is(scalar log_lines($node, qr/the process before died while it applied entry $first alone/), 1, '... of which the first one is told');
 $redis->xadd('stream:dies', id => 3, v => 'x');

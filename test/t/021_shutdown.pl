@@ -65,7 +65,7 @@ for my $state (@states)
 }
 push @{ $hits->{ids} }, $fake_id;    # read, applied and never acknowledged, again and again
 $hits->publish(5);
-$hits->settled('after all of it', 30);
+$hits->settled('after all of it');
 
 # --- cancel of the statement: nothing is an entry's fault
 $hits->sql(q(CREATE FUNCTION wait_for_me() RETURNS trigger LANGUAGE plpgsql AS
@@ -103,11 +103,11 @@ for my $state (@states[ 1, 2, 5 ])
 	$node->kill9;
 	wait_for { !grep { kill(0, $_) } @pids } "$name: no process outlives the postmaster";
 	back();
-	wait_for { $node->start(fail_ok => 1) } "$name: the server starts again", 30;
+	wait_for { $node->start(fail_ok => 1) } "$name: the server starts again";
 	$hits->shows(qr/^idle/, "$name: idle again after kill -9 of the postmaster");
 }
 $hits->publish(5);
-$hits->settled('after kill -9 of the postmaster', 30);
+$hits->settled('after kill -9 of the postmaster');
 
 done_testing();
 

@@ -49,7 +49,7 @@ for my $round (1 .. 2)
 	$node->kill9;
 	$hits->publish(100);
 	wait_for { !grep { kill(0, $_) } @pids } "kill -9 of the postmaster, round $round: nothing is left";
-	wait_for { $node->start(fail_ok => 1) } "round $round: the server starts again", 30;
+	wait_for { $node->start(fail_ok => 1) } "round $round: the server starts again";
 	$hits->settled("kill -9 of the postmaster, round $round");
 }
 

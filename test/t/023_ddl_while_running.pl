@@ -76,7 +76,7 @@ wait_sql($node, 'postgres', 'SELECT count(*) FROM posts', '1', 'pause and resume
 $hits->sql("SELECT postpipe_pause('posts')");
 
 # --- REVOKE and GRANT
-$hits->sql('ALTER TABLE hits OWNER TO postgres; GRANT INSERT ON hits TO hits_owner');
+$hits->sql('ALTER TABLE hits OWNER TO CURRENT_USER; GRANT INSERT ON hits TO hits_owner');
 $hits->publish(5);
 $hits->settled('GRANT INSERT is enough');
 $hits->sql('REVOKE INSERT ON hits FROM hits_owner');

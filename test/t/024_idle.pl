@@ -73,7 +73,7 @@ sub turns
 {
 	my ($n) = @_;
 	my $until = reads() + 3 * $n;
-	wait_for { reads() >= $until } "$n turns of the blocking read", 50;
+	wait_for { reads() >= $until } "$n turns of the blocking read";
 	return;
 }
 

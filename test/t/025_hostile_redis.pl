@@ -54,7 +54,7 @@ for my $case (@hostile)
 	$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
 	$fake->set(XREADGROUP => $reply);
 	$hits->sql(q(SELECT postpipe_resume('hits')));
-	wait_for { ($status = $hits->status) =~ /^retrying/ } "$what: noticed", 5;
+	wait_for { ($status = $hits->status) =~ /^retrying/ } "$what: noticed";
 	like($status, qr/^retrying\|$shown/, "$what: shown");
 	my $memory = memory($hits->worker('pid'));
 	$large = $memory if $memory > $large;

@@ -57,11 +57,11 @@ my $before = asked();
 $redis->cli('CLIENT', 'KILL', 'TYPE', 'normal');
 delete $redis->{client};
 $hits->publish(5);
-$hits->settled('no name server: connected again', 20);
+$hits->settled('no name server: connected again');
 my $start = time;
 $hits->fresh;
 $hits->publish(5);
-$hits->settled('no name server: a process that starts', 20);
+$hits->settled('no name server: a process that starts');
 cmp_ok(time - $start, '<', 4, '... at once');
 $redis->stop;
 $hits->shows(qr/^retrying\|redis_connect/, 'no Redis, no name server: shown');
@@ -72,7 +72,7 @@ $hits->sql('CREATE DATABASE other');
 $hits->sql('DROP DATABASE other');
 cmp_ok(time - $start, '<', 4, '... and nobody is held up');
 $redis->start;
-$hits->settled('Redis is back', 20);
+$hits->settled('Redis is back');
 
 # --- Nothing is known: that is said, and heals.
 $node->stop;
@@ -83,7 +83,7 @@ $hits->attempts(5);
 cmp_ok(asked() - $before, '<=', 3, '... and the name servers are left alone');
 unlink "$dir/hang";
 $hits->publish(5);
-$hits->settled('the name servers answer again', 45);
+$hits->settled('the name servers answer again');
 $node->stop;
 done_testing();
 

@@ -33,7 +33,7 @@ my @errors = (
 	[ 'WRONGTYPE Operation against a key holding the wrong kind of value', 'redis_wrongtype', 'f' ],
 	[ q(ERR unknown command 'X'), 'redis_command', 'f' ],
 	[ 'ERR something else', 'redis_error', 'm' ],
-	[ "WHAT \xff\r is this", 'redis_error', 'm' ],
+	[ "WHAT \xff\x01 is this", 'redis_error', 'm' ],
 	[ '', 'redis_error', 'm' ]);
 my @names = map { sprintf 'e%02d', $_ } 0 .. $#errors;
 

@@ -18,18 +18,19 @@ $hits->sql('CREATE ROLE maker CREATEDB LOGIN; CREATE ROLE owner_only LOGIN; CREA
 my $one = Postpipe::Test::Hits->new(node => $node, redis => $redis, db => 'one', name => 'one');
 $one->shows(qr/^idle/, 'and one in another database');
 my $other = $one->worker('pid');
+my $superuser = $hits->sql('SELECT current_user');
 for my $case (
 	[ 'maker', 'CREATE DATABASE copy TEMPLATE postgres', qr/permission denied to copy database "postgres"/ ],
 	[ 'maker', 'DROP DATABASE one', qr/must be owner of database one/ ],
 	[ 'owner_only', 'ALTER DATABASE one RENAME TO two', qr/permission denied to rename database/ ],
 	[ 'owner_only', 'CREATE DATABASE copy TEMPLATE one', qr/permission denied to create database/ ],
-	[ 'postgres', 'BEGIN; CREATE DATABASE copy TEMPLATE one', qr/cannot run inside a transaction block/ ],
-	[ 'postgres', 'BEGIN; DROP DATABASE one', qr/cannot run inside a transaction block/ ],
-	[ 'postgres', 'BEGIN; ALTER DATABASE one SET TABLESPACE pg_default', qr/cannot run inside a transaction block/ ])
+	[ $superuser, 'BEGIN; CREATE DATABASE copy TEMPLATE one', qr/cannot run inside a transaction block/ ],
+	[ $superuser, 'BEGIN; DROP DATABASE one', qr/cannot run inside a transaction block/ ],
+	[ $superuser, 'BEGIN; ALTER DATABASE one SET TABLESPACE pg_default', qr/cannot run inside a transaction block/ ])
 {
 	my ($role, $statement, $error) = @$case;
 	my $from = log_offset($node);
-	my (undef, undef, $stderr) = $node->psql('template1', "SET ROLE $role; $statement", on_error_die => 0);
+	my (undef, undef, $stderr) = $node->psql('template1', "SET ROLE \"$role\"; $statement", on_error_die => 0);
 	like($stderr, $error, "$statement by $role is refused");
 	is(join("\n", log_lines($node, qr/postpipe.*stopped/, $from)), '', '... and no process of ours has left for it');
 }
@@ -63,10 +64,10 @@ my $prepared = q(SELECT postpipe_create_pipeline('prepared', 'stream:prepared', 
 $hits->sql("BEGIN; $prepared; PREPARE TRANSACTION 'made'");
 is($hits->sql(q(SELECT count(*) FROM postpipe_pipelines WHERE pipeline = 'prepared')), 0, 'prepared: not there yet');
 $hits->sql(q(COMMIT PREPARED 'made'));
-wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'prepared'), 'idle', 'COMMIT PREPARED: it runs', 10);
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'prepared'), 'idle', 'COMMIT PREPARED: it runs');
 $hits->sql(q(BEGIN; SELECT postpipe_drop_pipeline('prepared'); PREPARE TRANSACTION 'dropped'));
 $hits->sql(q(COMMIT PREPARED 'dropped'));
-wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'prepared'), '0', '... and is gone by another', 10);
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'prepared'), '0', '... and is gone by another');
 $hits->sql("BEGIN; $prepared; PREPARE TRANSACTION 'made'");
 $hits->sql(q(ROLLBACK PREPARED 'made'));
 

@@ -49,7 +49,7 @@ $main->stop('immediate');
 $hits->publish(20);
 $standby->promote;
 $hits->{node} = $standby;
-$hits->settled('after the promotion', 30);
+$hits->settled('after the promotion');
 nothing_on($cascade);
 $standby->wait_for_catchup($cascade, 'replay');
 is($cascade->safe_psql('postgres', 'SELECT count(*) FROM hits'), scalar @{ $hits->{ids} }, 'the cascaded standby follows');

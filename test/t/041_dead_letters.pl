@@ -181,5 +181,5 @@ sub balance
 {
 	my ($name, $counts) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT applied, retrying, dead, discarded, balance FROM postpipe_audit WHERE pipeline = '$name'", "$counts|0", "$name: the audit balances", 30);
+	return wait_sql($node, 'postgres', "SELECT applied, retrying, dead, discarded, balance FROM postpipe_audit WHERE pipeline = '$name'", "$counts|0", "$name: the audit balances");
 }

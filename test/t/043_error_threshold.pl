@@ -173,7 +173,7 @@ sub done_with
 {
 	my ($name, $counts) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	wait_sql($node, 'postgres', "SELECT pending, lag, balance FROM postpipe_audit WHERE pipeline = '$name'", '0|0|0', "$name: all is accounted for", 30);
+	wait_sql($node, 'postgres', "SELECT pending, lag, balance FROM postpipe_audit WHERE pipeline = '$name'", '0|0|0', "$name: all is accounted for");
 	is(sql("SELECT applied, dead FROM postpipe_audit WHERE pipeline = '$name'"), $counts, "$name: $counts") if $counts;
 	return;
 }

@@ -117,7 +117,7 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	# Nobody tells of these: consumers that were always dead, and an entry that is pending for the worker itself without its knowing.
 	my ($gone, $own) = map { "postpipe:$system:$database:dead:$_" } 2, 1;
 	my @told = (add_for('stream:dead', 'dead', $gone, 20), add_for('stream:dead', 'dead', $own, 20));
-	wait_for { add('stream:dead', 50); sql("SELECT count(*) FROM dead WHERE entry = ANY ('{@{[join ',', @told]}}')") == 40 } 'what nobody tells of is found under load', 60;
+	wait_for { add('stream:dead', 50); sql("SELECT count(*) FROM dead WHERE entry = ANY ('{@{[join ',', @told]}}')") == 40 } 'what nobody tells of is found under load';
 	my $n = $redis->command('XLEN', 'stream:dead');
 	wait_sql($node, 'postgres', 'SELECT count(*), count(DISTINCT entry) FROM dead', "$n|$n", '... and each is applied once');
 	wait_for { pending($redis, 'stream:dead', 'dead') == 0 } '... all of them';

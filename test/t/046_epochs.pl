@@ -191,7 +191,7 @@ for my $workers (1, 2)
 	balanced($p);
 	$redis->pipeline([ 'MULTI' ], (map { [ 'XADD', "stream:$p", '*', 'v', "m$_" ] } 1 .. 40), [ 'XTRIM', "stream:$p", 'MAXLEN', 5 ], [ 'EXEC' ]);
 	settled($p, 35);
-	wait_sql($node, 'postgres', "SELECT sum(entries) FROM postpipe_lost_range WHERE pipeline = '$p'", 125, "$p: and 35 more, noticed while it runs", 5);
+	wait_sql($node, 'postgres', "SELECT sum(entries) FROM postpipe_lost_range WHERE pipeline = '$p'", 125, "$p: and 35 more, noticed while it runs");
 	balanced($p);
 	pause($p);
 	add_many($p, 7);
@@ -293,12 +293,12 @@ sub settled
 {
 	my ($name, $n) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, "$name: $n rows", 15);
+	return wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, "$name: $n rows");
 }
 
 sub balanced
 {
 	my ($name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances", 15);
+	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances");
 }

@@ -148,19 +148,19 @@ sub complete
 {
 	my ($node, $name, $what) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*), count(DISTINCT v) FROM t_$name", "$sent{$name}|$sent{$name}", $what // "$name: each entry once", 20);
+	return wait_sql($node, 'postgres', "SELECT count(*), count(DISTINCT v) FROM t_$name", "$sent{$name}|$sent{$name}", $what // "$name: each entry once");
 }
 
 sub idle
 {
 	my ($node, $name, $what, $db) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, $db // 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'idle', $what // "$name reads", 20);
+	return wait_sql($node, $db // 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'idle', $what // "$name reads");
 }
 
 sub balanced
 {
 	my ($node, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances", 20);
+	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances");
 }

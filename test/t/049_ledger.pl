@@ -80,7 +80,7 @@ sub make
 	my @commands = map { [ 'XADD', "stream:$name", '*', 'v', "v$_" ] } 1 .. $n;
 	$redis->pipeline(splice(@commands, 0, 1000)) while @commands;
 	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', workers => $workers, options => '$options', statement => \$\$INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch\$\$)");
-	wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, "$name: $n entries", 60);
+	wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, "$name: $n entries");
 	return;
 }
 
@@ -93,7 +93,7 @@ sub again
 {
 	my ($name, $n) = @_;
 	$redis->command('XGROUP', 'SETID', "stream:$name", "postpipe_$name", '0');
-	wait_sql($node, 'postgres', "SELECT entries_deduplicated >= $n FROM postpipe_stats WHERE pipeline = '$name'", 't', "$name: all come again", 60);
+	wait_sql($node, 'postgres', "SELECT entries_deduplicated >= $n FROM postpipe_stats WHERE pipeline = '$name'", 't', "$name: all come again");
 	is(sql("SELECT count(*), count(DISTINCT v) FROM t_$name"), "$n|$n", '... and none is applied again');
 	wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name'", 0, '... the audit balances');
 	return;

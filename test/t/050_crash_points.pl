@@ -60,7 +60,7 @@ for my $point (@retry_points)
 		my $from = log_offset($node);
 		sql('ALTER TABLE retried DROP CONSTRAINT ' . ($tried == 0 ? 'v' : 'w'));
 		$fault->set($how eq 'killed' ? "$point:kill" : "$point:sleep:60000");
-		wait_for { $fault->fired } "$point of a retry, $how: the worker is there", 30;
+		wait_for { $fault->fired } "$point of a retry, $how: the worker is there";
 		if ($how eq 'killed')
 		{
 			wait_for { log_lines($node, qr/all server processes terminated; reinitializing/, $from) } "$point of a retry: one crash restart";
@@ -71,7 +71,7 @@ for my $point (@retry_points)
 			$node->start;
 		}
 		$tried++;
-		wait_sql($node, 'postgres', q(SELECT (SELECT count(*) FROM retried), count(*) FROM postpipe_dlq WHERE pipeline = 'retried'), "$tried|0", "$point of a retry, $how: applied once", 30);
+		wait_sql($node, 'postgres', q(SELECT (SELECT count(*) FROM retried), count(*) FROM postpipe_dlq WHERE pipeline = 'retried'), "$tried|0", "$point of a retry, $how: applied once");
 		wait_sql($node, 'postgres', q(SELECT balance FROM postpipe_audit WHERE pipeline = 'retried'), 0, "$point of a retry, $how: the audit balances");
 	}
 }

@@ -224,7 +224,7 @@ sub calm
 	my ($name, $what, $turns) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my ($reads, $reconnects) = (reads() + $turns, reconnects($name));
-	wait_for { reads() >= $reads } "$name: $turns reads", 30;
+	wait_for { reads() >= $reads } "$name: $turns reads";
 	return cmp_ok(reconnects($name) - $reconnects, '<=', 2, $what);
 }
 

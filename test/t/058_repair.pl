@@ -249,19 +249,19 @@ sub idle
 {
 	my ($name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'idle', "$name reads", 20);
+	return wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'idle', "$name reads");
 }
 
 sub rows
 {
 	my ($name, $n, $what) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, $what // "$name: $n rows", 40);
+	return wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, $what // "$name: $n rows");
 }
 
 sub balanced
 {
 	my ($name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances", 40);
+	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances");
 }

@@ -12,7 +12,7 @@ our @EXPORT = qw(wait_for);
 # Called with nothing when a wait fails, to say more (Postpipe::Test shows the views of all its servers).
 our @on_timeout;
 
-our $default_timeout = 60;
+our $default_timeout = 120;
 
 # poll(condition, seconds): calls it every 20 ms until it returns a true value, and returns that; an exception counts as
 # false. Returns nothing when the time is up; in a list also the last value and the last exception.
