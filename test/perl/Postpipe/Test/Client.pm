@@ -40,7 +40,10 @@ sub receive
 
 	until ($value = Postpipe::Test::Resp::take(\$self->{buffer}))
 	{
-		IO::Select->new($self->{socket})->can_read($self->{seconds}) or die "redis: no answer from port $self->{port}\n";
+		$! = 0;
+		my $ready = IO::Select->new($self->{socket})->can_read($self->{seconds});
+		next if !$ready && $!{EINTR};    # a child has ended, as PostgreSQL::Test::Utils asks to be told
+		$ready or die "redis: no answer from port $self->{port}\n";
 		sysread($self->{socket}, $self->{buffer}, 65536, length $self->{buffer})
 		  or die "redis: lost the connection to port $self->{port}\n";
 	}

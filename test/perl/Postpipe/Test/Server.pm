@@ -47,7 +47,7 @@ sub start
 	{
 		# _exit, because nothing of the test may be run or destroyed here.
 		close($ours);
-		$SIG{$_} = 'DEFAULT' for qw(INT TERM);
+		$SIG{$_} = 'DEFAULT' for qw(INT TERM CHLD);
 		eval { $self->_loop($listener, $theirs, $parent); 1 } or print STDERR ref($self), ": $@";
 		POSIX::_exit(0);
 	}
@@ -82,8 +82,9 @@ sub _send
 	my $bytes = pack('N/a*', Storable::nfreeze($message));
 	while (length $bytes)
 	{
-		my $n = syswrite($socket, $bytes) // return;
-		substr($bytes, 0, $n, '');
+		my $n = syswrite($socket, $bytes);
+		return unless defined $n || $!{EINTR};
+		substr($bytes, 0, $n // 0, '');
 	}
 	return;
 }
@@ -96,7 +97,8 @@ sub _receive
 		my $bytes = '';
 		while (length $bytes < $want)
 		{
-			sysread($socket, $bytes, $want - length $bytes, length $bytes) or return;
+			my $n = sysread($socket, $bytes, $want - length $bytes, length $bytes);
+			return unless $n || $!{EINTR};
 		}
 		return $bytes;
 	};
