@@ -9,11 +9,11 @@ use Postpipe::Test::Torture;
 use constant ROUND_SECONDS => 45;
 
 my %opt = (seconds => 600, mode => 'all');
-GetOptions(\%opt, 'seconds=i', 'seed=i', 'mode=s', 'all-faults', 'only=s', 'verbose', 'stops=i') or die "see test/torture\n";
+GetOptions(\%opt, 'seconds=i', 'seed=i', 'mode=s', 'only=s', 'verbose', 'stops=i') or die "see test/torture\n";
 my $seed = $opt{seed} // 1 + int rand 1e9;
 my $until = time + $opt{seconds};
-my $how = join '', ($opt{'all-faults'} ? ' --all-faults' : ''), (defined $opt{only} ? " --only $opt{only}" : '');
-my @options = (all_faults => $opt{'all-faults'}, verbose => $opt{verbose}, only => [ split /,/, $opt{only} // '' ]);
+my $how = defined $opt{only} ? " --only $opt{only}" : '';
+my @options = (verbose => $opt{verbose}, only => [ split /,/, $opt{only} // '' ]);
 
 diag("seed $seed");
 if ($opt{mode} ne 'stops')

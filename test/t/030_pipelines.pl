@@ -205,6 +205,11 @@ wait_state('running', 'idle');
 sql(q(SELECT postpipe_drop_pipeline('running', destroy_group => true)));
 wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'running'), '0', 'a running pipeline is dropped with its group');
 unlike($groups->(), qr/postpipe_running/, '... which does not come back');
+make('no_stream', 'stream:no', statement => 'SELECT * FROM postpipe_batch');
+wait_state('no_stream', 'idle');
+pause('no_stream');
+$redis->command('DEL', 'stream:no');
+is(sql(q(SELECT postpipe_drop_pipeline('no_stream', destroy_group => true))), 't', 'a stream that is gone has no group to destroy');
 
 # --- Where a group begins; created paused.
 for my $case (

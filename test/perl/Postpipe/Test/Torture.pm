@@ -29,13 +29,12 @@ my $rounds = 0;
 my %workers = (hits => 2, solo => 1, counter => 2, posts => 1);
 my %entries_of = (hits => STREAM, solo => STREAM, counter => STREAM, posts => POSTS);
 
-# new(seed, seconds => 30, all_faults => 0, only => [names of faults], verbose => 0, conf => lines)
+# new(seed, seconds => 30, only => [names of faults], verbose => 0, conf => lines)
 sub new
 {
 	my ($class, %opt) = @_;
 	my $self = bless {
 		seconds => 30,
-		all_faults => 0,
 		only => [],
 		verbose => 0,
 		conf => '',

@@ -32,6 +32,8 @@ my %weights = (
 	stop_worker => 4,
 	group_back => 3,
 	group_gone => 3,
+	claim => 4,
+	redis_rewrite => 3,
 	pause => 4,
 	reload => 4,
 	disable => 2,
@@ -42,21 +44,17 @@ my %weights = (
 	ddl => 3,
 	parent => 6);
 
-# Only with all_faults: two workers of a pipeline can hold the same entry at one time after a claim, and Redis 7.0 tells
-# wrong numbers of a group when it loads a file that was rewritten (061_redis_reloads.pl).
-my %more_weights = (claim => 4, redis_rewrite => 3);
-
 my $is_worker = q(backend_type = 'postpipe worker');
 
 sub new
 {
 	my ($class, $torture) = @_;
-	my %mine = $torture->{all_faults} ? (%weights, %more_weights) : %weights;
+	my %mine = %weights;
 	my @only = @{ $torture->{only} };
 
 	for my $name (@only)
 	{
-		die "no fault is called $name; there are: @{[ sort keys %weights, keys %more_weights ]}\n" unless $class->can("fault_$name");
+		die "no fault is called $name; there are: @{[ sort keys %weights ]}\n" unless $class->can("fault_$name");
 	}
 	# After this one sums cannot be told exactly any more, so most rounds do without it.
 	delete $mine{redis_older} if rand() < 0.7;
@@ -247,46 +245,15 @@ sub fault_redis_older
 	my ($now, $then) = map { -e "$_/appendonly.aof.manifest" ? slurp_file("$_/appendonly.aof.manifest") : '' } $files, $copy;
 	return 'not while the files are rewritten' if $rewriting || $now ne $then;
 	$self->{t}->breathe(1.5);
-	$self->_quietly(
-		[qw(hits counter)],
-		sub {
-			$redis->kill9;
-			system('rm', '-rf', $files);
-			rename($copy, $files) or die "$copy: $!";
-			$self->{t}{stale} = 1;
-			$redis->start;
-		});
+	$redis->kill9;
+	system('rm', '-rf', $files);
+	rename($copy, $files) or die "$copy: $!";
+	$self->{t}{stale} = 1;
+	$redis->start;
 	return 'kill -9 and start with the files of a moment ago';
 }
 
 sub fault_redis_rewrite { my ($self) = @_; return $self->_redis('BGREWRITEAOF') }
-
-# Two workers of a pipeline must not get what the other one has in hand: they rest meanwhile, unless all faults are asked for.
-sub _quietly
-{
-	my ($self, $names, $code) = @_;
-	my $t = $self->{t};
-	my @names = $t->{all_faults} ? () : grep { $t->workers($_) > 1 } @$names;
-
-	for my $name (@names)
-	{
-		$self->_continue_workers;
-		defined $t->try_sql("SELECT postpipe_pause('$name')") or die "cannot pause\n";
-	}
-	my $ok = 1;
-	for my $name (@names)
-	{
-		$ok &&= ($t->try_sql("SELECT postpipe_wait_state('$name', 'paused', '8s')") // '') eq 't';
-	}
-	my $done = $ok && eval { $code->(); 1 };
-	my $error = $ok ? $@ : "does not pause\n";
-	for my $name (@names)
-	{
-		$t->heal_later(0, "pause of $name", sub { $self->_persist("SELECT postpipe_resume('$name')") });
-	}
-	die $error unless $done;
-	return;
-}
 
 # Runs SQL that must not be missed, also when the server is just coming back.
 sub _persist
@@ -390,13 +357,12 @@ sub _continue_workers
 }
 
 # Somebody moves a group back: all after that is delivered again, and nothing is applied again. Never forward, where
-# entries would be skipped. A pause would not do with two workers: what is pending for one of them is delivered to the
-# other one as new.
+# entries would be skipped.
 sub fault_group_back
 {
 	my ($self) = @_;
 	my $t = $self->{t};
-	my $name = _pick(grep { $t->{all_faults} || $t->workers($_) == 1 } $t->pipelines);
+	my $name = _pick($t->pipelines);
 	my $part = rand() < 0.4 ? 0 : rand;
 
 	my ($group) = grep { $_->{name} eq $t->group($name) } map { +{@$_} } @{ $self->_redis('XINFO', 'GROUPS', $t->stream($name)) };
@@ -413,7 +379,7 @@ sub fault_group_gone
 	my $t = $self->{t};
 	my $name = _pick($t->pipelines);
 
-	$self->_quietly([$name], sub { $self->_redis('XGROUP', 'DESTROY', $t->stream($name), $t->group($name)) });
+	$self->_redis('XGROUP', 'DESTROY', $t->stream($name), $t->group($name));
 	return $name;
 }
 
