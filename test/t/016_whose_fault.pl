@@ -19,7 +19,7 @@ sql(q(SELECT postpipe_create_pipeline('p', 'stream:p', statement => 'INSERT INTO
 $redis->pipeline(map { [ 'XADD', 'stream:p', '*', 'n', $_ ] } 1 .. 20);
 wait_sql($node, 'postgres', 'SELECT count(*) FROM t', 20, 'twenty entries');
 wait_for { pending($redis, 'stream:p', 'postpipe_p') == 0 } 'and acknowledged';
-sql('SELECT pg_sleep(0.4)');
+wait_sql($node, 'postgres', q(SELECT now() - last_applied_at > interval '400 ms' FROM postpipe_stats), 't', 'longer ago than the timeout');
 my $session = pp_session($node);
 $session->('BEGIN; LOCK TABLE postpipe_ledger');
 $redis->command('XGROUP', 'SETID', 'stream:p', 'postpipe_p', '0');
@@ -105,7 +105,11 @@ $redis->xadd('stream:later', id => 2, v => 'early');
 wait_sql($node, 'postgres', q(SELECT attempts FROM postpipe_dlq WHERE pipeline = 'later'), 1, '... and a letter');
 sql('ALTER TABLE later DROP CONSTRAINT v; ALTER TABLE noted RENAME TO away');
 wait_sql($node, 'postgres', q(SELECT last_error_sqlstate FROM postpipe_stats WHERE pipeline = 'later'), '42P01', 'its retry meets what is away');
-sql('SELECT pg_sleep(3)');
+for my $try (1 .. 2)
+{
+	my $at = sql(q(SELECT last_error_at FROM postpipe_stats WHERE pipeline = 'later'));
+	wait_sql($node, 'postgres', "SELECT last_error_at > '$at' FROM postpipe_stats WHERE pipeline = 'later'", 't', "... again, $try");
+}
 is(sql(q(SELECT attempts, state, sqlstate FROM postpipe_dlq WHERE pipeline = 'later')), '1|retrying|23514', '... which is no attempt');
 sql('ALTER TABLE away RENAME TO noted');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM later', 2, '... and passes in the end');
