@@ -48,7 +48,7 @@ is(join("\n", log_lines($node, qr/./, $from)), '', '... which is no fault');
 $redis->command('CONFIG', 'SET', 'busy-reply-threshold', 100);
 my $script = Postpipe::Test::Client->new($redis->port);
 $script->send_only([ 'EVAL', 'while true do end', 0 ]);
-$hits->shows(qr/^retrying\|redis_busy\|BUSY \w+ is busy running a script[^|]*SCRIPT KILL/, 'BUSY: shown, with the command that ends it');
+$hits->shows(qr/^retrying\|redis_busy\|BUSY (?:Redis|Valkey) is busy running a script[^|]*SCRIPT KILL/, 'BUSY: shown, with the command that ends it');
 Postpipe::Test::Client->new($redis->port)->command('SCRIPT', 'KILL');
 wait_for { $redis->command('SELECT', 3) } 'the script has ended';
 $hits->publish(5);

@@ -29,7 +29,21 @@ sub send_only
 sub answers
 {
 	my ($self, $seconds) = @_;
-	return length $self->{buffer} || IO::Select->new($self->{socket})->can_read($seconds);
+	return length $self->{buffer} || $self->_can_read($seconds);
+}
+
+# A child that ends, of which PostgreSQL::Test::Utils asks to be told, does not end the wait.
+sub _can_read
+{
+	my ($self, $seconds) = @_;
+	my $ready;
+
+	do
+	{
+		$! = 0;
+		$ready = IO::Select->new($self->{socket})->can_read($seconds);
+	} while (!$ready && $!{EINTR});
+	return $ready;
 }
 
 # The next reply; an error reply is a value (an object of Postpipe::Test::Resp::Error). Dies when the connection is lost.
@@ -40,10 +54,7 @@ sub receive
 
 	until ($value = Postpipe::Test::Resp::take(\$self->{buffer}))
 	{
-		$! = 0;
-		my $ready = IO::Select->new($self->{socket})->can_read($self->{seconds});
-		next if !$ready && $!{EINTR};    # a child has ended, as PostgreSQL::Test::Utils asks to be told
-		$ready or die "redis: no answer from port $self->{port}\n";
+		$self->_can_read($self->{seconds}) or die "redis: no answer from port $self->{port}\n";
 		sysread($self->{socket}, $self->{buffer}, 65536, length $self->{buffer})
 		  or die "redis: lost the connection to port $self->{port}\n";
 	}
