@@ -99,18 +99,10 @@ static void
 destroy_group(const PpPipeline *p)
 {
 	PpRedis *conn = pp_function_connect();
-	PpReply *reply;
-	PpRedisError error;
 
 	pp_redis_send(conn, "XGROUP DESTROY %s %s", p->stream, p->group);
-	reply = pp_function_reply(conn);
-	if (reply->type == PP_REPLY_ERROR)
-	{
-		/* A stream that is gone has no groups. */
-		pp_redis_error_reply(&error, reply->str, reply->len);
-		if (strcmp(error.code, "redis_nokey") != 0)
-			pp_function_fail(reply);
-	}
+	/* A stream that is gone has no groups. */
+	(void) pp_function_failed_with(pp_function_reply(conn), "redis_nokey");
 	pp_redis_close(conn);
 }
 

@@ -28,6 +28,7 @@ extern PpState pp_pipeline_status(const char *name, PpPipe **pipe);
 extern PpRedis *pp_function_connect(void);
 extern PpReply *pp_function_reply(PpRedis *conn);
 PP_NORETURN extern void pp_function_fail(const PpReply *reply);
+extern bool pp_function_failed_with(const PpReply *reply, const char *code);
 
 /* sqlfuncs_consumers.c */
 extern PpConsumer *pp_function_consumers(PpRedis *conn, const PpPipeline *p, int *n);

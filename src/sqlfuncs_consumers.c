@@ -241,8 +241,6 @@ postpipe_create_group(PG_FUNCTION_ARGS)
 	PpExtension ext;
 	PpPipeline *p;
 	PpRedis *conn;
-	PpReply *reply;
-	PpRedisError error;
 
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_create_group()");
@@ -256,15 +254,7 @@ postpipe_create_group(PG_FUNCTION_ARGS)
 				 errhint("It is 0 for the earliest entry, $ for the latest, or an entry ID.")));
 	conn = pp_function_connect();
 	pp_stream_send_create_group(conn, p->stream, p->group, start_id);
-	reply = pp_function_reply(conn);
-	if (reply->type == PP_REPLY_ERROR)
-	{
-		pp_redis_error_reply(&error, reply->str, reply->len);
-		if (strcmp(error.code, "redis_busygroup") != 0)
-			pp_function_fail(reply);
-		PG_RETURN_BOOL(false);
-	}
-	PG_RETURN_BOOL(true);
+	PG_RETURN_BOOL(!pp_function_failed_with(pp_function_reply(conn), "redis_busygroup"));
 }
 
 /* Those that may be deleted, or the one that was asked for; how many. The others are not shown. */

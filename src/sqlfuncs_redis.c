@@ -62,3 +62,17 @@ pp_function_fail(const PpReply *reply)
 	fail(&error);
 	pg_unreachable();
 }
+
+/* Is this reply the error that has this code?  Throws what any other error says. */
+bool
+pp_function_failed_with(const PpReply *reply, const char *code)
+{
+	PpRedisError error;
+
+	if (reply->type != PP_REPLY_ERROR)
+		return false;
+	pp_redis_error_reply(&error, reply->str, reply->len);
+	if (strcmp(error.code, code) != 0)
+		fail(&error);
+	return true;
+}
