@@ -24,7 +24,10 @@
 #define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
 #define MAX_BATCHES_WANTED 256
 
-/* For a worker of a pipeline; everything lives in `cxt`. pp_apply_open() and, before the first batch, pp_apply_prepare() come next. */
+/*
+ * For a worker of a pipeline; everything lives in `cxt`.  pp_apply_open() comes next, and before the
+ * first batch pp_apply_prepare().
+ */
 PpApply *
 pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline, int worker)
 {
@@ -64,13 +67,12 @@ pp_apply_open(PpApply *a, void *mark)
 
 /*
  * pp_apply_prepare
- *		Makes the target of the built-in pipeline when it is missing, and prepares the statement.  A
- *		PpWork, without an argument.  May be called again.
+ *		Makes the target of the built-in pipeline when it is missing, and prepares the statement.  In a
+ *		transaction of pp_apply_transaction(); may be called again.
  */
 void
-pp_apply_prepare(PpApply *a, void *none)
+pp_apply_prepare(PpApply *a)
 {
-	(void) none;
 	if (a->statement == NULL)
 		a->statement = pp_statement_create(a->cxt, a->ext, a->pipeline);
 	if (pp_posts_owns(a->pipeline))

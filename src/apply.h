@@ -41,7 +41,7 @@ typedef void (*PpWork)(PpApply *a, void *arg);
 extern PpApply *pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
 								int worker);
 extern void pp_apply_open(PpApply *a, void *mark);
-extern void pp_apply_prepare(PpApply *a, void *none);
+extern void pp_apply_prepare(PpApply *a);
 extern PpOutcome pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result);
 extern PpLedger *pp_apply_ledger(PpApply *a);
 extern PpOutcome pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error);

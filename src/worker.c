@@ -350,20 +350,22 @@ pp_worker_open_ledger(PpWorker *w)
 	pp_held_seed(w->pipe, mark);
 }
 
+/* A PpWork; the name of a role can be looked up only in a transaction. */
+static void
+prepare(PpApply *a, void *worker)
+{
+	PpWorker *w = worker;
+
+	pp_apply_prepare(a);
+	pp_report_consumer(w->consumer, GetUserNameFromId(pp_apply_role(a), true));
+}
+
 /* Prepares the statement; waits until its target is there, and returns true when it was at once. */
 bool
 pp_worker_prepare(PpWorker *w)
 {
-	bool at_once;
-
 	MemoryContextSwitchTo(w->cxt);
-	at_once = pp_worker_transact(w, pp_apply_prepare, NULL);
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	pp_report_consumer(w->consumer, GetUserNameFromId(pp_apply_role(w->apply), true));
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(w->cxt);
-	return at_once;
+	return pp_worker_transact(w, prepare, w);
 }
 
 static void
@@ -382,7 +384,6 @@ set_up(PpWorker *w)
 	w->owner_name = psprintf("postpipe:{%s}:%s", w->def->stream, w->def->group);
 	pp_inflight_open(w->def->name, pp_my_proc->worker, w->def->version);
 	w->redis = pp_redis_create(w->cxt, w->consumer);
-	MemoryContextSwitchTo(w->cxt);
 }
 
 /* Nothing is in hand any more.  The connection is kept if no reply is on its way. */
