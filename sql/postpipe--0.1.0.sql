@@ -106,11 +106,12 @@ CREATE TABLE @extschema@.postpipe_ledger (
     summed          boolean NOT NULL DEFAULT false         -- its numbers are in those of postpipe_epoch already
 );
 ALTER TABLE @extschema@.postpipe_ledger ALTER COLUMN ids SET STORAGE EXTERNAL;          -- hashes do not compress
-CREATE INDEX postpipe_ledger_range ON @extschema@.postpipe_ledger (pipeline, last_id, first_id);
--- What is to be merged and added up, and to be pruned (src/compact.c), and the last batch of each worker.
-CREATE INDEX postpipe_ledger_open ON @extschema@.postpipe_ledger (pipeline, epoch, worker, settled_at) WHERE NOT summed;
-CREATE INDEX postpipe_ledger_age ON @extschema@.postpipe_ledger (pipeline, settled_at);
-CREATE INDEX postpipe_ledger_sequence ON @extschema@.postpipe_ledger (pipeline, worker, sequence);
+-- Rows that may be merged lie in one index, and those that stay in others: what is merged away leaves whole pages empty.
+CREATE INDEX postpipe_ledger_open ON @extschema@.postpipe_ledger (pipeline, last_id, first_id) WHERE NOT summed;
+CREATE INDEX postpipe_ledger_range ON @extschema@.postpipe_ledger (pipeline, last_id, first_id) WHERE summed;
+-- What is to be pruned (src/compact.c), and the last batch of each worker.
+CREATE INDEX postpipe_ledger_age ON @extschema@.postpipe_ledger (pipeline, settled_at) WHERE summed;
+CREATE INDEX postpipe_ledger_sequence ON @extschema@.postpipe_ledger (pipeline, worker, sequence) WHERE summed;
 
 CREATE TABLE @extschema@.postpipe_epoch (
     pipeline        text NOT NULL,

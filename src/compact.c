@@ -4,13 +4,13 @@
  *
  * Worker 1 does it between batches, a bounded piece at a time.  Rows of one epoch and worker are
  * merged until they are as large as that of a full batch, so that entries which come one by one cost
- * no more than others.  Then their sums go to the epoch, and they are closed.  Rows older than the
- * option ledger_retention go: up to pruned_id an ID is a duplicate by definition then, but for the holes,
- * which are pending and not on record.
+ * no more than others.  Then, or when they are old, their sums go to the epoch, and they are closed.
+ * Closed rows older than the option ledger_retention go: up to pruned_id an ID is a duplicate by
+ * definition then, but for the holes, which are pending and not on record.
  *
  * Sealed is the ID up to which the group has delivered everything and nothing is pending.
  *
- * The row with the highest sequence of each worker stays: Redis is compared with it (owner.c).
+ * The closed row with the highest sequence of each worker stays: Redis is compared with it (owner.c).
  */
 #include "worker_internal.h"
 
@@ -118,44 +118,44 @@ write_group(const PpLedger *ledger, Merged *group, PpId first)
 						  13, types, values, NULL, false, 0);
 }
 
-/*
- * Adds the sums of the rows of `page` to those of their epochs, if that was not done yet: what is to be
- * added up when a ledger is opened or audited are the rows since then.
- */
-#define ADD_SUMS                                                                            \
-	"sums AS (UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "           \
-	"filtered = e.filtered + s.filtered, dead = e.dead + s.dead, "                          \
-	"discarded = e.discarded + s.discarded, lost = e.lost + s.lost, "                       \
-	"last_id = greatest(e.last_id, s.last_id) "                                             \
-	"FROM (SELECT epoch, sum(applied) AS applied, sum(filtered) AS filtered, sum(dead) AS " \
-	"dead, sum(discarded) AS discarded, sum(lost) AS lost, %1$s.max(last_id) AS last_id "   \
-	"FROM page WHERE NOT summed GROUP BY epoch) s "                                         \
-	"WHERE e.pipeline = $1 AND e.epoch = s.epoch) "
+/* What is closed. */
+typedef struct Close
+{
+	TimestampTz before;
+	bool more;
+} Close;
 
 /*
- * Closes a page of rows that are too large to be merged: their sums go to their epochs.  *arg becomes
- * whether there may be more.
+ * Closes a page of rows that are too large to be merged, or old.  Their sums go to their epochs: when a
+ * ledger is opened or audited, only the rows that are open are to be added up.
  */
 static void
-close_full(PpApply *a, void *arg)
+close_rows(PpApply *a, void *arg)
 {
+	Close *closed = arg;
 	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID, INT4OID, INT4OID};
+	Oid types[] = {TEXTOID, INT4OID, TIMESTAMPTZOID, INT4OID};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(FULL_BYTES),
-					  Int32GetDatum(PAGE_ROWS)};
+					  TimestampTzGetDatum(closed->before), Int32GetDatum(PAGE_ROWS)};
 	bool isnull;
 
-	/* RETURNING has the new row, and what is wanted of this column is the old one. */
 	SPI_execute_with_args(
 		psprintf("WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "
 				 "(ARRAY(SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
-				 "AND octet_length(ids) >= $2 LIMIT $3)) RETURNING epoch, applied, filtered, dead, "
-				 "discarded, lost, last_id, false AS summed), " ADD_SUMS
+				 "AND (octet_length(ids) >= $2 OR settled_at <= $3) LIMIT $4)) RETURNING epoch, "
+				 "applied, filtered, dead, discarded, lost, last_id), "
+				 "sums AS (UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "
+				 "filtered = e.filtered + s.filtered, dead = e.dead + s.dead, "
+				 "discarded = e.discarded + s.discarded, lost = e.lost + s.lost, "
+				 "last_id = greatest(e.last_id, s.last_id) FROM (SELECT epoch, sum(applied) AS "
+				 "applied, sum(filtered) AS filtered, sum(dead) AS dead, sum(discarded) AS "
+				 "discarded, sum(lost) AS lost, %1$s.max(last_id) AS last_id FROM page "
+				 "GROUP BY epoch) s WHERE e.pipeline = $1 AND e.epoch = s.epoch) "
 				 "SELECT count(*) FROM page",
 				 ledger->ext->schema_name),
-		3, types, values, NULL, false, 0);
-	*(bool *) arg = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-												&isnull)) == PAGE_ROWS;
+		4, types, values, NULL, false, 0);
+	closed->more = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+											   &isnull)) == PAGE_ROWS;
 }
 
 /* Merges a page of the other ones. *arg becomes true when there may be more. */
@@ -226,15 +226,15 @@ typedef struct Prune
 } Prune;
 
 /*
- * The rows that were settled up to $2; of the stream as it is now, those up to the ID $3.  Rows of what
+ * The closed rows that were settled up to $2; of the stream as it is now, those up to the ID $3.  Rows of what
  * the stream was before say nothing of its IDs.
  */
 #define INCARNATION \
 	"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again)"
-#define OLD_ROWS                                                                                     \
-	"FROM %1$s.postpipe_ledger l WHERE pipeline = $1 AND settled_at <= $2 AND (epoch < " INCARNATION \
-	" OR last_id OPERATOR(%1$s.<=) $3) AND sequence < (SELECT max(sequence) FROM "                   \
-	"%1$s.postpipe_ledger m WHERE m.pipeline = $1 AND m.worker = l.worker) "
+#define OLD_ROWS                                                                                                \
+	"FROM %1$s.postpipe_ledger l WHERE pipeline = $1 AND summed AND settled_at <= $2 AND (epoch < " INCARNATION \
+	" OR last_id OPERATOR(%1$s.<=) $3) AND sequence < (SELECT max(sequence) FROM "                              \
+	"%1$s.postpipe_ledger m WHERE m.pipeline = $1 AND m.worker = l.worker AND m.summed) "
 
 /* Which rows will go?  Up to *before from now on, and of this incarnation up to the ID *upto. */
 static void
@@ -290,7 +290,7 @@ leave_out_settled(PpLedger *ledger, Prune *prune)
 			prune->holes[prune->num_holes++] = entries[i].id;
 }
 
-/* Deletes the rows, adds their sums to their epochs, and raises the mark. */
+/* Deletes the rows, and raises the mark. */
 static void
 delete_old(PpApply *a, void *arg)
 {
@@ -310,7 +310,7 @@ delete_old(PpApply *a, void *arg)
 	values[3] = PointerGetDatum(
 		construct_array(holes, prune->num_holes, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
 	SPI_execute_with_args(
-		psprintf("WITH page AS (DELETE " OLD_ROWS "RETURNING *), " ADD_SUMS
+		psprintf("WITH page AS (DELETE " OLD_ROWS "RETURNING last_id, epoch) "
 				 "UPDATE %1$s.postpipe_progress SET holes = $4, pruned_id = greatest(pruned_id, "
 				 "(SELECT %1$s.max(last_id) FROM page WHERE epoch >= " INCARNATION ")) "
 				 "WHERE pipeline = $1",
@@ -425,6 +425,7 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	PpCompact *c = &w->compact;
 	MemoryContext old;
 	Prune prune = {.sealed = {0, 0}};
+	Close closed = {0};
 	bool ok;
 
 	if (c->cxt == NULL)
@@ -441,13 +442,14 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	old = MemoryContextSwitchTo(c->cxt);
 	pp_redis_reply_target(w->redis, c->cxt, (size_t) 64 * 1024 * 1024);
 	c->more = false;
-	prune.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
+	closed.before = prune.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
 	ok = get_sealed(w, &prune, error);
-	if (ok && transact(w, seal, &prune.sealed) && transact(w, close_full, &c->more) &&
+	if (ok && transact(w, seal, &prune.sealed) && transact(w, close_rows, &closed) &&
 		transact(w, merge, &c->more) && transact(w, find_old, &prune) && prune.before != 0 &&
 		(ok = get_holes(w, c->cxt, &prune, error)) && prune.before != 0 &&
 		transact(w, delete_old, &prune))
 		c->more |= prune.more;
+	c->more |= closed.more;
 	if (!c->more)
 		c->batches = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
 	c->at = GetCurrentTimestamp();

@@ -93,10 +93,10 @@ read_sums(PpLedger *ledger)
 			"coalesce((SELECT sum(entries) FROM %1$s.postpipe_lost_range r "
 			"WHERE r.pipeline = $1 AND r.epoch = $2 AND cause = 'trimmed_before_read'), 0)"
 			")::bigint, "
-			"(SELECT last_id FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 AND epoch >= "
+			"(SELECT last_id FROM " PP_LEDGER_ROWS " l WHERE l.pipeline = $1 AND epoch >= "
 			"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again) "
 			"ORDER BY last_id DESC LIMIT 1), "
-			"(SELECT max(sequence) FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 "
+			"(SELECT max(sequence) FROM " PP_LEDGER_ROWS " l WHERE l.pipeline = $1 "
 			"AND l.worker = $3), p.pruned_id, cardinality(p.holes)::bigint, p.shared::int::bigint, "
 			"p.sealed_id "
 			"FROM %1$s.postpipe_epoch e JOIN %1$s.postpipe_progress p USING (pipeline) "
@@ -136,7 +136,7 @@ pp_ledger_open(PpLedger *ledger)
 	pp_ledger_load_epochs(ledger);
 	last = ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
 	values[1] = Int32GetDatum(last ? last->epoch : 0);
-	SPI_execute_with_args(psprintf("SELECT last_id FROM %s.postpipe_ledger WHERE pipeline = $1 "
+	SPI_execute_with_args(psprintf("SELECT last_id FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
 								   "AND epoch >= $2 ORDER BY last_id DESC LIMIT 1",
 								   s),
 						  2, types, values, NULL, false, 1);

@@ -154,10 +154,9 @@ look_up_rows(PpLedger *ledger, PpEntry **entries, int n, bool ever)
 	values[1] = PointerGetDatum(&entries[0]->id);
 	values[2] = PointerGetDatum(&entries[n - 1]->id);
 	if (ledger->lookup_plan == NULL)
-		sql =
-			psprintf("SELECT ids, epoch FROM %s.postpipe_ledger WHERE pipeline = $1 "
-					 "AND last_id OPERATOR(%s.>=) $2 AND first_id OPERATOR(%s.<=) $3",
-					 ledger->ext->schema_name, ledger->ext->schema_name, ledger->ext->schema_name);
+		sql = psprintf("SELECT ids, epoch FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
+					   "AND last_id OPERATOR(%1$s.>=) $2 AND first_id OPERATOR(%1$s.<=) $3",
+					   ledger->ext->schema_name);
 	pp_store_execute_plan(&ledger->lookup_plan, sql, 3, types, values, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{

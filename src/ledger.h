@@ -15,6 +15,14 @@ typedef struct PpRewind
 	PpId since;
 } PpRewind;
 
+/*
+ * All rows of the ledger, %1$s being the extension's schema.  Those that may be merged and those that stay
+ * have indexes of their own, which are found in this way.
+ */
+#define PP_LEDGER_ROWS                                                \
+	"(SELECT * FROM %1$s.postpipe_ledger WHERE NOT summed UNION ALL " \
+	"SELECT * FROM %1$s.postpipe_ledger WHERE summed)"
+
 #define PP_LETTER_PLANS 7 /* see dead_letter.c */
 
 typedef struct PpLedger

@@ -176,7 +176,7 @@ compare_sequences(PpApply *a, void *arg)
 			continue;
 		values[1] = Int32GetDatum(i);
 		values[2] = Int64GetDatum(sequence);
-		SPI_execute_with_args(psprintf("SELECT FROM %s.postpipe_ledger WHERE pipeline = $1 "
+		SPI_execute_with_args(psprintf("SELECT FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
 									   "AND worker = $2 AND sequence >= $3 LIMIT 1",
 									   ledger->ext->schema_name),
 							  3, types, values, NULL, true, 1);
