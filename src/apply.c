@@ -63,6 +63,7 @@ void
 pp_apply_open(PpApply *a, void *mark)
 {
 	*(PpId *) mark = pp_ledger_open(&a->ledger);
+	pp_threshold_load(a);
 }
 
 /*
@@ -131,7 +132,6 @@ settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 
 		if (entry->settled || entry->verdict == PP_VERDICT_OPEN)
 			continue;
-		pp_threshold_note(a, entry);
 		entry->settled = true;
 		passed = entry->verdict == PP_VERDICT_APPLIED ? entry : passed;
 		result->applied += entry->verdict == PP_VERDICT_APPLIED;
@@ -161,6 +161,7 @@ pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	PP_FAULT("after_commit");
 	pp_inflight_committed();
 	pp_ledger_committed(&a->ledger);
+	pp_threshold_end(a, true);
 	settle(a, batch, result);
 }
 

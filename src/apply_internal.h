@@ -8,18 +8,8 @@
 
 #include "apply.h"
 #include "dead_letter.h"
+#include "shmem.h"
 #include "statement.h"
-
-#define PP_WINDOW_ENTRIES 1000
-
-/* The last entries that were decided, a ring; see threshold.c. */
-typedef struct PpWindow
-{
-	int n;
-	int next;
-	int failed;
-	bool entries[PP_WINDOW_ENTRIES]; /* it failed */
-} PpWindow;
 
 /* Attempts in a row that failed with an error of one class that comes from outside. */
 typedef struct PpOutside
@@ -55,9 +45,9 @@ struct PpApply
 	int last_sqlstate;            /* … when an entry failed with this */
 	MemoryContext stop_cxt;       /* of … */
 	PpEntryError *stop_error;     /* … why it is stopped */
-	PpWindow window;
+	PpPipe *pipe;                 /* NULL in a backend */
+	PpDecided counted;            /* by the transaction in hand, in the pipeline's window */
 };
-
 
 /* apply_transaction.c */
 extern bool pp_apply_begin(PpApply *a);
@@ -111,7 +101,8 @@ extern void pp_overtaken_mark(PpApply *a, const PpBatch *batch);
 /* threshold.c */
 extern void pp_threshold_init(PpApply *a);
 extern void pp_threshold_reset(PpApply *a);
-extern void pp_threshold_note(PpApply *a, const PpEntry *entry);
+extern void pp_threshold_load(PpApply *a);
+extern void pp_threshold_end(PpApply *a, bool committed);
 extern void pp_threshold_check(PpApply *a, const PpBatch *batch);
 extern void pp_threshold_foresee(PpApply *a, int failed, int n, const PpEntryError *last);
 extern void pp_threshold_stopped(PpApply *a, PpEntryError *error);

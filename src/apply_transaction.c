@@ -102,6 +102,7 @@ pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 	PpEntryError *error = pp_apply_take_error(a, cxt);
 
 	pp_apply_abort(cxt);
+	pp_threshold_end(a, false);
 	return error;
 }
 

@@ -151,6 +151,21 @@ typedef struct PpRateSample
 	uint64 settled;
 } PpRateSample;
 
+/* Entries that were applied or found to fail alone. */
+typedef struct PpDecided
+{
+	int n;
+	int failed;
+} PpDecided;
+
+/* The last ones of a pipeline; see threshold.c. */
+typedef struct PpWindow
+{
+	bool known;
+	PpDecided now;
+	PpDecided before;
+} PpWindow;
+
 /* A pipeline of one database. */
 typedef struct PpPipe
 {
@@ -192,6 +207,7 @@ typedef struct PpPipe
 	TimestampTz last_applied_at;
 	TimestampTz last_ack_at;
 	PpLastError last_error;
+	PpWindow window;
 	PpMeasured measured;
 	PpRateSample samples[PP_RATE_SAMPLES]; /* a ring, the newest at sample_next - 1 */
 	int sample_next;

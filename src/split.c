@@ -47,7 +47,7 @@ typedef struct Split
 	int successes;    /* runs that passed */
 	int hopeless;     /* failures of single entries that is_hopeless() */
 	bool sampled;     /* sample_passes() was asked */
-	bool checked;     /* find_bad_values() was asked, or need not be */
+	bool checked;     /* find_bad_values() was asked */
 	int other_errors; /* failures of single entries of other kinds */
 } Split;
 
@@ -245,7 +245,8 @@ pipeline_is_at_fault(PpApply *a, Split *split, PpApplyResult *result)
 /* What check_values() is given. */
 typedef struct Check
 {
-	Split *split;
+	PpEntry **entries;
+	int n;
 	bool *bad;
 	PpApplyResult *result;
 } Check;
@@ -254,45 +255,68 @@ static void
 check_values(PpApply *a, void *arg)
 {
 	Check *check = arg;
-	Split *split = check->split;
 
 	check->result->runs++;
-	pp_suspect_note(split->open, split->n);
-	pp_statement_find_bad(a->statement, split->open, split->n, check->bad);
+	pp_suspect_note(check->entries, check->n);
+	pp_statement_find_bad(a->statement, check->entries, check->n, check->bad);
+}
+
+/* Is it the first error of class 22 (data)?  Then one query tells which values have such errors. */
+static bool
+may_find_bad_values(PpApply *a, const Split *split, const PpApplyResult *result)
+{
+	return !split->checked && split->n > 1 && pp_statement_has(a->statement, PP_FORM_CHECK) &&
+		   ERRCODE_TO_CATEGORY(result->error->sqlstate) == ERRCODE_DATA_EXCEPTION;
+}
+
+/* Puts the entries that are bad first, the other open ones next, and those with a verdict last. */
+static void
+sort_by_badness(Split *split, PpEntry **open, const bool *bad, int n)
+{
+	PpEntry **sorted = palloc(split->n * sizeof(PpEntry *));
+	int at = 0;
+
+	for (int i = 0; i < n; i++)
+		if (bad[i])
+			sorted[at++] = open[i];
+	for (int i = 0; i < n; i++)
+		if (!bad[i])
+			sorted[at++] = open[i];
+	for (int i = 0; i < split->n; i++)
+		if (split->open[i]->verdict != PP_VERDICT_OPEN)
+			sorted[at++] = split->open[i];
+	memcpy(split->open, sorted, split->n * sizeof(PpEntry *));
+	pfree(sorted);
 }
 
 /*
- * After an error of class 22 (data): finds those whose values cannot be converted in one pass, and
- * puts them before the others, on top of the stack.  An error here only means that they have to be
- * found in another way.  In the first transaction of the split.
+ * Finds in one pass those of the open entries whose values cannot be converted: they are run alone, and
+ * the others together after them.  An error here only means that they have to be found in another way.
  */
 static void
 find_bad_values(PpApply *a, Split *split, PpApplyResult *result)
 {
-	bool *bad = palloc0(Max(split->n, 1) * sizeof(bool));
-	PpEntry **sorted = palloc(Max(split->n, 1) * sizeof(PpEntry *));
-	Check check = {split, bad, result};
+	bool *bad = palloc0(split->n * sizeof(bool));
+	PpEntry **open = palloc(split->n * sizeof(PpEntry *));
+	Check check = {open, 0, bad, result};
 	int num_bad = 0;
-	int n = 0;
 
-	if (pp_apply_subtransaction(a, check_values, &check, false) != NULL)
-		memset(bad, 0, split->n);
+	split->checked = true;
 	for (int i = 0; i < split->n; i++)
-		if (bad[i])
-			sorted[num_bad++] = split->open[i];
+		if (split->open[i]->verdict == PP_VERDICT_OPEN)
+			open[check.n++] = split->open[i];
+	if (pp_apply_subtransaction(a, check_values, &check, false) == NULL)
+		for (int i = 0; i < check.n; i++)
+			num_bad += bad[i];
 	if (num_bad > 0)
 	{
-		n = num_bad;
-		for (int i = 0; i < split->n; i++)
-			if (!bad[i])
-				sorted[n++] = split->open[i];
-		memcpy(split->open, sorted, n * sizeof(PpEntry *));
+		sort_by_badness(split, open, bad, check.n);
 		split->depth = 0;
-		split->stack[split->depth++] = (Part){num_bad, n, false, false};
+		split->stack[split->depth++] = (Part){num_bad, check.n, false, false};
 		for (int i = num_bad; i > 0; i--)
 			split->stack[split->depth++] = (Part){i - 1, i, false, false};
 	}
-	pfree(sorted);
+	pfree(open);
 	pfree(bad);
 }
 
@@ -314,13 +338,11 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 			pp_statement_prepare(a->statement);
 			if (a->retrying)
 				pp_retry_lock(a, batch, false);
-			if (!split->checked && split->n > 1 && pp_statement_has(a->statement, PP_FORM_CHECK) &&
-				ERRCODE_TO_CATEGORY(result->error->sqlstate) == ERRCODE_DATA_EXCEPTION)
-				find_bad_values(a, split, result);
-			split->checked = true;
 			while (split->depth > 0 && error == NULL &&
 				   split->successes - start < MAX_SUBTRANSACTIONS)
 			{
+				if (may_find_bad_values(a, split, result))
+					find_bad_values(a, split, result);
 				error = split_step(a, split, result);
 				if (error == NULL && split->successes == 0 && !split->sampled &&
 					split->hopeless >= MAX_HOPELESS_RUNS)

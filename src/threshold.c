@@ -2,74 +2,160 @@
  * threshold.c
  *		When too many entries fail, the pipeline stops, instead of dead-lettering the world.
  *
- * The last entries that were decided (applied, or found to fail alone) are kept in memory, in a
- * window.  Before each commit the entries that it would settle are counted in as well: when more
- * than MIN_FAILED of the window have failed, and their share is above the pipeline's option
- * error_threshold, the transaction is rolled back and nothing of it is dead-lettered.
+ * How many of the last entries were applied and how many failed alone is counted for the pipeline as a
+ * whole, in shared memory.  Before each commit its entries are counted in: when more than MIN_FAILED
+ * have failed, and their share is above the pipeline's option error_threshold, the transaction is rolled
+ * back and nothing of it is dead-lettered.  What is rolled back for another reason is taken out again.
+ * After a crash or a restart of the server the ledger has the numbers.
  *
  * A pipeline that is stopped tries again with back-off, as always, but looks at a few entries only
- * (pp_apply_samples_pass()).  When the whole batch passes, or enough of the samples do, the window
- * begins anew.  It lives in the worker's memory: pause and resume begin it anew, too.
+ * (pp_apply_samples_pass()).  When the whole batch passes, or enough of the samples do, the count
+ * begins anew.
  */
 #include "apply_internal.h"
 
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 
 #define MIN_FAILED        100
 #define DEFAULT_THRESHOLD 0.5
+#define LAST_ENTRIES      1000 /* of which are looked at; they are counted by the half of it */
+
+/* With the pipeline's lock. */
+static void
+add(PpWindow *w, PpDecided decided)
+{
+	w->now.n += decided.n;
+	w->now.failed += decided.failed;
+	if (w->now.n >= LAST_ENTRIES / 2)
+	{
+		w->before = w->now;
+		w->now = (PpDecided){0, 0};
+	}
+}
 
 static void
-add(PpWindow *w, bool failed)
+take_out_of(PpDecided *from, PpDecided *decided)
 {
-	if (w->n == PP_WINDOW_ENTRIES)
-		w->failed -= w->entries[w->next];
-	else
-		w->n++;
-	w->entries[w->next] = failed;
-	w->failed += failed;
-	w->next = (w->next + 1) % PP_WINDOW_ENTRIES;
+	int n = Min(from->n, decided->n);
+	int failed = Min(from->failed, decided->failed);
+
+	from->n -= n;
+	decided->n -= n;
+	from->failed -= failed;
+	decided->failed -= failed;
+}
+
+/* Of the last entries, LAST_ENTRIES if there are, these being the newest.  With the pipeline's lock. */
+static PpDecided
+last_entries(const PpWindow *w, PpDecided last)
+{
+	const PpDecided *older[] = {&w->now, &w->before};
+
+	for (int i = 0; i < lengthof(older) && last.n < LAST_ENTRIES; i++)
+	{
+		last.n += older[i]->n;
+		last.failed += older[i]->failed;
+	}
+	return last;
 }
 
 static bool
-is_decided(const PpEntry *entry)
+is_too_much(const PpApply *a, PpDecided d)
 {
-	return !entry->settled && entry->letter == NULL &&
-		   (entry->verdict == PP_VERDICT_APPLIED || entry->verdict == PP_VERDICT_DEAD);
+	return d.failed > MIN_FAILED && d.failed > a->error_threshold * d.n;
 }
 
+/* In a worker the pipeline has a count; in a backend nothing asks for one. */
 void
 pp_threshold_init(PpApply *a)
 {
 	a->error_threshold =
 		pp_pipeline_option_float(a->pipeline, "error_threshold", DEFAULT_THRESHOLD);
+	if (pp_my_proc != NULL)
+		a->pipe = &pp_shared->pipes[pp_my_proc->pipe_no];
 }
 
-/* The window begins anew, and the pipeline goes on. */
+/* What the ledger says of the last entries.  A letter that was applied since has not failed. */
+static PpDecided
+read_ledger(PpApply *a)
+{
+	Oid types[] = {TEXTOID, INT4OID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name), Int32GetDatum(LAST_ENTRIES)};
+	PpDecided last = {0, 0};
+
+	SPI_execute_with_args(psprintf("SELECT applied, greatest(dead, 0) FROM " PP_LEDGER_ROWS " l "
+								   "WHERE pipeline = $1 ORDER BY last_id DESC LIMIT $2",
+								   a->ext->schema_name),
+						  lengthof(types), types, values, NULL, true, 0);
+	for (uint64 i = 0; i < SPI_processed && last.n < LAST_ENTRIES; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool isnull;
+		int failed = DatumGetInt32(SPI_getbinval(row, desc, 2, &isnull));
+
+		last.n += DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull)) + failed;
+		last.failed += failed;
+	}
+	return last;
+}
+
+/* The first worker of the pipeline since the server started: counts what the ledger has.  With SPI. */
+void
+pp_threshold_load(PpApply *a)
+{
+	PpWindow *w = &a->pipe->window;
+	PpDecided last;
+
+	if (w->known)
+		return;
+	last = read_ledger(a);
+	LWLockAcquire(&a->pipe->lock, LW_EXCLUSIVE);
+	if (!w->known)
+		w->before = last;
+	w->known = true;
+	LWLockRelease(&a->pipe->lock);
+}
+
+/* The count begins anew, and the pipeline goes on. */
 void
 pp_threshold_reset(PpApply *a)
 {
-	memset(&a->window, 0, sizeof(a->window));
+	LWLockAcquire(&a->pipe->lock, LW_EXCLUSIVE);
+	a->pipe->window = (PpWindow){.known = true};
+	LWLockRelease(&a->pipe->lock);
+	a->counted = (PpDecided){0, 0};
 	a->stopped = false;
 }
 
-/* An entry is about to be settled in a transaction that is committed. */
+/* The transaction for which entries were counted in is committed, or not. */
 void
-pp_threshold_note(PpApply *a, const PpEntry *entry)
+pp_threshold_end(PpApply *a, bool committed)
 {
-	if (is_decided(entry))
-		add(&a->window, entry->verdict == PP_VERDICT_DEAD);
+	PpDecided counted = a->counted;
+
+	a->counted = (PpDecided){0, 0};
+	if (committed || counted.n == 0)
+		return;
+	LWLockAcquire(&a->pipe->lock, LW_EXCLUSIVE);
+	take_out_of(&a->pipe->window.now, &counted);
+	take_out_of(&a->pipe->window.before, &counted);
+	LWLockRelease(&a->pipe->lock);
 }
 
 /* Keeps what is said for as long as the pipeline is stopped, and throws it. */
 static void
-stop(PpApply *a, int failed, int n, const PpEntryError *last)
+stop(PpApply *a, PpDecided decided, const PpEntryError *last)
 {
 	a->over = true;
 	a->last_sqlstate = last->sqlstate;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("%d of the last %d entries failed, the last one with: %s", failed, n,
-					last->message),
+			 errmsg("%d of the last %d entries failed, the last one with: %s", decided.failed,
+					decided.n, last->message),
 			 errdetail("SQLSTATE %s. More than %g of them is too much; the batch is not applied.",
 					   unpack_sql_state(last->sqlstate), a->error_threshold),
 			 errhint("When table or statement are mended, the pipeline goes on by itself. Its "
@@ -77,24 +163,38 @@ stop(PpApply *a, int failed, int n, const PpEntryError *last)
 					 "dead-lettered.")));
 }
 
-/* Before a commit: throws when too many have failed. */
+/* Before a commit: counts its entries in, or throws when too many have failed. */
 void
 pp_threshold_check(PpApply *a, const PpBatch *batch)
 {
 	const PpEntryError *last = NULL;
-	PpWindow window;
+	PpDecided mine = {0, 0};
+	PpDecided all;
+	bool too_much;
 
 	for (int i = 0; i < batch->n; i++)
-		if (is_decided(&batch->entries[i]) && batch->entries[i].verdict == PP_VERDICT_DEAD)
-			last = batch->entries[i].error;
-	if (last == NULL)
+	{
+		const PpEntry *entry = &batch->entries[i];
+
+		if (entry->settled || entry->letter != NULL)
+			continue;
+		mine.n += entry->verdict == PP_VERDICT_APPLIED || entry->verdict == PP_VERDICT_DEAD;
+		mine.failed += entry->verdict == PP_VERDICT_DEAD;
+		last = entry->verdict == PP_VERDICT_DEAD ? entry->error : last;
+	}
+	if (mine.n == 0)
 		return;
-	window = a->window;
-	for (int i = 0; i < batch->n; i++)
-		if (is_decided(&batch->entries[i]))
-			add(&window, batch->entries[i].verdict == PP_VERDICT_DEAD);
-	if (window.failed > MIN_FAILED && window.failed > a->error_threshold * window.n)
-		stop(a, window.failed, window.n, last);
+	LWLockAcquire(&a->pipe->lock, LW_EXCLUSIVE);
+	all = last_entries(&a->pipe->window, mine);
+	too_much = last != NULL && is_too_much(a, all);
+	if (!too_much)
+	{
+		add(&a->pipe->window, mine);
+		a->counted = mine;
+	}
+	LWLockRelease(&a->pipe->lock);
+	if (too_much)
+		stop(a, all, last);
 }
 
 /*
@@ -105,8 +205,8 @@ pp_threshold_check(PpApply *a, const PpBatch *batch)
 void
 pp_threshold_foresee(PpApply *a, int failed, int n, const PpEntryError *last)
 {
-	if (failed > MIN_FAILED && failed > a->error_threshold * Max(n, PP_WINDOW_ENTRIES))
-		stop(a, failed, n, last);
+	if (is_too_much(a, (PpDecided){Max(n, LAST_ENTRIES), failed}))
+		stop(a, (PpDecided){n, failed}, last);
 }
 
 /* The batch was rolled back for it: remembers what to say while the pipeline is stopped. */

@@ -37,6 +37,21 @@ sql('ALTER TABLE all_rows DROP CONSTRAINT bad');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM all_rows', 1000, 'the table is mended: it goes on by itself');
 done_with('all', '1000|0');
 
+# --- In small batches, by several workers, and across restarts: no more are dead than may fail.
+table('small', '"batch_size": 50', 4);
+paused('small', sub { add('small', 1000, 'bad') });
+my $before = 0;
+for my $round (1 .. 3)
+{
+	wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_workers WHERE pipeline = 'small' AND reason_code = 'error_threshold' AND pid NOT IN ($before)", 4, 'small: each worker has stopped');
+	$before = sql(q(SELECT string_agg(pid::text, ',') FROM postpipe_workers WHERE pipeline = 'small'));
+	cmp_ok(letters('small'), '<=', 100, '... with 100 dead letters at most');
+	$node->restart if $round == 1;
+	sql(q(SELECT pg_terminate_backend(pid) FROM postpipe_workers WHERE pipeline = 'small')) if $round == 2;
+}
+sql('ALTER TABLE small_rows DROP CONSTRAINT bad');
+wait_sql($node, 'postgres', q(SELECT applied + dead FROM postpipe_audit WHERE pipeline = 'small'), 1000, 'the table is mended: it goes on by itself');
+
 # --- 60 of 100 is too few to say, 900 of 1000 is too much; when some are mended it goes on with the others.
 table('most');
 paused('most', sub { add('most', 60, 'bad'); add('most', 40, 'good') });
@@ -102,6 +117,17 @@ paused('types', sub {
 done_with('types', '550|45');
 cmp_ok(sql($count) - 1, '<=', 45 + 2, 'a run for each bad one, and two for all others');
 cmp_ok(sql($count) - 1, '>=', 45, '... which were counted');
+# They are found so whatever the first error of the batch is.
+table('mixed', '"max_retries": 0');
+sql('ALTER TABLE mixed_rows ADD i int');
+sql(q(SELECT setval('runs', 1)));
+paused('mixed', sub {
+	add('mixed', 1, 'bad');
+	$redis->pipeline(map { [ 'XADD', 'stream:mixed', '*', id => ++$id, i => 1 ], [ 'XADD', 'stream:mixed', '*', id => ++$id, i => 'x' ] } 1 .. 50);
+	add('mixed', 100, 'good');
+});
+done_with('mixed', '150|51');
+cmp_ok(sql($count) - 1, '<=', 51 + 2 * 8 + 2, 'a run for each bad one, and those that it takes to find the first');
 # What cannot be checked so is found as before, and so is what fails for another reason.
 paused('types', sub { add('types', 30, 'good'); $redis->xadd('stream:types', id => ++$id, a => '["x"]'); add('types', 1, 'bad'); $redis->xadd('stream:types', id => ++$id, i => 'x'); add('types', 30, 'good') });
 done_with('types', '610|48');
@@ -140,11 +166,12 @@ sub add
 # A table that takes no "bad", and a pipeline into it.
 sub table
 {
-	my ($name, $options) = @_;
+	my ($name, $options, $workers) = @_;
 	$options //= '';
+	$workers //= 1;
 	sql("CREATE TABLE ${name}_rows (id int PRIMARY KEY, v text, CONSTRAINT bad CHECK (v <> 'bad'));
 		CREATE TRIGGER count_run BEFORE INSERT ON ${name}_rows FOR EACH STATEMENT EXECUTE FUNCTION count_run();
-		SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '${name}_rows', options => '{$options}')");
+		SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '${name}_rows', workers => $workers, options => '{$options}')");
 	is(sql("SELECT postpipe_wait_state('$name', 'idle')"), 't', "$name: idle");
 	return;
 }
