@@ -199,9 +199,9 @@ find_position(const PpStreamFacts *facts, const Range *range)
 {
 	if (facts->added < 0)
 		return -1;
-	if (pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
+	if (pp_id_compare(facts->last_delivered, facts->last_entry) >= 0)
 		return facts->added;
-	if (facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
+	if (pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
 		return facts->added - facts->length;
 	if (pp_id_compare(facts->first_entry, range->after) > 0)
 		return facts->added - facts->length + range->entries;
@@ -330,14 +330,14 @@ pp_repair_is_wanted(PpWorker *w)
 	LWLockAcquire(&pipe->lock, LW_SHARED);
 	m = pipe->measured;
 	LWLockRelease(&pipe->lock);
-	if (m.at <= w->looked_at || m.pending != 0 || m.lag != 0 || m.added < 0 ||
-		m.added == w->checked_added || !pipe->exclusive || ledger->base < 0 ||
+	if (m.at <= w->looked_at || m.pending != 0 || m.lag != 0 || m.standing.added < 0 ||
+		m.standing.added == w->checked_added || !pipe->exclusive || ledger->base < 0 ||
 		!TimestampDifferenceExceeds(w->checked_at, now, CHECK_MS))
 		return false;
 	w->checked_at = now;
-	w->checked_added = m.added;
+	w->checked_added = m.standing.added;
 	pp_worker_transact(w, reload, NULL);
-	if (m.added == ledger->base + ledger->settled)
+	if (m.standing.added == ledger->base + ledger->settled)
 		pipe->accounted = max_id(ledger->top, ledger->pruned);
-	return m.added > ledger->base + ledger->settled;
+	return m.standing.added > ledger->base + ledger->settled;
 }

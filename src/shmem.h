@@ -119,14 +119,21 @@ typedef enum PpCounter
 	PP_COUNT_NUM
 } PpCounter;
 
+/* How far a stream and its group have come; equal ones are of one moment, for all that counts. */
+typedef struct PpStanding
+{
+	PpId delivered; /* by the group; 0-0: not looked at */
+	int64 added;    /* entries-added of the stream */
+	int64 length;
+} PpStanding;
+
 /* What was last measured in Redis, by the supervisor. -1: unknown. */
 typedef struct PpMeasured
 {
 	TimestampTz at; /* 0: never */
 	int64 pending;
 	int64 lag;
-	int64 length;
-	int64 added; /* entries-added of the stream */
+	PpStanding standing;
 	double lag_seconds;
 	double oldest_pending_seconds;
 	int64 unacknowledged; /* of the pending ones, so many are settled already */
@@ -190,6 +197,7 @@ typedef struct PpPipe
 	int max_consumers;     /* of the group, when they are all of this pipeline */
 	uint64 has_consumer;   /* by worker: it has found or made its own */
 	bool consumer_gone;    /* somebody deleted one, with what was pending for it */
+	PpStanding looked;     /* when a worker last saw that no entry is missing, or recorded it */
 	PpStreamSeen stream;   /* by worker 1, when it looked last; this and below: see watch.c */
 	bool correction_known; /* of what Redis says that the group has read */
 	int64 correction;

@@ -184,6 +184,7 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 	bool unknown = DatumGetBool(SPI_getbinval(tuple, desc, 15, &isnull));
 	PpPipe *pipe = pp_pipe_find(MyDatabaseId, name);
 	PpMeasured m = {0};
+	PpStanding looked = {0};
 	bool measured;
 	const char *reason = NULL;
 	int64 sum = 0;
@@ -195,15 +196,16 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 	{
 		LWLockAcquire(&pipe->lock, LW_SHARED);
 		m = pipe->measured;
+		looked = pipe->looked;
 		LWLockRelease(&pipe->lock);
 	}
 	/* What is committed and not acknowledged yet is in the tables already. */
 	m.pending -= Max(m.unacknowledged, 0);
-	balance = m.added - base - sum - m.pending - m.lag;
+	balance = m.standing.added - base - sum - m.pending - m.lag;
 	measured = m.at != 0 && m.pending >= 0 && m.lag >= 0;
 	if (!current)
 		reason = "an epoch that has ended is not measured any more";
-	else if (!measured || m.added < 0)
+	else if (!measured || m.standing.added < 0)
 		reason = "Redis does not tell the numbers that are needed, or has not been asked yet";
 	else if (no_base)
 		reason = "how many entries the epoch began with could not be determined";
@@ -218,8 +220,10 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 		reason = "how many entries are lost could not be determined; see postpipe_lost";
 	else if (shared && balance != 0)
 		reason = "the group has other consumers, and what they acknowledge is not counted here";
+	else if (balance != 0 && memcmp(&looked, &m.standing, sizeof(looked)) != 0)
+		reason = "stream or group have changed since a worker of this pipeline looked at them";
 
-	pp_row_int8(row, m.added - base, !measured || m.added < 0 || no_base);
+	pp_row_int8(row, m.standing.added - base, !measured || m.standing.added < 0 || no_base);
 	for (int i = 6; i <= 11; i++)
 		pp_row_int8(row, n[i], false);
 	pp_row_int8(row, m.pending, !measured);

@@ -16,6 +16,7 @@ typedef struct PpStreamFacts
 	int64 added;
 	PpId last_generated;
 	PpId first_entry; /* 0-0: the stream is empty */
+	PpId last_entry;  /* likewise */
 	PpId last_delivered;
 	PpId max_deleted;   /* 0-0: no entry was deleted one by one, or 6.2 */
 	int64 entries_read; /* by the group, as Redis counts */

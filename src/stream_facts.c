@@ -87,18 +87,19 @@ find_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
 /*
  * What the group has not delivered yet.  XINFO's own lag does not exist in 6.2, is nil after
  * SETID, in a group made mid-stream and after XDEL, and counts entries that were trimmed unread;
- * where the reader stands before the first entry, or at the last one, the number is certain.
+ * where the reader stands before the first entry, or at the last one that is left, the number is
+ * certain.
  */
 static int64
 count_undelivered(const PpStreamFacts *facts)
 {
 	if (!facts->key_exists || !facts->group_exists)
 		return -1;
-	if (facts->length == 0 || pp_id_compare(facts->last_delivered, facts->last_generated) >= 0)
+	if (pp_id_compare(facts->last_delivered, facts->last_entry) >= 0)
 		return 0;
 	if (pp_id_compare(facts->last_delivered, facts->first_entry) < 0)
 		return facts->length;
-	return facts->reported_lag;
+	return facts->reported_lag <= facts->length ? facts->reported_lag : -1;
 }
 
 static bool
@@ -113,17 +114,22 @@ parse_group(const PpReply *groups, const char *group, PpStreamFacts *facts, PpRe
 		   pp_stream_unexpected(error, "XINFO GROUPS");
 }
 
+/* The entry is nil, and its ID stays as it is, where the stream is empty. */
+static bool
+parse_entry_id(const PpReply *entry, PpId *id)
+{
+	return !pp_reply_is(entry, PP_REPLY_ARRAY, 1) || pp_stream_parse_id(&entry->items[0], id);
+}
+
 static bool
 parse_stream(const PpReply *stream, PpStreamFacts *facts, PpRedisError *error)
 {
-	const PpReply *first = pp_reply_lookup(stream, "first-entry");
-
 	facts->length = number_or_unknown(pp_reply_lookup(stream, "length"));
 	facts->added = number_or_unknown(pp_reply_lookup(stream, "entries-added"));
 	(void) pp_stream_parse_id(pp_reply_lookup(stream, "max-deleted-entry-id"), &facts->max_deleted);
 	if (pp_stream_parse_id(pp_reply_lookup(stream, "last-generated-id"), &facts->last_generated) &&
-		(!pp_reply_is(first, PP_REPLY_ARRAY, 1) ||
-		 pp_stream_parse_id(&first->items[0], &facts->first_entry)))
+		parse_entry_id(pp_reply_lookup(stream, "first-entry"), &facts->first_entry) &&
+		parse_entry_id(pp_reply_lookup(stream, "last-entry"), &facts->last_entry))
 		return true;
 	return pp_stream_unexpected(error, "XINFO STREAM");
 }

@@ -47,17 +47,23 @@ record_lost(PpApply *a, void *arg)
 						  ((Lost *) arg)->entries, "trimmed_before_read");
 }
 
+/* Is nothing that is in the stream left to be delivered? */
+static bool
+is_read_to_end(const PpStreamFacts *facts)
+{
+	return pp_id_compare(facts->last_delivered, facts->last_entry) >= 0;
+}
+
 /* Up to which ID are entries gone?  They were trimmed, or deleted one by one. */
 static PpId
 gone_up_to(const PpStreamFacts *facts)
 {
 	PpId last = facts->length > 0 ? pp_id_previous(facts->first_entry) : facts->last_generated;
+	PpId end = is_read_to_end(facts) ? facts->last_generated : facts->last_delivered;
 
 	/* What was deleted above what was delivered last would be missed later. */
-	if (pp_id_compare(facts->max_deleted, last) > 0 &&
-		pp_id_compare(facts->last_delivered, last) > 0)
-		last = pp_id_compare(facts->max_deleted, facts->last_delivered) < 0 ? facts->max_deleted
-																			: facts->last_delivered;
+	if (pp_id_compare(facts->max_deleted, last) > 0 && pp_id_compare(end, last) > 0)
+		last = pp_id_compare(facts->max_deleted, end) < 0 ? facts->max_deleted : end;
 	return last;
 }
 
@@ -160,7 +166,7 @@ take_position(PpWorker *w, const PpStreamFacts *facts, int64 expected, bool at_e
 }
 
 /*
- * Have entries gone from the stream that the group has not delivered?  At the stream's end all that
+ * Have entries gone from the stream that the group has not delivered?  At its last entry all that
  * were ever added must have been delivered, before its first entry all that are gone.  False: some are
  * missing, and may still be in the stream.
  */
@@ -168,12 +174,13 @@ static bool
 look_for_trimmed(PpWorker *w, const PpStreamFacts *facts)
 {
 	bool at_end = pp_id_compare(facts->last_delivered, facts->last_generated) >= 0;
+	bool to_end = is_read_to_end(facts);
 	bool none_left =
 		facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0;
-	int64 expected = at_end ? facts->added : facts->added - facts->length;
+	int64 expected = to_end ? facts->added : facts->added - facts->length;
 	int64 position;
 
-	if (facts->added < 0 || (!at_end && !none_left) ||
+	if (facts->added < 0 || (!to_end && !none_left) ||
 		!take_position(w, facts, expected, at_end, &position))
 		return true;
 	if (position < 0 || position >= expected)
@@ -184,14 +191,20 @@ look_for_trimmed(PpWorker *w, const PpStreamFacts *facts)
 	return true;
 }
 
+/* This is how the stream was when it was looked at; `sure`: and nothing is left to be seen later. */
 static void
-remember(PpWorker *w, const PpStreamFacts *facts)
+remember(PpWorker *w, const PpStreamFacts *facts, bool sure)
 {
 	w->watch.stream.generated = facts->last_generated;
 	w->watch.stream.added = facts->added;
 	w->watch.stream.length = facts->length;
 	w->watch.stream.first = facts->first_entry;
 	w->watch.looked = facts->last_delivered;
+	if (!sure)
+		return;
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	w->pipe->looked = (PpStanding){facts->last_delivered, facts->added, facts->length};
+	LWLockRelease(&w->pipe->lock);
 }
 
 /*
@@ -225,7 +238,7 @@ pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position)
 	PpPipe *pipe = w->pipe;
 	int64 read = facts->entries_read >= 0 ? facts->entries_read : position;
 
-	remember(w, facts);
+	remember(w, facts, true);
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	pipe->stream = w->watch.stream;
 	pipe->offset_known = read >= 0;
@@ -368,7 +381,7 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 		return true;
 	if (pp_watch_is_other(w, facts) || is_in_future(w, facts) || !look_for_trimmed(w, facts))
 		return false;
-	remember(w, facts);
+	remember(w, facts, w->watch.reads == 0);
 	return true;
 }
 

@@ -51,9 +51,10 @@ sql(q(SELECT postpipe_drop_pipeline('posts')));
 }
 
 # --- Entries that were deleted one by one before anybody read them are lost, and where they lay is known.
-for my $case ([ 'passed_over', 1, 1 ], [ 'passed_over_2', 2, 1 ], [ 'unread', 1, 0 ], [ 'unread_2', 2, 0 ])
+for my $case ([ 'passed_over', 1, 1, 4 ], [ 'passed_over_2', 2, 1, 4 ], [ 'unread', 1, 0, 4 ], [ 'unread_2', 2, 0, 4 ],
+	[ 'passed_over_end', 1, 1, 9 ], [ 'unread_end', 1, 0, 9 ], [ 'unread_end_2', 2, 0, 9 ])
 {
-	my ($p, $workers, $forward) = @$case;
+	my ($p, $workers, $forward, $n) = @$case;
 	make($p, workers => $workers);
 	add($p, 20);
 	rows($p, 20);
@@ -61,10 +62,13 @@ for my $case ([ 'passed_over', 1, 1 ], [ 'passed_over_2', 2, 1 ], [ 'unread', 1,
 	pause($p);
 	my @ids = add($p, 10);
 	$redis->command('XGROUP', 'SETID', "stream:$p", "postpipe_$p", '$') if $forward;
-	$redis->command('XDEL', "stream:$p", $ids[4]);
+	$redis->command('XDEL', "stream:$p", $ids[$n]);
 	resume($p);
 	rows($p, 29);
-	wait_sql($node, 'postgres', "SELECT entries, first_id <= '$ids[4]', last_id FROM postpipe_lost WHERE pipeline = '$p'", "1|t|$ids[4]", "$p: the one that is gone is lost, and its range known");
+	wait_sql($node, 'postgres', "SELECT entries, first_id <= '$ids[$n]', last_id FROM postpipe_lost WHERE pipeline = '$p'", "1|t|$ids[$n]", "$p: the one that is gone is lost, and its range known");
+	balanced($p);
+	add($p, 1);
+	rows($p, 30);
 	balanced($p);
 	drop($p);
 }
