@@ -271,6 +271,7 @@ pp_statement_prepare(PpStatement *s)
 	 */
 	if (OidIsValid(s->target))
 		LockRelationOid(s->target, RowExclusiveLock);
+	pp_target_check_own(s->ext);
 	if (!relations_changed)
 		return;
 	check_owner(s);

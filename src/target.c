@@ -79,6 +79,26 @@ pp_target_check_written(const PpPipeline *p, Oid role, Oid relid)
 	}
 }
 
+/* Throws when a table of ours would be empty after a crash.  Asked for each batch: two look-ups in a cache each. */
+void
+pp_target_check_own(const PpExtension *ext)
+{
+	static const char *const tables[] = {"postpipe_ledger", "postpipe_epoch", "postpipe_progress",
+										 "postpipe_dead_letter", "postpipe_lost_range"};
+
+	for (int i = 0; i < lengthof(tables); i++)
+	{
+		Oid relid = get_relname_relid(tables[i], ext->schema);
+
+		if (OidIsValid(relid) && get_rel_persistence(relid) != RELPERSISTENCE_PERMANENT)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("table %s.%s is unlogged", ext->schema_name, tables[i]),
+					 errdetail("After a crash it would be empty, with every entry acknowledged."),
+					 errhint("ALTER TABLE %s.%s SET LOGGED.", ext->schema_name, tables[i])));
+	}
+}
+
 /* Throws unless the target is a table that we can promise something about. */
 void
 pp_target_check(const PpPipeline *p, Relation rel)

@@ -64,6 +64,23 @@ for my $how (qw(target statement))
 		wait_sql($node, 'postgres', "SELECT count(*) FROM $name", $before + 1, "ALTER TABLE $mend: goes on");
 	}
 }
+
+# --- Tables of our own.
+sql('CREATE TABLE own (id int, v text)');
+make('own', target => 'own');
+my $n = 0;
+for my $table (qw(postpipe_ledger postpipe_dead_letter))
+{
+	$redis->xadd('stream:own', id => ++$n);
+	wait_sql($node, 'postgres', 'SELECT count(*) FROM own', $n, "$table: before");
+	sql("ALTER TABLE $table SET UNLOGGED");
+	$redis->xadd('stream:own', id => ++$n);
+	wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'own'), 'failed|sqlstate_55000', "$table becomes unlogged: stops");
+	like(sql(q(SELECT reason FROM postpipe_stats WHERE pipeline = 'own')), qr/^table public.$table is unlogged/, '... and says why');
+	is(pending($redis, 'stream:own', 'postpipe_own'), 1, '... and nothing acknowledged');
+	sql("ALTER TABLE $table SET LOGGED");
+	wait_sql($node, 'postgres', 'SELECT count(*) FROM own', $n, "$table is logged: goes on");
+}
 is(sql('SELECT count(*) FROM postpipe_dlq'), 0, 'nothing is dead');
 $node->stop;
 done_testing();
