@@ -30,8 +30,9 @@
 #include "stream.h"
 #include "suspect.h"
 
-#define BLOCK_MS        5000 /* how long Redis may hold an empty read */
-#define ANSWER_MS       3000 /* how much longer than that we wait for an answer */
+#define BLOCK_MS \
+	3000 /* how long Redis may hold an empty read; at its end a group that was moved shows */
+#define ANSWER_MS       5000 /* how long we wait for an answer that is due */
 #define NORMALIZE_TRIES 5    /* when the server is out of memory */
 #define MIN_REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
 #define MAX_REPLY_LIMIT ((size_t) 1200 * 1024 * 1024)
@@ -187,7 +188,7 @@ pp_consume_begin_replies(PpWorker *w)
 PpReply *
 pp_consume_receive_any(PpWorker *w, PpRedisError *error)
 {
-	PpReply *reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+	PpReply *reply = receive(w, ANSWER_MS, PP_WAIT_REDIS_REPLY);
 
 	if (reply == NULL)
 		*error = *pp_redis_error(w->redis);
@@ -229,7 +230,7 @@ pp_consume_receive_loose_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *
 bool
 pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError *error)
 {
-	*reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+	*reply = receive(w, ANSWER_MS, PP_WAIT_REDIS_REPLY);
 	if (failed(w, *reply, error))
 		return false;
 	if ((*reply)->type == type)
@@ -384,7 +385,7 @@ pp_consume_create_group(PpWorker *w, PpRedisError *error)
 	set_reply_target(w, &w->batches[0]);
 	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
 								ledger->epoch == 1 && !ledger->base_known && asked ? asked : start);
-	reply = receive(w, BLOCK_MS, PP_WAIT_REDIS_REPLY);
+	reply = receive(w, ANSWER_MS, PP_WAIT_REDIS_REPLY);
 	if (failed(w, reply, error) && (reply == NULL || strcmp(error->code, "redis_busygroup") != 0))
 		return false;
 	if (reply->type != PP_REPLY_ERROR)
@@ -429,7 +430,7 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 		pp_stream_send_read(w->redis, w->def->stream, w->def->group, w->consumer, &after, w->count,
 							-1);
 		if (!pp_owner_receive_check(w, error) ||
-			!receive_batch(w, batch, BLOCK_MS, PP_WAIT_REDIS_REPLY, error))
+			!receive_batch(w, batch, ANSWER_MS, PP_WAIT_REDIS_REPLY, error))
 			return false;
 		if (batch->n == 0)
 			break;
@@ -462,7 +463,7 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpR
 	if (!pp_consume_apply(w, batch) || !pp_acks_receive(w, error))
 		return false;
 	if (read_ahead && (!receive_position(w, error) ||
-					   !receive_new(w, next, BLOCK_MS, PP_WAIT_REDIS_REPLY, error)))
+					   !receive_new(w, next, ANSWER_MS, PP_WAIT_REDIS_REPLY, error)))
 		return false;
 	return pp_mirror_letters(w, batch, error);
 }
