@@ -228,20 +228,25 @@ pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, co
 	Oid types[] = {TEXTOID, TEXTOID, BOOLOID, TEXTOID};
 	char id[PP_ID_LEN];
 	Datum values[4];
+	bool isnull;
+	int epoch;
 
 	pp_id_print(since, id);
 	values[0] = CStringGetTextDatum(pipeline);
 	values[1] = CStringGetTextDatum(cause);
 	values[2] = BoolGetDatum(again);
 	values[3] = CStringGetTextDatum(id);
-	return (int) pp_store_execute(ext,
-								  psprintf("INSERT INTO %s.postpipe_epoch "
-										   "(pipeline, epoch, cause, again, since_id) "
-										   "SELECT $1, coalesce(max(epoch), 1) + 1, $2, $3, "
-										   "$4::%s.postpipe_id FROM %s.postpipe_epoch "
-										   "WHERE pipeline = $1",
-										   ext->schema_name, ext->schema_name, ext->schema_name),
-								  4, types, values, NULL);
+	pp_store_begin(ext);
+	SPI_execute_with_args(
+		psprintf("INSERT INTO %1$s.postpipe_epoch (pipeline, epoch, cause, again, "
+				 "since_id) SELECT $1, coalesce(max(epoch), 1) + 1, $2, $3, "
+				 "$4::%1$s.postpipe_id FROM %1$s.postpipe_epoch "
+				 "WHERE pipeline = $1 RETURNING epoch",
+				 ext->schema_name),
+		4, types, values, NULL, false, 0);
+	epoch = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	pp_store_end();
+	return epoch;
 }
 
 /* Deletes all that is kept of a pipeline, but for its definition. From a backend. */

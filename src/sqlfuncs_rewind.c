@@ -169,6 +169,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	PpId id = {0, 0};
 	char buf[PP_ID_LEN];
 	int64 entries;
+	int epoch;
 
 	pp_require_preload();
 	pp_require_extension(&ext);
@@ -199,7 +200,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	 * The epoch first: if the group is set back and this transaction fails in the end, what comes
 	 * again is on record and not applied twice.
 	 */
-	(void) pp_ledger_new_epoch(&ext, p->name, id, "rewind", true);
+	epoch = pp_ledger_new_epoch(&ext, p->name, id, "rewind", true);
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	memset(&pipe->mark, 0, sizeof(pipe->mark));
 	LWLockRelease(&pipe->lock);
@@ -212,5 +213,10 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 		pp_function_fail(reply);
 	entries = count_after(conn, p, id);
 	pp_redis_close(conn);
+	ereport(LOG, (errmsg("postpipe pipeline \"%s\": rewound to %s by \"%s\": epoch %d begins",
+						 p->name, buf, GetUserNameFromId(GetUserId(), false), epoch)));
+	ereport(NOTICE, (errmsg("entries after %s will be applied again, in epoch %d of the pipeline; "
+							"now there are " INT64_FORMAT " of them",
+							buf, epoch, entries)));
 	PG_RETURN_INT64(entries);
 }

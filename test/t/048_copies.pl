@@ -88,6 +88,7 @@ $old->stop;
 	wait_sql($main, 'postgres', 'SELECT count(*), count(DISTINCT v) FROM t_c', '420|420', 'c: what is left of it is applied');
 	is($main->safe_psql('postgres', q(SELECT entries, first_id <= $$) . $ids{c}[0] . q($$, last_id >= $$) . $ids{c}[99] . q($$ FROM postpipe_lost WHERE pipeline = 'c')), '100|t|t', 'c: what was trimmed meanwhile is lost, and its range known');
 	balanced($main, 'c');
+	is(scalar log_lines($main, qr/WARNING.*"c": \d+ entries of stream "stream:c" were trimmed before they were read/, $from), 1, '... with a WARNING');
 	is(scalar log_lines($main, qr/WARNING.*"d": the database has gone back in time/, $from), 1, 'd: in a group with others it is reported');
 	is($main->safe_psql('postgres', 'SELECT count(*) FROM t_d'), 20, '... and nothing is read again');
 	$redis->xadd('stream:d', n => 1);

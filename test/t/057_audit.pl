@@ -23,7 +23,11 @@ shows('away', '10|10|0|0|0', qr/^$/, 'it is back');
 is(sql('SELECT count(*) FROM postpipe_audit'), 1, '... with the stream that it had') or diag(join "\n", log_lines($node, qr/epoch/));
 
 # --- An epoch that has ended.
-sql(q(SELECT postpipe_pause('away'); SELECT postpipe_wait_state('away', 'paused'); SELECT postpipe_rewind('away'); SELECT postpipe_resume('away')));
+sql(q(SELECT postpipe_pause('away'); SELECT postpipe_wait_state('away', 'paused')));
+my (undef, undef, $notice) = $node->psql('postgres', q(SELECT postpipe_rewind('away')));
+like($notice, qr/^psql:<stdin>:1: NOTICE:  entries after 0-0 will be applied again, in epoch 2 of the pipeline; now there are 10 of them$/, 'a rewind says what it does');
+is(scalar log_lines($node, qr/LOG:.*"away": rewound to 0-0 by "postgres": epoch 2 begins/), 1, '... in the log as well');
+sql(q(SELECT postpipe_resume('away')));
 settled('away', 20);
 shows('away', '10|10|0|0|0', qr/^$/, 'a rewind: the new epoch');
 is(sql(q(SELECT applied, balance IS NULL, exact, reason FROM postpipe_audit WHERE pipeline = 'away' AND epoch = 1)),
