@@ -304,6 +304,7 @@ is(sql(q(SELECT discarded FROM postpipe_audit WHERE pipeline = 'set')), 1, 'disc
 my %sums = (item => '7|0|1|2', late => '4|0|0|0', many => 2501 - $failed . "|0|$failed|0", anything => '2|0|3|4', old => '0|0|1|2199');
 wait_sql($node, 'postgres', "SELECT applied, retrying, dead, discarded, balance FROM postpipe_audit WHERE pipeline = '$_'", "$sums{$_}|0", "$_: the audit balances", 30) for sort keys %sums;
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
+pp_balanced($node);
 $node->stop;
 done_testing();
 

@@ -150,6 +150,7 @@ done_with('types', '632|69');
 cmp_ok(sql($count) - 1, '<=', 20 + 1 + 2, 'a run for each bad one, and three for all others');
 is(sql(q(SELECT pid FROM postpipe_workers WHERE pipeline = 'types')), $behind, '... by the same process');
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
+pp_balanced($node);
 $node->stop;
 done_testing();
 

@@ -274,6 +274,7 @@ SQL
 	refused("SELECT $_", qr/NOPERM.*HINT:.*\+eval/s, "$_ says so") for q(postpipe_claim('acl', min_idle => '0')), q(postpipe_reap_consumers('acl', '0', 'python-1'));
 	is(pending_of('stream:acl', 'acl', 'python-1'), 5, 'nothing was touched');
 }
+pp_balanced($node);
 $node->stop('fast');
 done_testing();
 

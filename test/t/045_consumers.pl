@@ -155,6 +155,7 @@ for my $call (q(postpipe_create_group('his')), q(postpipe_consumers('his')), q(p
 is((as('monitor', 'SELECT * FROM postpipe_lost'))[0] =~ /^main\|1\|1-1\|1-9\|9\|trimmed\|/, 1, 'pg_monitor reads postpipe_lost');
 is((as('app', 'SELECT * FROM postpipe_lost'))[1] =~ /permission denied for view postpipe_lost/, 1, '... others do not');
 
+pp_balanced($node);
 $node->stop('fast');
 done_testing();
 

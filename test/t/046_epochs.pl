@@ -221,6 +221,7 @@ wait_sql($node, 'postgres', q(SELECT count(*) FROM t_adopted), 20, '... and is n
 balanced('adopted');
 drop('adopted');
 
+pp_balanced($node);
 $node->stop;
 done_testing();
 

@@ -61,6 +61,7 @@ my %oid = map { $_ => $node->safe_psql('postgres', "SELECT oid FROM pg_database 
 	sql('one', q(SELECT postpipe_pause('c'); SELECT postpipe_wait_state('c', 'paused'); SELECT postpipe_drop_pipeline('c')));
 	make('two', 'c');
 	wait_state('two', 'c', 'idle');
+	pp_balanced($node, "two");
 	sql('two', 'DROP EXTENSION postpipe');
 	make('three', $_) for qw(b c);
 	wait_state('three', $_, 'idle') for qw(b c);
@@ -72,6 +73,7 @@ my %oid = map { $_ => $node->safe_psql('postgres', "SELECT oid FROM pg_database 
 	add('b', 1);
 	rows('one', 'b', 1);
 }
+pp_balanced($node, "one");
 $node->stop('fast');
 
 # --- A Redis that forgets: all, or what came since it was saved.
@@ -99,6 +101,7 @@ $node->stop('fast');
 	$kept->start;
 	wait_for { $kept->command('HGET', 'postpipe:{stream:t}:g', 'nonce') ne $nonce } 'a Redis that went back: the owner comes back by itself';
 	$add->('... and reads on');
+	pp_balanced($server);
 	$server->stop('fast');
 }
 done_testing();

@@ -31,6 +31,7 @@ for my $mode (qw(fast immediate fast immediate))
 }
 add('a', 5);
 complete($main, 'a');
+pp_balanced($_) for $main, $clone;
 $clone->stop;
 
 # --- A clone from before the owner's last start has an old nonce: fenced, also while the owner is down.
@@ -48,6 +49,7 @@ wait_sql($main, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 
 idle($main, 'b', 'not where nobody took over');
 add('a', 5);
 complete($old, 'a', 'the new owner goes on');
+pp_balanced($_) for $main, $old;
 $old->stop;
 
 # --- A dump, restored elsewhere: disarmed, and its own pipeline on the same group is fenced.
@@ -64,6 +66,7 @@ $old->stop;
 	command_ok([ 'psql', '-XAqt', '-v', 'ON_ERROR_STOP=1', '-d', $away->connstr('postgres'), '-f', $file ], 'into another server');
 	wait_sql($away, 'postgres', q(SELECT string_agg(pipeline || ' ' || state, ', ' ORDER BY pipeline) FROM postpipe_stats), 'e disarmed, posts fenced', 'disarmed, and the built-in one is fenced');
 	idle($main, 'posts', 'the first server goes on', 'app');
+	pp_balanced($away);
 	$away->stop;
 }
 
@@ -116,6 +119,7 @@ $old->stop;
 	idle($standby, 'b', 'a standby that is promoted reads at once');
 	complete($standby, 'b');
 	balanced($standby, 'b');
+	pp_balanced($standby);
 	$standby->stop;
 }
 done_testing();

@@ -67,6 +67,7 @@ sql(q(SELECT postpipe_rewind('pruned')));
 sql(q(SELECT postpipe_resume('pruned')));
 wait_sql($node, 'postgres', q(SELECT count(*), count(DISTINCT v) FROM t_pruned), (2 * $n + 2) . '|' . ($n + 1), 'a rewind from SQL applies all of it again, pruned or not');
 
+pp_balanced($node);
 $node->stop;
 done_testing();
 

@@ -71,6 +71,7 @@ wait_for { unacknowledged($_) == 0 } "the standby is back: $_ is acknowledged" f
 is(sql(q(SET synchronous_commit = off; SELECT postpipe_claim('default', 'python-1', '0'))), 0, 'the claim again');
 wait_for { unacknowledged('default') == 0 } '... acknowledges what is on record';
 is(sql(q(SELECT string_agg(first_id::text, ' ' ORDER BY first_id) FROM postpipe_lost WHERE pipeline = 'default')), "@gone", '... once');
+pp_balanced($node);
 $node->stop;
 $standby->stop;
 done_testing();

@@ -82,6 +82,7 @@ for my $table (qw(postpipe_ledger postpipe_dead_letter))
 	wait_sql($node, 'postgres', 'SELECT count(*) FROM own', $n, "$table is logged: goes on");
 }
 is(sql('SELECT count(*) FROM postpipe_dlq'), 0, 'nothing is dead');
+pp_balanced($node);
 $node->stop;
 done_testing();
 

@@ -53,6 +53,7 @@ wait_for { log_lines($node, qr/pipeline "gone", worker 1: failed: target table p
 
 is(join("\n", map { substr $_, 0, 200 } grep { !/LOG:  [0-9A-Z]+: statement:/ } log_lines($node, qr/SECRET/)), '', 'nothing of an entry is in the log');
 is(join("\n", log_lines($node, qr/STATEMENT:.*SECRET/)), '', '... nor as the statement of an error');
+pp_balanced($node);
 $node->stop;
 done_testing();
 

@@ -167,6 +167,7 @@ is(reconnects('large') - $before, 0, '... and nobody has to connect again');
 is(join("\n", log_lines($node, qr/larger than|redis_/, $from)), '', '... nor to complain');
 balanced('large', 60);
 
+pp_balanced($node);
 $node->stop;
 done_testing();
 

@@ -194,6 +194,7 @@ for my $case ([ 'adopted_lower', 500 ], [ 'adopted_higher', 2000 ])
 	my $file = PostgreSQL::Test::Utils::tempdir() . '/dump.sql';
 	sql('DROP TABLE IF EXISTS posts'); # the built-in pipeline makes it as soon as there is the extension
 	command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-f', $file ], 'pg_dump');
+	pp_balanced($node);
 	$node->stop;
 	command_ok([ 'psql', '-XAqt', '-v', 'ON_ERROR_STOP=1', '-d', $away->connstr('postgres'), '-f', $file ], 'into another server');
 	$away->safe_psql('postgres', q(TRUNCATE t_young; SELECT postpipe_resume('young', take_over => true)));
@@ -202,6 +203,7 @@ for my $case ([ 'adopted_lower', 500 ], [ 'adopted_higher', 2000 ])
 	is(scalar log_lines($away, qr/HINT.*postpipe_rewind\('young'/), 1, '... that says what to do');
 	$away->safe_psql('postgres', q(SELECT postpipe_pause('young'); SELECT postpipe_wait_state('young', 'paused'); SELECT postpipe_rewind('young'); SELECT postpipe_resume('young')));
 	wait_sql($away, 'postgres', 'SELECT count(*), count(DISTINCT v) FROM t_young', '50|50', '... and then all is applied');
+	pp_balanced($away);
 	$away->stop;
 }
 done_testing();

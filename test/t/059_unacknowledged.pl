@@ -58,6 +58,7 @@ wait_sql($node, 'postgres', q(SELECT balance IS NULL AND reason LIKE 'of the pen
 sql(q(SELECT postpipe_resume('audit')));
 audit('210|210|0|0|', 'read again: it balances');
 
+pp_balanced($node);
 $node->stop;
 done_testing();
 

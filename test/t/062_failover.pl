@@ -117,6 +117,7 @@ add($replica, 5);
 complete('... and new ones');
 balanced('the standby');
 is(sql('SELECT count(*) FROM postpipe_lost'), 0, 'nothing is lost');
+pp_balanced($standby);
 $standby->stop;
 done_testing();
 

@@ -22,7 +22,7 @@ use Postpipe::Test::Wait;
 use Test::More;
 
 our @EXPORT = (
-	qw(pp_node pp_session wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
+	qw(pp_node pp_session pp_balanced wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
 
 # The sample events, and what has to come of them (see Postpipe::Test::Data).
 my ($data_dir) = map { s{perl/Postpipe/Test\.pm$}{data}r } __FILE__;
@@ -112,6 +112,15 @@ sub pp_session
 		$psql->pump until $out =~ /^end $n$/m;
 		return $out =~ s/^end $n\n//mr;
 	};
+}
+
+# pp_balanced(node, database): what the audit says at the end of a test: each balance is 0, or not told and why.
+sub pp_balanced
+{
+	my ($node, $db) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_sql($node, $db // 'postgres', q(SELECT string_agg(format('%s epoch %s: balance %s, %s', pipeline, epoch, balance, reason), '; ')
+		FROM postpipe_audit WHERE balance <> 0 OR (balance IS NULL AND reason IS NULL)), '', 'every entry is accounted for');
 }
 
 # wait_sql(node, database, query, expected text, what, seconds): polls until the query prints what is expected, then is().
