@@ -12,6 +12,7 @@
  * "dead" and the error, and the next one is looked at.
  */
 #include "event.h"
+#include "event_internal.h"
 
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
@@ -20,16 +21,6 @@
 #include "utils/memutils.h"
 
 #include "fault.h"
-
-#define MAX_KEPT_NAMES 64
-#define MAX_KEPT_BYTES 2048
-
-typedef struct FlatPair
-{
-	PpString name;
-	PpString value;
-	int position;
-} FlatPair;
 
 /*
  * pp_entry_error_capture
@@ -87,168 +78,34 @@ to_server(PpString s, const char *what, const PpString *name)
 	return s;
 }
 
-/* jsonb's order of keys: shorter first, then by bytes; equal names in the order they came. */
-static int
-compare_pairs(const void *a, const void *b)
-{
-	const FlatPair *x = a;
-	const FlatPair *y = b;
-	int order;
-
-	if (x->name.len != y->name.len)
-		return x->name.len < y->name.len ? -1 : 1;
-	order = memcmp(x->name.data, y->name.data, x->name.len);
-	return order != 0 ? order : x->position - y->position;
-}
-
-/*
- * Writes one string of the object: its JEntry, and its bytes at *data.  The JEntry has the offset,
- * not the length: then a reader need not add up the lengths before it.  Either is allowed anywhere.
- */
-static void
-put_string(JEntry *entry, const PpString *s, char **data, uint32 *total)
-{
-	*total += (uint32) s->len;
-	*entry = JENTRY_ISSTRING | JENTRY_HAS_OFF | *total;
-	memcpy(*data, s->data, s->len);
-	*data += s->len;
-}
-
-/*
- * The jsonb object of sorted pairs whose values are strings, in the binary form of
- * utils/jsonb.h.  Written directly: through JsonbValues it takes three times as long, and this is
- * done for every flat entry.
- */
-static Jsonb *
-write_object(const FlatPair *pairs, int n)
-{
-	Size bytes = 0;
-	Size size;
-	Jsonb *jb;
-	char *data;
-	uint32 total = 0;
-
-	for (int i = 0; i < n; i++)
-		bytes += pairs[i].name.len + pairs[i].value.len;
-	if (bytes > JENTRY_OFFLENMASK || n > JB_CMASK)
-		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-						errmsg("entry is too large for a jsonb event"),
-						errdetail("It has %zu bytes; the limit is %u.", bytes, JENTRY_OFFLENMASK)));
-	size = offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + 2 * n * sizeof(JEntry);
-	jb = palloc(size + bytes);
-	SET_VARSIZE(jb, size + bytes);
-	jb->root.header = (uint32) n | JB_FOBJECT;
-	data = (char *) jb + size;
-	for (int i = 0; i < n; i++)
-		put_string(&jb->root.children[i], &pairs[i].name, &data, &total);
-	for (int i = 0; i < n; i++)
-		put_string(&jb->root.children[n + i], &pairs[i].value, &data, &total);
-	return jb;
-}
-
-/*
- * The order of an entry's names, kept from the entry before: producers write the same names in the
- * same order again and again, and to sort them takes longer than to compare them.
- */
-typedef struct NameOrder
-{
-	int n;    /* fields; 0: none is kept */
-	int skip; /* the field that was left out */
-	size_t lengths[MAX_KEPT_NAMES];
-	char names[MAX_KEPT_BYTES];    /* one after the other */
-	int positions[MAX_KEPT_NAMES]; /* of the sorted fields, without repeated names */
-	int unique;
-} NameOrder;
-
-static bool
-same_names(const NameOrder *kept, const PpEntry *entry, int skip)
-{
-	const char *name = kept->names;
-
-	if (kept->n != entry->nfields / 2 || kept->skip != skip)
-		return false;
-	for (int i = 0; i < kept->n; i++)
-	{
-		const PpString *field = &entry->fields[2 * i];
-
-		if (field->len != kept->lengths[i] || memcmp(field->data, name, field->len) != 0)
-			return false;
-		name += field->len;
-	}
-	return true;
-}
-
-/* Keeps the order that was found, if it is worth it. */
-static void
-keep_names(NameOrder *kept, const PpEntry *entry, int skip, const FlatPair *pairs, int unique)
-{
-	size_t used = 0;
-
-	kept->n = 0;
-	if (entry->nfields / 2 > MAX_KEPT_NAMES || GetDatabaseEncoding() != PG_UTF8)
-		return;
-	for (int i = 0; i < entry->nfields / 2; i++)
-	{
-		const PpString *field = &entry->fields[2 * i];
-
-		if (used + field->len > MAX_KEPT_BYTES)
-			return;
-		memcpy(kept->names + used, field->data, field->len);
-		kept->lengths[i] = field->len;
-		used += field->len;
-	}
-	for (int i = 0; i < unique; i++)
-		kept->positions[i] = pairs[i].position;
-	kept->unique = unique;
-	kept->skip = skip;
-	kept->n = entry->nfields / 2;
-}
-
-/* The fields, but for number `skip` (-1: none), as a jsonb object; of equal names the last counts. */
+/* The fields, but for number `skip` (-1: none), as a jsonb object. */
 static Jsonb *
 build_flat(const PpEntry *entry, int skip)
 {
-	static NameOrder kept;
+	static PpNameOrder kept;
 	int max = entry->nfields / 2;
-	FlatPair *pairs = palloc(Max(max, 1) * sizeof(FlatPair));
+	PpPair *pairs = palloc(Max(max, 1) * sizeof(PpPair));
 	int n = 0;
-	int unique = 0;
+	bool are_kept;
 	Jsonb *result;
 
-	/* With names that were seen before, only the values have to be checked. */
-	if (max > 0 && same_names(&kept, entry, skip))
-	{
-		for (int i = 0; i < kept.unique; i++)
-		{
-			const PpString *name = &entry->fields[2 * kept.positions[i]];
-
-			pairs[i].name = *name;
-			pairs[i].value = to_server(name[1], "value of a field", name);
-		}
-		result = write_object(pairs, kept.unique);
-		pfree(pairs);
-		return result;
-	}
 	for (int i = 0; i < max; i++)
-	{
-		if (i == skip)
-			continue;
-		pairs[n].name = to_server(entry->fields[2 * i], "name of a field", NULL);
-		pairs[n].value =
-			to_server(entry->fields[2 * i + 1], "value of a field", &entry->fields[2 * i]);
-		pairs[n].position = i;
-		n++;
-	}
-	qsort(pairs, n, sizeof(FlatPair), compare_pairs);
+		if (i != skip)
+		{
+			pairs[n] = (PpPair){entry->fields[2 * i], entry->fields[2 * i + 1], JENTRY_ISSTRING, n};
+			n++;
+		}
+	/* Of names that were seen before, only the values have to be checked. */
+	are_kept = pp_names_are_kept(&kept, pairs, n);
 	for (int i = 0; i < n; i++)
 	{
-		if (unique > 0 && pairs[unique - 1].name.len == pairs[i].name.len &&
-			memcmp(pairs[unique - 1].name.data, pairs[i].name.data, pairs[i].name.len) == 0)
-			unique--;
-		pairs[unique++] = pairs[i];
+		PpString name = pairs[i].name;
+
+		if (!are_kept)
+			pairs[i].name = to_server(name, "name of a field", NULL);
+		pairs[i].value = to_server(pairs[i].value, "value of a field", &name);
 	}
-	keep_names(&kept, entry, skip, pairs, unique);
-	result = write_object(pairs, unique);
+	result = pp_object_make(&kept, are_kept, pairs, n);
 	pfree(pairs);
 	return result;
 }
@@ -260,6 +117,8 @@ parse_object(const PpString *name, PpString value)
 	Jsonb *jb;
 
 	value = to_server(value, "value of a field", name);
+	if ((jb = pp_json_parse_flat(value.data, value.len)) != NULL)
+		return jb;
 	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(value.data)));
 	if (!JB_ROOT_IS_OBJECT(jb))
 		ereport(ERROR,

@@ -1,0 +1,331 @@
+/*
+ * event_json.c
+ *		A JSON object whose values are strings, numbers, booleans and nulls, to jsonb in one pass.
+ *
+ * That is what most producers send, and jsonb_in() takes four times as long for it.  Whatever is not so
+ * simple (arrays, objects, an escape for a character that text cannot have, every error) is left to
+ * jsonb_in(), so that there is one place that says what is wrong with a text.
+ */
+#include "event_internal.h"
+
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+
+#define MAX_PAIRS       256
+#define MAX_INT64_CHARS 18 /* so many digits always fit */
+#define WORD            sizeof(uint64)
+#define EACH_BYTE       UINT64CONST(0x0101010101010101)
+#define HIGH_BITS       UINT64CONST(0x8080808080808080)
+
+/* What is left of the text, which is valid UTF-8, and where strings without their escapes go. */
+typedef struct Scan
+{
+	const char *at;
+	const char *end;
+	char *scratch; /* NULL: no string had an escape yet */
+	char *scratch_at;
+} Scan;
+
+static inline void
+skip_space(Scan *s)
+{
+	while (s->at < s->end && (*s->at == ' ' || *s->at == '\n' || *s->at == '\t' || *s->at == '\r'))
+		s->at++;
+}
+
+/* Takes this character, after white space. */
+static inline bool
+take(Scan *s, char c)
+{
+	skip_space(s);
+	if (s->at == s->end || *s->at != c)
+		return false;
+	s->at++;
+	return true;
+}
+
+/* Is one of these eight bytes a quote, a backslash or a control character? Never misses one. */
+static inline bool
+has_special(const char *p)
+{
+	uint64 word;
+	uint64 quote;
+	uint64 backslash;
+
+	memcpy(&word, p, WORD);
+	quote = word ^ (EACH_BYTE * '"');
+	backslash = word ^ (EACH_BYTE * '\\');
+	return (((quote - EACH_BYTE) & ~quote) | ((backslash - EACH_BYTE) & ~backslash) |
+			((word - EACH_BYTE * 0x20) & ~word)) &
+		   HIGH_BITS;
+}
+
+/* The first special character from `p` on. */
+static inline const char *
+find_special(const char *p, const char *end)
+{
+	while (end - p >= (ptrdiff_t) WORD && !has_special(p))
+		p += WORD;
+	while (p < end && *p != '"' && *p != '\\' && (unsigned char) *p >= 0x20)
+		p++;
+	return p;
+}
+
+static bool
+take_hex4(Scan *s, pg_wchar *code)
+{
+	*code = 0;
+	if (s->end - s->at < 4)
+		return false;
+	for (int i = 0; i < 4; i++)
+	{
+		char c = *s->at++;
+		int digit = c >= '0' && c <= '9'   ? c - '0'
+					: c >= 'a' && c <= 'f' ? c - 'a' + 10
+					: c >= 'A' && c <= 'F' ? c - 'A' + 10
+										   : -1;
+
+		if (digit < 0)
+			return false;
+		*code = *code << 4 | (pg_wchar) digit;
+	}
+	return true;
+}
+
+/* After \u: one character, perhaps of two surrogates. */
+static bool
+take_unicode(Scan *s)
+{
+	pg_wchar code;
+	pg_wchar low;
+
+	if (!take_hex4(s, &code) || code == 0 || is_utf16_surrogate_second(code) ||
+		GetDatabaseEncoding() != PG_UTF8)
+		return false;
+	if (is_utf16_surrogate_first(code))
+	{
+		if (s->end - s->at < 6 || s->at[0] != '\\' || s->at[1] != 'u')
+			return false;
+		s->at += 2;
+		if (!take_hex4(s, &low) || !is_utf16_surrogate_second(low))
+			return false;
+		code = surrogate_pair_to_codepoint(code, low);
+	}
+	unicode_to_utf8(code, (unsigned char *) s->scratch_at);
+	s->scratch_at += pg_utf_mblen((unsigned char *) s->scratch_at);
+	return true;
+}
+
+/* After a backslash. */
+static bool
+take_escape(Scan *s)
+{
+	static const char escapes[] = "\"\"\\\\//b\bf\fn\nr\rt\t";
+
+	if (s->at == s->end)
+		return false;
+	if (*s->at == 'u')
+	{
+		s->at++;
+		return take_unicode(s);
+	}
+	for (const char *e = escapes; *e != '\0'; e += 2)
+		if (*s->at == e[0])
+		{
+			*s->scratch_at++ = e[1];
+			s->at++;
+			return true;
+		}
+	return false;
+}
+
+/* The rest of a string that has an escape, as a copy: what an escape means is never longer than itself. */
+static bool
+copy_string(Scan *s, PpString *string)
+{
+	char *copy;
+
+	if (s->scratch == NULL)
+		s->scratch = s->scratch_at = palloc(s->end - s->at);
+	copy = s->scratch_at;
+	for (;;)
+	{
+		const char *special = find_special(s->at, s->end);
+
+		memcpy(s->scratch_at, s->at, special - s->at);
+		s->scratch_at += special - s->at;
+		if (special == s->end)
+			return false;
+		s->at = special + 1;
+		if (*special == '"')
+		{
+			*string = (PpString){copy, s->scratch_at - copy};
+			return true;
+		}
+		if (*special != '\\' || !take_escape(s))
+			return false;
+	}
+}
+
+/* A string: where it lies in the text, if it has no escape. */
+static bool
+take_string(Scan *s, PpString *string)
+{
+	const char *special;
+
+	if (!take(s, '"'))
+		return false;
+	special = find_special(s->at, s->end);
+	if (special == s->end || *special != '"')
+		return copy_string(s, string);
+	*string = (PpString){s->at, special - s->at};
+	s->at = special + 1;
+	return true;
+}
+
+static const char *
+skip_digits(const char *p, const char *end)
+{
+	while (p < end && *p >= '0' && *p <= '9')
+		p++;
+	return p;
+}
+
+/* Where a JSON number that begins at `p` ends, *integer: without point and exponent; NULL: it is none. */
+static const char *
+end_of_number(const char *p, const char *end, bool *integer)
+{
+	const char *digits = p + (p < end && *p == '-');
+	const char *start = digits;
+
+	p = skip_digits(digits, end);
+	if (p == digits || (*digits == '0' && p - digits > 1))
+		return NULL;
+	*integer = true;
+	if (p < end && *p == '.')
+	{
+		*integer = false;
+		start = p + 1;
+		if ((p = skip_digits(start, end)) == start)
+			return NULL;
+	}
+	if (p < end && (*p == 'e' || *p == 'E'))
+	{
+		*integer = false;
+		start = p + 1 + (p + 1 < end && (p[1] == '+' || p[1] == '-'));
+		if ((p = skip_digits(start, end)) == start)
+			return NULL;
+	}
+	return p;
+}
+
+static bool
+take_number(Scan *s, PpPair *pair)
+{
+	const char *start = s->at;
+	bool integer;
+	Numeric number;
+
+	s->at = end_of_number(start, s->end, &integer);
+	if (s->at == NULL)
+		return false;
+	if (integer && s->at - start <= MAX_INT64_CHARS)
+	{
+		int64 value = 0;
+
+		for (const char *p = start + (*start == '-'); p < s->at; p++)
+			value = 10 * value + (*p - '0');
+		number = int64_to_numeric(*start == '-' ? -value : value);
+	}
+	else
+		number = DatumGetNumeric(DirectFunctionCall3(
+			numeric_in, CStringGetDatum(pnstrdup(start, s->at - start)), 0, Int32GetDatum(-1)));
+	pair->type = JENTRY_ISNUMERIC;
+	pair->value = (PpString){(char *) number, VARSIZE_ANY(number)};
+	return true;
+}
+
+static bool
+take_word(Scan *s, const char *word, JEntry type, PpPair *pair)
+{
+	size_t len = strlen(word);
+
+	if ((size_t) (s->end - s->at) < len || memcmp(s->at, word, len) != 0)
+		return false;
+	s->at += len;
+	pair->type = type;
+	pair->value = (PpString){"", 0};
+	return true;
+}
+
+/* A word or number that goes on where it should have ended is refused by what is asked for next. */
+static bool
+take_value(Scan *s, PpPair *pair)
+{
+	skip_space(s);
+	if (s->at == s->end)
+		return false;
+	switch (*s->at)
+	{
+		case '"':
+			pair->type = JENTRY_ISSTRING;
+			return take_string(s, &pair->value);
+		case 't':
+			return take_word(s, "true", JENTRY_ISBOOL_TRUE, pair);
+		case 'f':
+			return take_word(s, "false", JENTRY_ISBOOL_FALSE, pair);
+		case 'n':
+			return take_word(s, "null", JENTRY_ISNULL, pair);
+		default:
+			return take_number(s, pair);
+	}
+}
+
+/* The pairs of the object; -1: it is not so simple. */
+static int
+take_pairs(Scan *s, PpPair *pairs)
+{
+	int n = 0;
+
+	if (!take(s, '{'))
+		return -1;
+	skip_space(s);
+	if (s->at < s->end && *s->at == '"')
+		do
+		{
+			if (n == MAX_PAIRS || !take_string(s, &pairs[n].name) || !take(s, ':') ||
+				!take_value(s, &pairs[n]))
+				return -1;
+			pairs[n].position = n;
+			n++;
+		} while (take(s, ','));
+	if (!take(s, '}'))
+		return -1;
+	skip_space(s);
+	return s->at == s->end ? n : -1;
+}
+
+/*
+ * pp_json_parse_flat
+ *		The object in `text`, which must be in the server's encoding and valid, in the current memory
+ *		context; NULL when it is not one of scalars, or for any other reason: jsonb_in() says which.
+ */
+Jsonb *
+pp_json_parse_flat(const char *text, size_t len)
+{
+	static PpNameOrder kept;
+	Scan scan = {.at = text, .end = text + len};
+	PpPair *pairs = palloc(MAX_PAIRS * sizeof(PpPair));
+	Jsonb *result = NULL;
+	int n;
+
+	if ((n = take_pairs(&scan, pairs)) >= 0)
+		result = pp_object_make(&kept, pp_names_are_kept(&kept, pairs, n), pairs, n);
+	if (scan.scratch != NULL)
+		pfree(scan.scratch);
+	pfree(pairs);
+	return result;
+}
