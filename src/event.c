@@ -117,7 +117,7 @@ parse_object(const PpString *name, PpString value)
 	Jsonb *jb;
 
 	value = to_server(value, "value of a field", name);
-	if ((jb = pp_json_parse_flat(value.data, value.len)) != NULL)
+	if ((jb = pp_json_parse_object(value.data, value.len)) != NULL)
 		return jb;
 	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(value.data)));
 	if (!JB_ROOT_IS_OBJECT(jb))

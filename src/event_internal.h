@@ -14,7 +14,7 @@
 typedef struct PpPair
 {
 	PpString name;
-	PpString value; /* text, or the bytes of a Numeric */
+	PpString value; /* text, the bytes of a Numeric, or of a JsonbContainer */
 	JEntry type;    /* of the value: JENTRY_ISSTRING and so on, nothing else */
 	int position;   /* among the pairs as they came */
 } PpPair;
@@ -37,6 +37,6 @@ extern bool pp_names_are_kept(const PpNameOrder *kept, const PpPair *pairs, int 
 extern Jsonb *pp_object_make(PpNameOrder *kept, bool are_kept, const PpPair *pairs, int n);
 
 /* event_json.c */
-extern Jsonb *pp_json_parse_flat(const char *text, size_t len);
+extern Jsonb *pp_json_parse_object(const char *text, size_t len);
 
 #endif /* PP_EVENT_INTERNAL_H */

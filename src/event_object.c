@@ -85,15 +85,21 @@ sort_pairs(PpPair *sorted, const PpPair *pairs, int n)
 	return unique;
 }
 
+static inline bool
+is_aligned(JEntry type)
+{
+	return type == JENTRY_ISNUMERIC || type == JENTRY_ISCONTAINER;
+}
+
 /*
- * Writes a name or a value: its JEntry, and its bytes at *data, `total` bytes after `base`, numbers
- * aligned.  The JEntry has the offset, not the length: then a reader need not add up the lengths before
- * it.  Either is allowed anywhere.
+ * Writes a name or a value: its JEntry, and its bytes at *total from `base` on.  The JEntry has the
+ * offset, not the length: then a reader need not add up the lengths before it.  Either is allowed
+ * anywhere.
  */
 static void
 put(JEntry *entry, JEntry type, const PpString *s, char *base, uint32 *total)
 {
-	if (type == JENTRY_ISNUMERIC)
+	if (is_aligned(type))
 		while (*total != INTALIGN(*total))
 			base[(*total)++] = '\0';
 	memcpy(base + *total, s->data, s->len);
@@ -112,7 +118,7 @@ write_object(const PpPair *pairs, int n)
 
 	for (int i = 0; i < n; i++)
 		bytes += pairs[i].name.len + pairs[i].value.len +
-				 (pairs[i].type == JENTRY_ISNUMERIC ? sizeof(int32) : 0);
+				 (is_aligned(pairs[i].type) ? sizeof(int32) : 0);
 	if (bytes > JENTRY_OFFLENMASK || n > JB_CMASK)
 		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 						errmsg("entry is too large for a jsonb event"),
