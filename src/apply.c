@@ -44,6 +44,7 @@ pp_apply_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline,
 	a->sample_cxt = AllocSetContextCreate(cxt, "postpipe sample", ALLOCSET_SMALL_SIZES);
 	a->stop_cxt = AllocSetContextCreate(cxt, "postpipe stop", ALLOCSET_SMALL_SIZES);
 	pp_threshold_init(a);
+	pp_notify_init(a);
 	a->batches_wanted = a->batches_without_conflict = MIN_BATCHES_WANTED;
 	return a;
 }
@@ -155,6 +156,7 @@ pp_apply_finish(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	else
 		record(a, batch, result);
 	pp_overtaken_mark(a, batch);
+	pp_notify_batch(a, batch);
 	pp_suspect_note_commit(batch);
 	PP_FAULT("before_commit");
 	result->lsn = pp_apply_commit(a->call_cxt);

@@ -46,6 +46,7 @@ struct PpApply
 	MemoryContext stop_cxt;       /* of … */
 	PpEntryError *stop_error;     /* … why it is stopped */
 	PpPipe *pipe;                 /* NULL in a backend */
+	char *channel;                /* of notify.c; NULL: nobody is told */
 	PpDecided counted;            /* by the transaction in hand, in the pipeline's window */
 };
 
@@ -97,6 +98,10 @@ extern void pp_overtaken_load(PpApply *a);
 extern void pp_overtaken_watch_all(PpApply *a);
 extern bool pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash);
 extern void pp_overtaken_mark(PpApply *a, const PpBatch *batch);
+
+/* notify.c */
+extern void pp_notify_init(PpApply *a);
+extern void pp_notify_batch(const PpApply *a, const PpBatch *batch);
 
 /* threshold.c */
 extern void pp_threshold_init(PpApply *a);

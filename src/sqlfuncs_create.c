@@ -33,7 +33,7 @@ static const char *const known_options[] = {
 	"batch_size",         "statement_timeout", "lock_timeout",    "synchronous_commit",
 	"allow_unlogged",     "claim_foreign",     "claim_idle",      "reap_consumers",
 	"max_retries",        "retry_delay",       "error_threshold", "dead_letter_retention",
-	"dead_letter_stream", "ledger_retention"};
+	"dead_letter_stream", "ledger_retention",  "notify"};
 
 static List *
 text_array_arg(FunctionCallInfo fcinfo, int n)
@@ -86,7 +86,7 @@ check_options(const Jsonb *options)
 									"synchronous_commit, allow_unlogged, claim_foreign, "
 									"claim_idle, reap_consumers, max_retries, retry_delay, "
 									"error_threshold, dead_letter_retention, "
-									"dead_letter_stream and ledger_retention.")));
+									"dead_letter_stream, ledger_retention and notify.")));
 	}
 }
 
@@ -204,6 +204,17 @@ check_interval(const PpPipeline *p, const char *name, int64 min_ms, const char *
 									: errmsg("option %s must be at least " INT64_FORMAT " s", name,
 											 min_ms / 1000),
 						hint ? errhint("%s", hint) : 0));
+}
+
+static void
+check_channel(const PpPipeline *p)
+{
+	const char *channel = pp_pipeline_option(p, "notify");
+
+	if (channel != NULL && (channel[0] == '\0' || strlen(channel) >= NAMEDATALEN))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option notify must have 1 to %d bytes", NAMEDATALEN - 1),
+						errhint("It is the channel to LISTEN on.")));
 }
 
 /* Adds the start of the group to the options, where the worker that makes the group finds it. */
@@ -406,6 +417,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 		p, "ledger_retention", 60000,
 		"An entry that comes later than that counts as settled, so it must be longer than "
 		"entries may wait.");
+	check_channel(p);
 	check_setting(p, "statement_timeout");
 	check_setting(p, "lock_timeout");
 	check_setting(p, "synchronous_commit");

@@ -36,6 +36,20 @@ for my $name (sort keys %settings)
 }
 unlike($readme, qr/^\|.*\n\n\|(?! \|)/m, 'no table is cut in two by an empty line');
 
+# docs/configuration.md has all settings, with defaults and limits, and all options.
+my $configuration = slurp_file("$FindBin::RealBin/../../docs/configuration.md");
+for my $line (split /\n/, $node->safe_psql('postgres', q(SELECT name, boot_val, coalesce(min_val || ' to ' || max_val, '') FROM pg_settings WHERE name LIKE 'postpipe.%')))
+{
+	my ($name, $default, $limits) = split /\|/, $line;
+	$default = $default eq '' ? '' : "`$default` ";
+	like($configuration, qr/^\| `\Q$name\E` \| \Q$default\E\| \Q$limits\E/m, "docs/configuration.md has $name, its default and its limits");
+}
+my (undef, undef, $refused) = $node->psql('postgres', q(CREATE EXTENSION postpipe; SELECT postpipe_create_pipeline('x', 'x', options => '{"unknown": 1}', statement => 'SELECT')));
+my ($options) = $refused =~ /HINT:  Options are (.*)\./;
+like($configuration, qr/^\| `$_` \| .* \|.*\|$/m, "docs/configuration.md has the option $_") for split /, | and /, $options;
+is(scalar(() = $configuration =~ /^\| `[a-z_]+` \|/mg), scalar(split /, | and /, $options), '... and no other one');
+$node->safe_psql('postgres', 'DROP EXTENSION postpipe');
+
 is(run_blocks($readme), 9, 'all blocks were found');
 
 # And it does what it says: the counting pipeline counts.
