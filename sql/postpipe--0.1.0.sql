@@ -234,6 +234,11 @@ CREATE FUNCTION @extschema@.postpipe_stats_0_1(
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_stats_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
 CREATE VIEW @extschema@.postpipe_stats AS SELECT * FROM @extschema@.postpipe_stats_0_1();
 
+CREATE FUNCTION @extschema@.postpipe_latency_0_1(                                          -- one row per pipeline and operation (upsert | ack | batch | end_to_end), over the last five minutes, not since the reset
+    OUT pipeline text, OUT operation text, OUT count bigint, OUT p50_seconds double precision, OUT p95_seconds double precision, OUT p99_seconds double precision, OUT max_seconds double precision)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_latency_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
+CREATE VIEW @extschema@.postpipe_latency AS SELECT * FROM @extschema@.postpipe_latency_0_1();
+
 -- What \watch and a person at 02:00 need. In psql it takes 120 columns at most, with numbers of 9 digits and a name of 31 letters:
 -- the reason has what the longest name leaves, from 6 to 28. A name is never cut, so only longer ones make the line longer.
 CREATE VIEW @extschema@.postpipe_status AS
@@ -281,6 +286,16 @@ CREATE FUNCTION @extschema@.postpipe_lost_0_1(OUT pipeline text, OUT epoch integ
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_lost_0_1' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE VIEW @extschema@.postpipe_lost AS SELECT * FROM @extschema@.postpipe_lost_0_1();
 
+-- Metrics: one row per sample, names and labels as Prometheus has them (histograms as _bucket, _sum, _count with le). value is NULL when unknown.
+CREATE FUNCTION @extschema@.postpipe_metrics_0_1(OUT name text, OUT labels jsonb, OUT value double precision, OUT type text, OUT help text)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_metrics_0_1' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE VIEW @extschema@.postpipe_metrics AS SELECT * FROM @extschema@.postpipe_metrics_0_1();
+-- The same histograms as arrays, the form that postgres_exporter's HISTOGRAM reads: upper bounds, CUMULATIVE counts as bigint[], without +Inf.
+CREATE FUNCTION @extschema@.postpipe_histograms_0_1(OUT name text, OUT labels jsonb, OUT le double precision[], OUT buckets bigint[], OUT sum double precision, OUT count bigint)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_histograms_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
+CREATE VIEW @extschema@.postpipe_histograms AS SELECT * FROM @extschema@.postpipe_histograms_0_1();
+CREATE FUNCTION @extschema@.postpipe_prometheus() RETURNS SETOF text AS 'MODULE_PATHNAME', 'postpipe_prometheus' LANGUAGE C VOLATILE PARALLEL UNSAFE;  -- the text exposition format
+
 ---------------------------------------------------------------------------------------------------------------------------
 -- Who may. A function called in a view is checked against the reader, not the view's owner: both are granted.
 REVOKE EXECUTE ON FUNCTION
@@ -301,10 +316,14 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_stats_0_1,
     @extschema@.postpipe_workers_0_1,
     @extschema@.postpipe_audit_0_1,
-    @extschema@.postpipe_lost_0_1
+    @extschema@.postpipe_lost_0_1,
+    @extschema@.postpipe_latency_0_1,
+    @extschema@.postpipe_metrics_0_1,
+    @extschema@.postpipe_histograms_0_1,
+    @extschema@.postpipe_prometheus
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_lost_0_1(), @extschema@.postpipe_version() TO pg_monitor;
-GRANT SELECT ON @extschema@.postpipe_stats, @extschema@.postpipe_status, @extschema@.postpipe_workers, @extschema@.postpipe_audit, @extschema@.postpipe_lost TO pg_monitor;
+GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_lost_0_1(), @extschema@.postpipe_latency_0_1(), @extschema@.postpipe_metrics_0_1(), @extschema@.postpipe_histograms_0_1(), @extschema@.postpipe_prometheus(), @extschema@.postpipe_version() TO pg_monitor;
+GRANT SELECT ON @extschema@.postpipe_stats, @extschema@.postpipe_status, @extschema@.postpipe_workers, @extschema@.postpipe_audit, @extschema@.postpipe_lost, @extschema@.postpipe_latency, @extschema@.postpipe_metrics, @extschema@.postpipe_histograms TO pg_monitor;
 GRANT SELECT ON @extschema@.postpipe_pipelines, @extschema@.postpipe_dlq TO PUBLIC;
 
 COMMENT ON TYPE @extschema@.postpipe_id IS 'ID of a Redis stream entry: milliseconds and sequence number';
@@ -338,6 +357,9 @@ COMMENT ON VIEW @extschema@.postpipe_pipelines IS 'definitions of pipelines, wit
 COMMENT ON VIEW @extschema@.postpipe_dlq IS 'dead letters';
 COMMENT ON VIEW @extschema@.postpipe_audit IS 'added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance';
 COMMENT ON VIEW @extschema@.postpipe_lost IS 'entries that vanished from their stream before they could be applied';
+COMMENT ON VIEW @extschema@.postpipe_latency IS 'how long steps took in the last five minutes';
+COMMENT ON VIEW @extschema@.postpipe_metrics IS 'one row per sample, names and labels as Prometheus has them';
+COMMENT ON VIEW @extschema@.postpipe_histograms IS 'the histograms of postpipe_metrics as arrays';
 
 COMMENT ON FUNCTION @extschema@.postpipe_id_in(cstring) IS 'input of postpipe_id';
 COMMENT ON FUNCTION @extschema@.postpipe_id_out(@extschema@.postpipe_id) IS 'output of postpipe_id';
@@ -361,6 +383,10 @@ COMMENT ON OPERATOR CLASS @extschema@.postpipe_id_ops USING btree IS 'stream ord
 COMMENT ON OPERATOR CLASS @extschema@.postpipe_id_hash_ops USING hash IS 'hash of entry IDs';
 COMMENT ON AGGREGATE @extschema@.max(@extschema@.postpipe_id) IS 'latest entry ID';
 COMMENT ON AGGREGATE @extschema@.min(@extschema@.postpipe_id) IS 'earliest entry ID';
+COMMENT ON FUNCTION @extschema@.postpipe_latency_0_1 IS 'internal: under the view postpipe_latency';
+COMMENT ON FUNCTION @extschema@.postpipe_metrics_0_1 IS 'internal: under the view postpipe_metrics';
+COMMENT ON FUNCTION @extschema@.postpipe_histograms_0_1 IS 'internal: under the view postpipe_histograms';
+COMMENT ON FUNCTION @extschema@.postpipe_prometheus IS 'the samples of postpipe_metrics in the text exposition format';
 COMMENT ON FUNCTION @extschema@.postpipe_stats_0_1 IS 'internal: under the view postpipe_stats';
 COMMENT ON FUNCTION @extschema@.postpipe_workers_0_1 IS 'internal: under the view postpipe_workers';
 COMMENT ON FUNCTION @extschema@.postpipe_audit_0_1 IS 'internal: under the view postpipe_audit';

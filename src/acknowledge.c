@@ -36,6 +36,8 @@ send_ack(PpWorker *w, PpAckList *list)
 {
 	if (list->n == 0 || !pp_durable_wait(list->lsn))
 		return;
+	if (w->acks_in_flight == 0)
+		INSTR_TIME_SET_CURRENT(w->acks_since);
 	pp_stream_send_ack(w->redis, w->def->stream, w->def->group, list->ids, list->n);
 	pp_owner_send_sequence(w, list->sequence);
 	w->acks_in_flight += 2;
@@ -122,6 +124,8 @@ pp_acks_receive(PpWorker *w, PpRedisError *error)
 			return false;
 		}
 		w->acks_in_flight--;
+		if (is_ack)
+			pp_pipe_observe_since(w->pipe, PP_HIST_ACK, w->acks_since);
 		pp_pipe_acknowledged(w->pipe);
 		PP_FAULT("after_ack");
 	}

@@ -168,6 +168,7 @@ answer(PpMeasure *m, Question *q)
 		result.at = GetCurrentTimestamp();
 		result.pending = facts.group_exists ? facts.pending : -1;
 		result.lag = facts.undelivered;
+		result.consumers = facts.group_exists ? facts.consumers : -1;
 		result.standing = (PpStanding){facts.last_delivered, facts.added, facts.length};
 		result.lag_seconds = facts.undelivered == 0 ? 0 : -1;
 		if (facts.undelivered > 0 && !pp_id_is_zero(facts.last_delivered) &&

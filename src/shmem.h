@@ -14,6 +14,7 @@
 #ifndef PP_SHMEM_H
 #define PP_SHMEM_H
 
+#include "histogram.h"
 #include "stream_id.h"
 
 #include "port/atomics.h"
@@ -134,6 +135,7 @@ typedef struct PpMeasured
 	int64 pending;
 	int64 lag;
 	PpStanding standing;
+	int64 consumers; /* of the group */
 	double lag_seconds;
 	double oldest_pending_seconds;
 	int64 unacknowledged; /* of the pending ones, so many are settled already */
@@ -220,6 +222,7 @@ typedef struct PpPipe
 	PpRateSample samples[PP_RATE_SAMPLES]; /* a ring, the newest at sample_next - 1 */
 	int sample_next;
 	int sample_count;
+	PpHistograms histograms;
 } PpPipe;
 
 /* The host that was looked up last, in the one postpipe.redis_url (redis_address.c). */

@@ -12,6 +12,8 @@
 #include "utils/elog.h"
 #include "utils/memutils.h"
 
+#define MS_OF_2018 UINT64CONST(1514764800000)
+
 /* Copies a string into a fixed buffer, cut at a character of the database's encoding. */
 void
 pp_clip(char *dst, const char *src, size_t size)
@@ -290,6 +292,49 @@ pp_pipe_applied(PpPipe *pipe, PpId last)
 	if (pp_id_compare(last, pipe->last_id) > 0)
 		pipe->last_id = last;
 	pipe->last_applied_at = GetCurrentTimestamp();
+	LWLockRelease(&pipe->lock);
+}
+
+/* A step took so many seconds, or a batch had so many entries. */
+void
+pp_pipe_observe(PpPipe *pipe, PpHistogramKind kind, double value)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pp_histogram_add(&pipe->histograms, kind, value, now);
+	LWLockRelease(&pipe->lock);
+}
+
+/* A step that began at `start` has ended. */
+void
+pp_pipe_observe_since(PpPipe *pipe, PpHistogramKind kind, instr_time start)
+{
+	instr_time now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, start);
+	pp_pipe_observe(pipe, kind, INSTR_TIME_GET_DOUBLE(now));
+}
+
+/*
+ * How old are the entries of a batch that were applied just now?  IDs that are no times, before there
+ * were streams, do not tell.
+ */
+void
+pp_pipe_observe_ages(PpPipe *pipe, const PpBatch *batch)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < batch->n; i++)
+	{
+		const PpEntry *entry = &batch->entries[i];
+
+		if (entry->verdict == PP_VERDICT_APPLIED && entry->id.ms >= MS_OF_2018)
+			pp_histogram_add(&pipe->histograms, PP_HIST_END_TO_END,
+							 Max(0, (double) (now - pp_id_time(entry->id)) / USECS_PER_SEC), now);
+	}
 	LWLockRelease(&pipe->lock);
 }
 

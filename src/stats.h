@@ -6,6 +6,7 @@
 #define PP_STATS_H
 
 #include "batch.h"
+#include "portability/instr_time.h"
 #include "shmem.h"
 
 extern void pp_report_start(void);
@@ -30,6 +31,9 @@ extern bool pp_pipe_is_fenced(PpPipe *pipe);
 extern void pp_pipe_set_fenced(PpPipe *pipe, bool fenced);
 extern void pp_pipe_set_rescan(PpPipe *pipe, bool wanted);
 extern void pp_pipe_applied(PpPipe *pipe, PpId last);
+extern void pp_pipe_observe(PpPipe *pipe, PpHistogramKind kind, double value);
+extern void pp_pipe_observe_since(PpPipe *pipe, PpHistogramKind kind, instr_time start);
+extern void pp_pipe_observe_ages(PpPipe *pipe, const PpBatch *batch);
 extern void pp_pipe_acknowledged(PpPipe *pipe);
 extern void pp_pipe_retry_at(PpPipe *pipe, TimestampTz at);
 extern TimestampTz pp_pipe_next_retry(PpPipe *pipe, bool take);

@@ -93,7 +93,8 @@ typedef struct PpWorker
 	int count;             /* entries to ask for, fewer when they are large */
 	PpAckList ack_old;     /* of the batch before the last one … */
 	PpAckList ack_new;     /* … and of the last one: committed, XACK not sent yet */
-	int acks_in_flight;    /* XACKs whose replies have not come */
+	int acks_in_flight;    /* XACKs whose replies have not come … */
+	instr_time acks_since; /* … the first of them sent then */
 	TimestampTz failed_at; /* the last failure that was backed off from */
 	bool group_open;       /* pp_consume_open() is done */
 	TimestampTz no_group_at;

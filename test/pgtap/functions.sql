@@ -39,6 +39,7 @@ SELECT pg_temp.has_signature('postpipe_reap_consumers',
 'pipeline text, min_idle interval DEFAULT ''01:00:00''::interval, only_consumer text DEFAULT NULL::text, dry_run boolean DEFAULT false,
 OUT consumer text, OUT idle_seconds double precision, OUT pending bigint, OUT reaped boolean', 'SETOF record');
 SELECT pg_temp.has_signature('postpipe_version', 'OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean', 'record');
+SELECT pg_temp.has_signature('postpipe_prometheus', '', 'SETOF text');
 SELECT pg_temp.has_signature('postpipe_id_time', 'id postpipe_id', 'timestamp with time zone');
 SELECT pg_temp.has_signature('postpipe_id_cmp', 'postpipe_id, postpipe_id', 'integer');
 SELECT pg_temp.has_signature('postpipe_id_hash', 'postpipe_id', 'integer');
@@ -46,7 +47,7 @@ SELECT pg_temp.has_signature('postpipe_id_hash', 'postpipe_id', 'integer');
 -- Each function under a view has the version of its row type in its name, and returns a set.
 SELECT is_empty($$
     SELECT proname FROM pg_proc WHERE proname LIKE 'postpipe%' AND proretset AND proname !~ '_0_1$'
-        AND proname NOT IN ('postpipe_consumers', 'postpipe_pending', 'postpipe_reap_consumers') $$, 'the functions under views are versioned');
+        AND proname NOT IN ('postpipe_consumers', 'postpipe_pending', 'postpipe_reap_consumers', 'postpipe_prometheus') $$, 'the functions under views are versioned');
 SELECT is_empty($$
     SELECT proname FROM pg_proc WHERE proname ~ '^postpipe_.*_0_1$' AND prosrc <> proname $$, '... and so are their symbols');
 

@@ -37,6 +37,18 @@ zone, redis text, redis_role text, redis_version text, redis_client_id bigint, r
 next_attempt_at timestamp with time zone, memory_bytes bigint, last_error text, last_error_sqlstate text, last_error_at
 timestamp with time zone');
 
+SELECT has_view('postpipe_latency');
+SELECT pg_temp.has_columns('postpipe_latency',
+'pipeline text, operation text, count bigint, p50_seconds double precision, p95_seconds double precision, p99_seconds
+double precision, max_seconds double precision');
+
+SELECT has_view('postpipe_metrics');
+SELECT pg_temp.has_columns('postpipe_metrics', 'name text, labels jsonb, value double precision, type text, help text');
+
+SELECT has_view('postpipe_histograms');
+SELECT pg_temp.has_columns('postpipe_histograms',
+'name text, labels jsonb, le double precision[], buckets bigint[], sum double precision, count bigint');
+
 SELECT has_view('postpipe_pipelines');
 SELECT pg_temp.has_columns('postpipe_pipelines',
 'pipeline text, owner text, stream text, consumer_group text, redis text, target text, key text[], on_conflict text,

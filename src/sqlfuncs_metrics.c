@@ -1,0 +1,410 @@
+/*
+ * sqlfuncs_metrics.c
+ *		The functions under postpipe_latency, postpipe_histograms and postpipe_metrics, and the text that
+ *		Prometheus reads.
+ *
+ * Every sample is a row of postpipe_metrics.  Most of them are numbers of the other views, read through
+ * these, so that all of them say the same; what is not known is NULL, and is left out of the text.  The
+ * stream's label is its name without "stream:", with dots: dashboards of before have posts.parsed.
+ */
+#include "sqlfuncs.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/snapmgr.h"
+
+#include "store.h"
+
+PG_FUNCTION_INFO_V1(postpipe_latency_0_1);
+PG_FUNCTION_INFO_V1(postpipe_histograms_0_1);
+PG_FUNCTION_INFO_V1(postpipe_metrics_0_1);
+PG_FUNCTION_INFO_V1(postpipe_prometheus);
+
+static const struct
+{
+	const char *name;
+	const char *label;
+	const char *value;
+	const char *view; /* what postpipe_latency calls it; NULL: it is not in there */
+} kinds[PP_HIST_NUM] = {
+	[PP_HIST_UPSERT] = {"post_persist_latency_seconds", "operation", "upsert", "upsert"},
+	[PP_HIST_ACK] = {"post_persist_latency_seconds", "operation", "ack", "ack"},
+	[PP_HIST_BATCH] = {"post_persist_latency_seconds", "operation", "batch", "batch"},
+	[PP_HIST_END_TO_END] = {"postpipe_end_to_end_seconds", NULL, NULL, "end_to_end"},
+	[PP_HIST_PROCESSED] = {"post_persist_batch_size", "status", "processed", NULL},
+	[PP_HIST_FAILED] = {"post_persist_batch_size", "status", "failed", NULL},
+};
+
+/* A copy of a pipeline's histograms; NULL: it has no slot, so nothing was observed. */
+static PpHistograms *
+copy_histograms(const PpPipeline *p)
+{
+	PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
+	PpHistograms *copy;
+
+	if (pipe == NULL)
+		return NULL;
+	copy = palloc(sizeof(PpHistograms));
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	*copy = pipe->histograms;
+	LWLockRelease(&pipe->lock);
+	return copy;
+}
+
+/* postpipe_latency: a row per pipeline and operation, of the last five to six minutes. */
+Datum
+postpipe_latency_0_1(PG_FUNCTION_ARGS)
+{
+	static const double quantiles[] = {0.5, 0.95, 0.99};
+	TimestampTz now = GetCurrentTimestamp();
+	PpExtension ext;
+	ListCell *lc;
+
+	pp_require_preload();
+	InitMaterializedSRF(fcinfo, 0);
+	pp_require_extension(&ext);
+	foreach (lc, pp_pipeline_list(&ext))
+	{
+		const PpPipeline *p = lfirst(lc);
+		PpHistograms *h = copy_histograms(p);
+
+		for (int kind = 0; kind < PP_HIST_LATENCIES; kind++)
+		{
+			PpRecent recent;
+			uint64 count = h ? pp_histogram_recent(h, kind, now, &recent) : 0;
+			PpRow row = {0};
+
+			pp_row_text(&row, p->name);
+			pp_row_text(&row, kinds[kind].view);
+			pp_row_int8(&row, (int64) count, h == NULL);
+			for (int i = 0; i < lengthof(quantiles); i++)
+				pp_row_float8(&row,
+							  count ? pp_histogram_quantile(kind, &recent, count, quantiles[i]) : 0,
+							  count == 0);
+			pp_row_float8(&row, count ? recent.max : 0, count == 0);
+			pp_row_emit(fcinfo, &row);
+		}
+	}
+	return (Datum) 0;
+}
+
+/* {"datname": …, "pipeline": …, "stream": …, "group": …}, and the histogram's own label */
+static Datum
+histogram_labels(const PpPipeline *p, int kind)
+{
+	Oid types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum values[5] = {CStringGetTextDatum(p->name), CStringGetTextDatum(p->stream),
+					   CStringGetTextDatum(p->group)};
+	char nulls[] = "     ";
+	bool isnull;
+
+	if (kinds[kind].label == NULL)
+		nulls[3] = nulls[4] = 'n';
+	else
+	{
+		values[3] = CStringGetTextDatum(kinds[kind].label);
+		values[4] = CStringGetTextDatum(kinds[kind].value);
+	}
+	SPI_execute_with_args(
+		"SELECT jsonb_build_object('datname', current_database(), 'pipeline', $1, "
+		"'stream', replace(regexp_replace($2, '^stream:', ''), ':', '.'), "
+		"'group', $3) || CASE WHEN $4 IS NULL THEN '{}' ELSE "
+		"jsonb_build_object($4, $5) END",
+		5, types, values, nulls, true, 0);
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+}
+
+/* The buckets that are shown, cumulative, without the one above all bounds. */
+static void
+put_buckets(PpRow *row, int kind, const PpHistogram *h)
+{
+	int n;
+	const double *bounds = pp_histogram_bounds(kind, &n);
+	Datum *le = palloc(n * sizeof(Datum));
+	Datum *buckets = palloc(n * sizeof(Datum));
+	uint64 below = 0;
+	int shown = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		below += h->counts[i];
+		if (!pp_histogram_is_shown(kind, i))
+			continue;
+		le[shown] = Float8GetDatum(bounds[i]);
+		buckets[shown++] = Int64GetDatum((int64) below);
+	}
+	pp_row_put(row,
+			   PointerGetDatum(construct_array(le, shown, FLOAT8OID, sizeof(float8),
+											   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+			   false);
+	pp_row_put(row,
+			   PointerGetDatum(construct_array(buckets, shown, INT8OID, sizeof(int64),
+											   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+			   false);
+}
+
+/* postpipe_histograms: a row per pipeline and histogram. */
+Datum
+postpipe_histograms_0_1(PG_FUNCTION_ARGS)
+{
+	PpExtension ext;
+	List *pipelines;
+	ListCell *lc;
+
+	pp_require_preload();
+	InitMaterializedSRF(fcinfo, 0);
+	pp_require_extension(&ext);
+	pipelines = pp_pipeline_list(&ext);
+	pp_store_begin(&ext);
+	foreach (lc, pipelines)
+	{
+		const PpPipeline *p = lfirst(lc);
+		PpHistograms *h = copy_histograms(p);
+
+		for (int kind = 0; kind < PP_HIST_NUM && h != NULL; kind++)
+		{
+			PpRow row = {0};
+
+			pp_row_text(&row, kinds[kind].name);
+			pp_row_put(&row, histogram_labels(p, kind), false);
+			put_buckets(&row, kind, &h->all[kind]);
+			pp_row_float8(&row, h->all[kind].sum, false);
+			pp_row_int8(&row, (int64) h->all[kind].count, false);
+			pp_row_emit(fcinfo, &row);
+		}
+	}
+	pp_store_end();
+	return (Datum) 0;
+}
+
+/* What the supervisor measured of the stream and no view has: ($1 pipeline, $2 entries, $3 consumers)[] */
+static void
+get_measured(const List *pipelines, Datum *values)
+{
+	int n = list_length(pipelines);
+	Datum *names = palloc(Max(n, 1) * sizeof(Datum));
+	Datum *entries = palloc(Max(n, 1) * sizeof(Datum));
+	Datum *consumers = palloc(Max(n, 1) * sizeof(Datum));
+	ListCell *lc;
+	int i = 0;
+
+	foreach (lc, pipelines)
+	{
+		const PpPipeline *p = lfirst(lc);
+		PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
+		PpMeasured m = {0};
+
+		if (pipe != NULL)
+		{
+			LWLockAcquire(&pipe->lock, LW_SHARED);
+			m = pipe->measured;
+			LWLockRelease(&pipe->lock);
+		}
+		names[i] = CStringGetTextDatum(p->name);
+		entries[i] = Int64GetDatum(m.at != 0 ? m.standing.length : -1);
+		consumers[i++] = Int64GetDatum(m.at != 0 ? m.consumers : -1);
+	}
+	values[0] = PointerGetDatum(construct_array(names, n, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(
+		construct_array(entries, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = PointerGetDatum(
+		construct_array(consumers, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/*
+ * All samples: name, labels, value, type, help; families together, a histogram's samples in the order
+ * that the text format wants, and `family` and `place` for that.
+ */
+static const char metrics_query[] =
+	"WITH pipelines AS MATERIALIZED (SELECT s.*, m.stream_entries, m.consumers, "
+	"jsonb_build_object('datname', current_database(), 'pipeline', s.pipeline, 'stream', "
+	"replace(regexp_replace(s.stream, '^stream:', ''), ':', '.'), 'group', s.consumer_group) AS base "
+	"FROM %1$s.postpipe_stats s LEFT JOIN (SELECT u.pipeline, nullif(u.entries, -1) AS "
+	"stream_entries, nullif(u.consumers, -1) AS consumers FROM unnest($1, $2, $3) AS u (pipeline, "
+	"entries, consumers)) m USING (pipeline)), "
+	"letters AS (SELECT pipeline, state, count(*) AS n, min(first_failed_at) AS oldest "
+	"FROM %1$s.postpipe_dead_letter GROUP BY pipeline, state), "
+	"samples AS ("
+	"SELECT v.name, p.base || v.labels AS labels, v.value, v.type, v.help, v.name AS family, "
+	"0 AS place, 0::float8 AS le FROM pipelines p, LATERAL (VALUES "
+	"('post_persist_total', '{\"status\": \"ok\"}'::jsonb, (entries_applied - "
+	"entries_conflicted)::float8, 'counter', 'Entries settled, by outcome; each entry once.'), "
+	"('post_persist_total', '{\"status\": \"conflict\"}', entries_conflicted, 'counter', 'Entries "
+	"settled, by outcome; each entry once.'), "
+	"('post_persist_total', '{\"status\": \"error\"}', entries_dead, 'counter', 'Entries settled, by "
+	"outcome; each entry once.'), "
+	"('stream_pending_size', '{}', pending, 'gauge', 'Entries delivered and not acknowledged.'), "
+	"('stream_consumer_lag', '{}', lag, 'gauge', 'Entries not delivered to the group yet.'), "
+	"('postpipe_lag_seconds', '{}', lag_seconds, 'gauge', 'How far the group is behind the newest "
+	"entry.'), "
+	"('postpipe_oldest_pending_seconds', '{}', CASE WHEN pending = 0 THEN 0 ELSE "
+	"oldest_pending_seconds END, 'gauge', 'Age of the oldest pending entry.'), "
+	"('postpipe_last_read_timestamp_seconds', '{}', extract(epoch FROM last_read_at), 'gauge', 'When "
+	"entries were read last.'), "
+	"('postpipe_last_commit_timestamp_seconds', '{}', extract(epoch FROM last_applied_at), 'gauge', "
+	"'When a batch was committed last.'), "
+	"('postpipe_measured_timestamp_seconds', '{}', extract(epoch FROM measured_at), 'gauge', 'When "
+	"Redis was asked last for pending and lag.'), "
+	"('postpipe_entries_read_total', '{}', entries_read, 'counter', 'Deliveries of entries.'), "
+	"('postpipe_entries_retried_total', '{}', entries_retried, 'counter', 'Entries that failed and "
+	"will be tried again.'), "
+	"('postpipe_entries_lost_total', '{}', entries_lost, 'counter', 'Entries that Redis no longer "
+	"had.'), "
+	"('postpipe_entries_deduplicated_total', '{}', entries_deduplicated, 'counter', 'Deliveries of "
+	"entries that were settled already.'), "
+	"('postpipe_entries_filtered_total', '{}', entries_filtered, 'counter', 'Entries of other event "
+	"types.'), "
+	"('postpipe_bytes_read_total', '{}', bytes_read, 'counter', 'Bytes of the entries read.'), "
+	"('postpipe_batches_total', '{}', batches, 'counter', 'Batches committed.'), "
+	"('postpipe_workers', '{}', workers, 'gauge', 'Workers running.'), "
+	"('postpipe_workers_wanted', '{}', workers_wanted, 'gauge', 'Workers configured.'), "
+	"('postpipe_consumers', '{}', consumers, 'gauge', 'Consumers in the group.'), "
+	"('postpipe_stream_entries', '{}', stream_entries, 'gauge', 'Entries in the stream.'), "
+	"('postpipe_redis_reconnects_total', '{}', reconnects, 'counter', 'Connections made to Redis "
+	"after the first.'), "
+	"('postpipe_worker_restarts_total', '{}', worker_restarts, 'counter', 'Workers started after the "
+	"first.')) v (name, labels, value, type, help) "
+	"UNION ALL SELECT 'postpipe_state', p.base || jsonb_build_object('state', t.state), (p.state = "
+	"t.state)::int, 'gauge', '1 for the state that the pipeline is in.', 'postpipe_state', 0, 0 "
+	"FROM pipelines p, unnest('{stopped,starting,idle,running,retrying,paused,waiting,failed,"
+	"disarmed,fenced}'::text[]) t (state) "
+	"UNION ALL SELECT v.name, p.base || jsonb_build_object('state', t.state), v.value, 'gauge', "
+	"v.help, v.name, 0, 0 FROM pipelines p CROSS JOIN unnest('{retrying,dead}'::text[]) t (state) "
+	"LEFT JOIN letters l ON l.pipeline = p.pipeline AND l.state = t.state, LATERAL (VALUES "
+	"('postpipe_dead_letters', coalesce(l.n, 0)::float8, 'Dead letters now, by state.'), "
+	"('postpipe_oldest_dead_letter_timestamp_seconds', extract(epoch FROM l.oldest), 'When the "
+	"oldest of them failed first.')) v (name, value, help) "
+	"UNION ALL SELECT 'postpipe_audit_balance', p.base, a.balance, 'gauge', 'Entries that nothing "
+	"accounts for; 0 is well.', 'postpipe_audit_balance', 0, 0 FROM pipelines p JOIN (SELECT DISTINCT "
+	"ON (pipeline) pipeline, balance FROM %1$s.postpipe_audit ORDER BY pipeline, epoch DESC) a "
+	"USING (pipeline) "
+	"UNION ALL SELECT h.name || s.suffix, h.labels || s.labels, s.value, 'histogram', CASE h.name "
+	"WHEN 'post_persist_batch_size' THEN 'Entries in a batch.' WHEN 'post_persist_latency_seconds' "
+	"THEN 'Duration of one step of a batch.' ELSE 'From the ID of an entry to the commit of its "
+	"row.' END, h.name, s.place, s.le FROM %1$s.postpipe_histograms h, LATERAL ("
+	"SELECT '_bucket', jsonb_build_object('le', h.le[i]::text), h.buckets[i]::float8, 1, h.le[i] "
+	"FROM generate_subscripts(h.le, 1) i UNION ALL VALUES "
+	"('_bucket', '{\"le\": \"+Inf\"}'::jsonb, h.count::float8, 1, 'Infinity'::float8), "
+	"('_sum', '{}', h.sum, 2, 0), ('_count', '{}', h.count, 3, 0)) s (suffix, labels, value, place, "
+	"le)) "
+	"SELECT name, labels, value, type, help, family, lag(family) OVER w IS DISTINCT FROM family "
+	"FROM samples WINDOW w AS (ORDER BY family, labels - 'le', place, le) "
+	"ORDER BY family, labels - 'le', place, le";
+
+/* Leaves the samples in SPI_tuptable; pp_store_end() is to be called. */
+static void
+read_metrics(void)
+{
+	Oid types[] = {TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID};
+	Datum values[3];
+	PpExtension ext;
+	List *pipelines;
+
+	pp_require_preload();
+	pp_require_extension(&ext);
+	pipelines = pp_pipeline_list(&ext);
+	pp_store_begin(&ext);
+	get_measured(pipelines, values);
+	PushActiveSnapshot(GetLatestSnapshot());
+	SPI_execute_with_args(psprintf(metrics_query, ext.schema_name), lengthof(types), types, values,
+						  NULL, true, 0);
+	PopActiveSnapshot();
+}
+
+/* postpipe_metrics: a row per sample. */
+Datum
+postpipe_metrics_0_1(PG_FUNCTION_ARGS)
+{
+	InitMaterializedSRF(fcinfo, 0);
+	read_metrics();
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		PpRow row = {0};
+
+		for (int col = 1; col <= 5; col++)
+		{
+			bool isnull;
+			Datum value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, col, &isnull);
+
+			pp_row_put(&row, value, isnull);
+		}
+		pp_row_emit(fcinfo, &row);
+	}
+	pp_store_end();
+	return (Datum) 0;
+}
+
+/* {name="value",…} with what has to be escaped in a value. */
+static void
+append_labels(StringInfo line, Jsonb *labels)
+{
+	JsonbIterator *it = JsonbIteratorInit(&labels->root);
+	JsonbIteratorToken token;
+	JsonbValue v;
+	char separator = '{';
+
+	while ((token = JsonbIteratorNext(&it, &v, false)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			appendStringInfo(line, "%c%.*s=\"", separator, v.val.string.len, v.val.string.val);
+		if (token != WJB_VALUE)
+			continue;
+		for (int i = 0; i < v.val.string.len; i++)
+		{
+			char c = v.val.string.val[i];
+
+			if (c == '\\' || c == '"' || c == '\n')
+				appendStringInfoChar(line, '\\');
+			appendStringInfoChar(line, c == '\n' ? 'n' : c);
+		}
+		appendStringInfoChar(line, '"');
+		separator = ',';
+	}
+	appendStringInfoChar(line, '}');
+}
+
+static void
+emit_line(FunctionCallInfo fcinfo, const char *line)
+{
+	PpRow row = {0};
+
+	pp_row_text(&row, line);
+	pp_row_emit(fcinfo, &row);
+}
+
+/* postpipe_prometheus(): the samples that are known, in the text exposition format, a row per line. */
+Datum
+postpipe_prometheus(PG_FUNCTION_ARGS)
+{
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	read_metrics();
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		StringInfoData line;
+		bool unknown;
+		bool isnull;
+		Datum value = SPI_getbinval(row, desc, 3, &unknown);
+		char *family = SPI_getvalue(row, desc, 6);
+
+		if (DatumGetBool(SPI_getbinval(row, desc, 7, &isnull)))
+		{
+			emit_line(fcinfo, psprintf("# HELP %s %s", family, SPI_getvalue(row, desc, 5)));
+			emit_line(fcinfo, psprintf("# TYPE %s %s", family, SPI_getvalue(row, desc, 4)));
+		}
+		if (unknown)
+			continue;
+		initStringInfo(&line);
+		appendStringInfoString(&line, SPI_getvalue(row, desc, 1));
+		append_labels(&line, DatumGetJsonbP(SPI_getbinval(row, desc, 2, &isnull)));
+		appendStringInfo(&line, " %.17g", DatumGetFloat8(value));
+		emit_line(fcinfo, line.data);
+	}
+	pp_store_end();
+	return (Datum) 0;
+}

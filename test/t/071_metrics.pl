@@ -1,0 +1,91 @@
+# The metrics: the numbers of postpipe_stats under the names that dashboards know, histograms, and the text that Prometheus reads.
+# TAP, because it needs a Redis and background workers.
+
+use strict;
+use warnings;
+use Postpipe::Test;
+
+my $redis = Postpipe::Test::Redis->new;
+my $node = pp_node('metrics', redis => $redis, conf => 'postpipe.max_retries = 0');
+sql('CREATE EXTENSION postpipe');
+sql(q(SELECT postpipe_drop_pipeline('posts')));
+sql(q(CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'bad')); SELECT postpipe_create_pipeline('m', 'stream:m:parsed', target => 't', consumer_group => 'g"\\'||chr(10)||'x')));
+is(sql(q(SELECT count(*) FROM postpipe_latency WHERE count = 0 AND p50_seconds IS NULL AND max_seconds IS NULL)), 4, 'nothing was observed yet: no latency');
+add(1 .. 20);
+add(1 .. 5);
+add('bad');
+wait_sql($node, 'postgres', q(SELECT applied, dead, pending, lag FROM postpipe_audit), '25|1|0|0', '20 new, 5 again, one bad');
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_metrics WHERE name = 'stream_pending_size' AND value = 0), 1, 'measured');
+
+# The outcomes, each entry once; and what the view has.
+is(metric('post_persist_total', status => 'ok'), 20, 'ok');
+is(metric('post_persist_total', status => 'conflict'), 5, 'conflict');
+is(metric('post_persist_total', status => 'error'), 1, 'error');
+is(metric('postpipe_dead_letters', state => 'dead'), 1, 'a dead letter');
+is(metric('postpipe_dead_letters', state => 'retrying'), 0, '... and none that is tried again');
+is(metric('postpipe_audit_balance'), 0, 'the balance');
+is(metric('postpipe_stream_entries'), 26, 'entries in the stream');
+is(metric('postpipe_consumers'), 1, 'consumers');
+is(sql(q(SELECT sum(value) FROM postpipe_metrics WHERE name = 'postpipe_state')), 1, 'one state');
+is(metric('postpipe_state', state => 'idle'), 1, '... idle');
+for my $pair (qw(postpipe_entries_read_total=entries_read postpipe_batches_total=batches postpipe_bytes_read_total=bytes_read postpipe_workers=workers postpipe_workers_wanted=workers_wanted postpipe_redis_reconnects_total=reconnects))
+{
+	my ($name, $column) = split /=/, $pair;
+	is(metric($name), sql("SELECT $column FROM postpipe_stats"), "$name is $column");
+}
+is(sql(q(SELECT DISTINCT labels - '{le,operation,status,state}'::text[] FROM postpipe_metrics)), '{"group": "g\"\\\\\nx", "stream": "m.parsed", "datname": "postgres", "pipeline": "m"}', 'the labels of each sample');
+is(sql(q(SELECT count(*) FROM (SELECT FROM postpipe_metrics GROUP BY name, labels HAVING count(*) > 1) x)), 0, 'no sample is there twice');
+
+# Histograms: cumulative, the sum of what was seen, the same in both views.
+is(sql(q(SELECT count(*) FROM postpipe_histograms WHERE labels ? 'operation' AND name = 'post_persist_latency_seconds')), 3, 'upsert, ack and batch');
+is(sql(q(SELECT sum FROM postpipe_histograms WHERE labels ->> 'status' = 'processed')), 25, 'entries of all batches that were settled');
+is(sql(q(SELECT sum, count FROM postpipe_histograms WHERE labels ->> 'status' = 'failed')), '1|1', '... and that failed');
+is(sql(q(SELECT count FROM postpipe_histograms WHERE name = 'postpipe_end_to_end_seconds')), 25, 'one age for each entry that was applied');
+is(sql(q(SELECT DISTINCT h.count = s.batches FROM postpipe_histograms h, postpipe_stats s WHERE labels ->> 'operation' IN ('upsert', 'batch'))), 't', 'one time for each batch');
+is(sql(q(SELECT count(*) FROM postpipe_histograms, generate_subscripts(buckets, 1) i WHERE buckets[i] < buckets[i - 1] OR le[i] <= le[i - 1] OR buckets[i] > count)), 0, 'buckets are cumulative');
+is(sql(q(SELECT count(*) FROM postpipe_histograms h, generate_subscripts(le, 1) i WHERE NOT EXISTS (SELECT FROM postpipe_metrics m WHERE m.name = h.name || '_bucket' AND m.labels = h.labels || jsonb_build_object('le', le[i]::text) AND value = buckets[i]))), 0, 'each bucket is a sample');
+is(sql(q(SELECT count(*) FROM postpipe_histograms h JOIN postpipe_metrics m ON m.name = h.name || '_count' AND m.labels = h.labels AND m.value = h.count)), 6, 'so is each count');
+is(sql(q(SELECT 10 = ANY (le) FROM postpipe_histograms WHERE labels ->> 'operation' = 'upsert')), 't', '10 s is a bound');
+is(sql(q(SELECT count(*) FROM postpipe_latency WHERE count > 0 AND p50_seconds > 0 AND p50_seconds <= p95_seconds AND p95_seconds <= p99_seconds AND p99_seconds <= max_seconds)), 4, 'the latency of each operation');
+
+# The text: HELP and TYPE once for each family, with its samples behind them; unknown ones are left out.
+my @lines = split /\n/, sql('SELECT * FROM postpipe_prometheus()');
+my %families;
+my $family = '';
+for my $line (@lines)
+{
+	if ($line =~ /^# HELP (\S+) \S/) { ok(!$families{$1}++, "$1 begins once"); $family = $1; next; }
+	if ($line =~ /^# TYPE (\S+) (?:counter|gauge|histogram)$/) { is($1, $family, '... with its type'); next; }
+	like($line, qr/^\Q$family\E(?:_bucket|_sum|_count)?\{[a-z]+="(?:[^"\\]|\\["\\n])*"(?:,[a-z]+="(?:[^"\\]|\\["\\n])*")*\} -?[0-9.e+-]+$/, "a sample: $line");
+}
+is(scalar(grep { !/^#/ } @lines), sql('SELECT count(*) FROM postpipe_metrics WHERE value IS NOT NULL'), 'a line for each sample that is known');
+like(join("\n", @lines), qr/^post_persist_total\{.*group="g\\"\\\\\\nx".*status="ok".*\} 20$/m, 'what has to be escaped is');
+
+# They survive the worker, and not the pipeline.
+my $pid = sql(q(SELECT pid FROM postpipe_workers WHERE backend_type = 'worker'));
+sql("SELECT pg_terminate_backend($pid)");
+wait_sql($node, 'postgres', "SELECT state FROM postpipe_workers WHERE backend_type = 'worker' AND pid <> $pid", 'idle', 'another worker');
+is(metric('post_persist_total', status => 'ok'), 20, 'the counters are kept');
+is(sql(q(SELECT sum FROM postpipe_histograms WHERE labels ->> 'status' = 'processed')), 25, '... and the histograms');
+
+# Redis is away: what it alone knows is NULL, and not in the text.
+$redis->stop;
+wait_sql($node, 'postgres', q(SELECT value IS NULL FROM postpipe_metrics WHERE name = 'stream_pending_size'), 't', 'pending is not known');
+unlike(sql('SELECT * FROM postpipe_prometheus()'), qr/^stream_pending_size\{/m, '... and left out');
+
+# Who monitors may look.
+sql('CREATE ROLE watcher; GRANT pg_monitor TO watcher');
+is($node->safe_psql('postgres', q(SET ROLE watcher; SELECT count(*) > 0 FROM postpipe_metrics, postpipe_histograms, postpipe_latency, postpipe_prometheus())), 't', 'pg_monitor may read all of it');
+my (undef, undef, $error) = $node->psql('postgres', 'CREATE ROLE nobody; SET ROLE nobody; SELECT * FROM postpipe_prometheus()');
+like($error, qr/permission denied/, '... and others may not');
+$node->stop;
+done_testing();
+
+sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+sub add { $redis->xadd('stream:m:parsed', id => $_ eq 'bad' ? 99 : $_, v => $_) for @_; return }
+
+sub metric
+{
+	my ($name, %labels) = @_;
+	return sql("SELECT value FROM postpipe_metrics WHERE name = '$name'" . join '', map { " AND labels ->> '$_' = '$labels{$_}'" } keys %labels);
+}
