@@ -79,6 +79,18 @@ $node->start;
 sql('UPDATE divisor SET n = 1');
 wait_sql($node, 'postgres', q(SELECT n FROM sums WHERE id = 'c'), 1, 'applied after restarts of both servers');
 
+# Attempts are counted across them: no more than max_retries in all.
+sql(q(SELECT postpipe_create_pipeline('restarts', 'stream:restarts', options => '{"max_retries": 3, "retry_delay": "500ms"}', statement => 'INSERT INTO counted SELECT event ->> $$id$$, 1 FROM postpipe_batch')));
+wait_state('restarts');
+$redis->xadd('stream:restarts', id => 'bad');
+for my $restart (sub { $node->restart('fast') }, sub { $redis->kill9; $redis->start }, sub { $node->stop('immediate'); $node->start })
+{
+	my $attempts = sql(q(SELECT coalesce(max(attempts), 0) FROM postpipe_dlq WHERE pipeline = 'restarts'));
+	wait_sql($node, 'postgres', "SELECT attempts > $attempts OR state = 'dead' FROM postpipe_dlq WHERE pipeline = 'restarts'", 't', 'one more attempt');
+	$restart->();
+}
+wait_sql($node, 'postgres', q(SELECT state, attempts FROM postpipe_dlq WHERE pipeline = 'restarts'), 'dead|4', 'dead after one attempt and three more');
+
 # --- Paused, nothing is tried; a pipeline that is broken counts nothing against its letters.
 sql(q(SELECT postpipe_pause('sums')));
 wait_state('sums', 'paused');
