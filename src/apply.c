@@ -19,6 +19,7 @@
 #include "fault.h"
 #include "guc.h"
 #include "inflight.h"
+#include "stats.h"
 #include "suspect.h"
 
 #define MIN_BATCHES_WANTED 4 /* without a conflict, before a plain insert is tried again */
@@ -138,7 +139,11 @@ settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		result->applied += entry->verdict == PP_VERDICT_APPLIED;
 		result->filtered += entry->verdict == PP_VERDICT_FILTERED;
 		result->duplicates += entry->verdict == PP_VERDICT_DUPLICATE;
-		result->dead += entry->verdict == PP_VERDICT_DEAD && !entry->retrying;
+		if (entry->verdict == PP_VERDICT_DEAD && !entry->retrying)
+		{
+			result->dead++;
+			pp_pipe_count_error(a->pipe, entry->error->sqlstate);
+		}
 		result->retried += entry->verdict == PP_VERDICT_DEAD && entry->retrying;
 		result->lost += entry->verdict == PP_VERDICT_GONE;
 	}

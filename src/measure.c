@@ -39,7 +39,8 @@ typedef struct Question
 	char group[PP_STREAM_LEN];
 	uint64 settled;
 	int64 unacknowledged;
-	PpReply *replies[PP_STREAM_FACT_REPLIES];
+	PpReply *replies[PP_STREAM_FACT_REPLIES + 1]; /* the last one: how much memory it takes */
+	int wanted;
 	int count;
 } Question;
 
@@ -54,7 +55,8 @@ struct PpMeasure
 	int n;
 	int answered;
 	bool asking;
-	bool busy; /* something moved since the round before */
+	bool memory_refused; /* on this connection */
+	bool busy;           /* something moved since the round before */
 	TimestampTz next_at;
 	TimestampTz deadline;
 };
@@ -127,7 +129,12 @@ ask(PpMeasure *m, List *pipelines)
 		q->settled = pp_pipe_settled(pipe);
 		q->unacknowledged = pp_pipe_unacknowledged(pipe);
 		strlcpy(q->group, p->group, sizeof(q->group));
+		q->wanted = PP_STREAM_FACT_REPLIES;
 		pp_stream_send_facts(m->redis, p->stream, p->group);
+		if (m->memory_refused)
+			continue;
+		q->wanted++;
+		pp_redis_send(m->redis, "MEMORY USAGE %s", p->stream);
 	}
 	m->asking = m->n > 0;
 	m->busy = false;
@@ -154,6 +161,18 @@ add_sample(PpPipe *pipe, TimestampTz now, uint64 settled)
 	pipe->sample_count = Min(pipe->sample_count + 1, PP_RATE_SAMPLES);
 }
 
+/* -1: the stream is not there, or Redis does not tell us. */
+static int64
+get_memory(PpMeasure *m, const Question *q)
+{
+	const PpReply *reply = q->wanted > PP_STREAM_FACT_REPLIES ? q->replies[q->wanted - 1] : NULL;
+
+	if (reply == NULL)
+		return -1;
+	m->memory_refused |= reply->type == PP_REPLY_ERROR;
+	return reply->type == PP_REPLY_INTEGER ? reply->integer : -1;
+}
+
 /* All replies about one pipeline are there. */
 static void
 answer(PpMeasure *m, Question *q)
@@ -168,6 +187,7 @@ answer(PpMeasure *m, Question *q)
 		result.at = GetCurrentTimestamp();
 		result.pending = facts.group_exists ? facts.pending : -1;
 		result.lag = facts.undelivered;
+		result.bytes = get_memory(m, q);
 		result.consumers = facts.group_exists ? facts.consumers : -1;
 		result.standing = (PpStanding){facts.last_delivered, facts.added, facts.length};
 		result.lag_seconds = facts.undelivered == 0 ? 0 : -1;
@@ -209,7 +229,7 @@ collect(PpMeasure *m)
 		Question *q = &m->questions[m->answered];
 
 		q->replies[q->count++] = reply;
-		if (q->count < PP_STREAM_FACT_REPLIES)
+		if (q->count < q->wanted)
 			continue;
 		answer(m, q);
 		if (++m->answered == m->n)
@@ -255,8 +275,12 @@ pp_measure_step(PpMeasure *m, List *pipelines)
 		if (url_changed(m))
 			pp_redis_close(m->redis);
 		m->deadline = TimestampTzPlusMilliseconds(now, ANSWER_MS);
-		if (!pp_redis_is_open(m->redis) && !pp_redis_start(m->redis, &m->url))
-			give_up(m, pipelines);
+		if (!pp_redis_is_open(m->redis))
+		{
+			m->memory_refused = false;
+			if (!pp_redis_start(m->redis, &m->url))
+				give_up(m, pipelines);
+		}
 	}
 	if (m->deadline != 0)
 	{

@@ -136,6 +136,7 @@ typedef struct PpMeasured
 	int64 lag;
 	PpStanding standing;
 	int64 consumers; /* of the group */
+	int64 bytes;     /* that the stream takes in Redis */
 	double lag_seconds;
 	double oldest_pending_seconds;
 	int64 unacknowledged; /* of the pending ones, so many are settled already */
@@ -159,6 +160,15 @@ typedef struct PpRateSample
 	TimestampTz at;
 	uint64 settled;
 } PpRateSample;
+
+#define PP_ERROR_CODES 16 /* the last one is for all that have no room */
+
+/* Entries that died with this SQLSTATE. */
+typedef struct PpErrorCount
+{
+	int sqlstate; /* packed; 0: any other */
+	uint64 entries;
+} PpErrorCount;
 
 /* Entries that were applied or found to fail alone. */
 typedef struct PpDecided
@@ -223,6 +233,8 @@ typedef struct PpPipe
 	int sample_next;
 	int sample_count;
 	PpHistograms histograms;
+	PpErrorCount errors[PP_ERROR_CODES];
+	int num_errors;
 } PpPipe;
 
 /* The host that was looked up last, in the one postpipe.redis_url (redis_address.c). */

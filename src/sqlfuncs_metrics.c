@@ -118,6 +118,19 @@ histogram_labels(const PpPipeline *p, int kind)
 	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 }
 
+static Datum
+text_array(Datum *elems, int n)
+{
+	return PointerGetDatum(construct_array(elems, n, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+static Datum
+int8_array(Datum *elems, int n)
+{
+	return PointerGetDatum(
+		construct_array(elems, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
 /* The buckets that are shown, cumulative, without the one above all bounds. */
 static void
 put_buckets(PpRow *row, int kind, const PpHistogram *h)
@@ -141,10 +154,7 @@ put_buckets(PpRow *row, int kind, const PpHistogram *h)
 			   PointerGetDatum(construct_array(le, shown, FLOAT8OID, sizeof(float8),
 											   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
 			   false);
-	pp_row_put(row,
-			   PointerGetDatum(construct_array(buckets, shown, INT8OID, sizeof(int64),
-											   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
-			   false);
+	pp_row_put(row, int8_array(buckets, shown), false);
 }
 
 /* postpipe_histograms: a row per pipeline and histogram. */
@@ -181,38 +191,59 @@ postpipe_histograms_0_1(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* What the supervisor measured of the stream and no view has: ($1 pipeline, $2 entries, $3 consumers)[] */
+/*
+ * What no view has, as parameters: of each pipeline the entries, consumers and bytes that were measured
+ * (-1: not known), and of each SQLSTATE of each pipeline how many entries died with it.
+ */
 static void
-get_measured(const List *pipelines, Datum *values)
+get_unviewed(const List *pipelines, Datum *values)
 {
 	int n = list_length(pipelines);
 	Datum *names = palloc(Max(n, 1) * sizeof(Datum));
-	Datum *entries = palloc(Max(n, 1) * sizeof(Datum));
-	Datum *consumers = palloc(Max(n, 1) * sizeof(Datum));
+	Datum *measured[3];
+	Datum *error_names = palloc(Max(n, 1) * PP_ERROR_CODES * sizeof(Datum));
+	Datum *codes = palloc(Max(n, 1) * PP_ERROR_CODES * sizeof(Datum));
+	Datum *counts = palloc(Max(n, 1) * PP_ERROR_CODES * sizeof(Datum));
+	int num_errors = 0;
 	ListCell *lc;
-	int i = 0;
 
+	for (int i = 0; i < lengthof(measured); i++)
+		measured[i] = palloc(Max(n, 1) * sizeof(Datum));
 	foreach (lc, pipelines)
 	{
 		const PpPipeline *p = lfirst(lc);
 		PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
+		PpErrorCount errors[PP_ERROR_CODES];
 		PpMeasured m = {0};
+		int i = foreach_current_index(lc);
+		int num = 0;
 
 		if (pipe != NULL)
 		{
 			LWLockAcquire(&pipe->lock, LW_SHARED);
 			m = pipe->measured;
+			num = pipe->num_errors;
+			memcpy(errors, pipe->errors, sizeof(errors));
 			LWLockRelease(&pipe->lock);
 		}
 		names[i] = CStringGetTextDatum(p->name);
-		entries[i] = Int64GetDatum(m.at != 0 ? m.standing.length : -1);
-		consumers[i++] = Int64GetDatum(m.at != 0 ? m.consumers : -1);
+		measured[0][i] = Int64GetDatum(m.at != 0 ? m.standing.length : -1);
+		measured[1][i] = Int64GetDatum(m.at != 0 ? m.consumers : -1);
+		measured[2][i] = Int64GetDatum(m.at != 0 ? m.bytes : -1);
+		for (int e = 0; e < num; e++)
+		{
+			error_names[num_errors] = names[i];
+			codes[num_errors] = CStringGetTextDatum(
+				errors[e].sqlstate ? unpack_sql_state(errors[e].sqlstate) : "other");
+			counts[num_errors++] = Int64GetDatum((int64) errors[e].entries);
+		}
 	}
-	values[0] = PointerGetDatum(construct_array(names, n, TEXTOID, -1, false, TYPALIGN_INT));
-	values[1] = PointerGetDatum(
-		construct_array(entries, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	values[2] = PointerGetDatum(
-		construct_array(consumers, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[0] = text_array(names, n);
+	for (int i = 0; i < lengthof(measured); i++)
+		values[1 + i] = int8_array(measured[i], n);
+	values[4] = text_array(error_names, num_errors);
+	values[5] = text_array(codes, num_errors);
+	values[6] = int8_array(counts, num_errors);
 }
 
 /*
@@ -220,12 +251,12 @@ get_measured(const List *pipelines, Datum *values)
  * that the text format wants, and `family` and `place` for that.
  */
 static const char metrics_query[] =
-	"WITH pipelines AS MATERIALIZED (SELECT s.*, m.stream_entries, m.consumers, "
+	"WITH pipelines AS MATERIALIZED (SELECT s.*, m.stream_entries, m.consumers, m.stream_bytes, "
 	"jsonb_build_object('datname', current_database(), 'pipeline', s.pipeline, 'stream', "
 	"replace(regexp_replace(s.stream, '^stream:', ''), ':', '.'), 'group', s.consumer_group) AS base "
 	"FROM %1$s.postpipe_stats s LEFT JOIN (SELECT u.pipeline, nullif(u.entries, -1) AS "
-	"stream_entries, nullif(u.consumers, -1) AS consumers FROM unnest($1, $2, $3) AS u (pipeline, "
-	"entries, consumers)) m USING (pipeline)), "
+	"stream_entries, nullif(u.consumers, -1) AS consumers, nullif(u.bytes, -1) AS stream_bytes FROM "
+	"unnest($1, $2, $3, $4) AS u (pipeline, entries, consumers, bytes)) m USING (pipeline)), "
 	"letters AS (SELECT pipeline, state, count(*) AS n, min(first_failed_at) AS oldest "
 	"FROM %1$s.postpipe_dead_letter GROUP BY pipeline, state), "
 	"samples AS ("
@@ -264,6 +295,7 @@ static const char metrics_query[] =
 	"('postpipe_workers_wanted', '{}', workers_wanted, 'gauge', 'Workers configured.'), "
 	"('postpipe_consumers', '{}', consumers, 'gauge', 'Consumers in the group.'), "
 	"('postpipe_stream_entries', '{}', stream_entries, 'gauge', 'Entries in the stream.'), "
+	"('postpipe_stream_memory_bytes', '{}', stream_bytes, 'gauge', 'Memory of the stream in Redis.'), "
 	"('postpipe_redis_reconnects_total', '{}', reconnects, 'counter', 'Connections made to Redis "
 	"after the first.'), "
 	"('postpipe_worker_restarts_total', '{}', worker_restarts, 'counter', 'Workers started after the "
@@ -278,6 +310,10 @@ static const char metrics_query[] =
 	"('postpipe_dead_letters', coalesce(l.n, 0)::float8, 'Dead letters now, by state.'), "
 	"('postpipe_oldest_dead_letter_timestamp_seconds', extract(epoch FROM l.oldest), 'When the "
 	"oldest of them failed first.')) v (name, value, help) "
+	"UNION ALL SELECT 'post_persist_dlq_total', p.base || jsonb_build_object('base_event', p.base -> "
+	"'stream', 'error_code', u.code), u.n, 'counter', 'Entries that died, by SQLSTATE.', "
+	"'post_persist_dlq_total', 0, 0 FROM pipelines p JOIN unnest($5, $6, $7) AS u (pipeline, code, n) "
+	"USING (pipeline) "
 	"UNION ALL SELECT 'postpipe_audit_balance', p.base, a.balance, 'gauge', 'Entries that nothing "
 	"accounts for; 0 is well.', 'postpipe_audit_balance', 0, 0 FROM pipelines p JOIN (SELECT DISTINCT "
 	"ON (pipeline) pipeline, balance FROM %1$s.postpipe_audit ORDER BY pipeline, epoch DESC) a "
@@ -299,8 +335,9 @@ static const char metrics_query[] =
 static void
 read_metrics(void)
 {
-	Oid types[] = {TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID};
-	Datum values[3];
+	Oid types[] = {TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID,
+				   TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID};
+	Datum values[lengthof(types)];
 	PpExtension ext;
 	List *pipelines;
 
@@ -308,7 +345,7 @@ read_metrics(void)
 	pp_require_extension(&ext);
 	pipelines = pp_pipeline_list(&ext);
 	pp_store_begin(&ext);
-	get_measured(pipelines, values);
+	get_unviewed(pipelines, values);
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_execute_with_args(psprintf(metrics_query, ext.schema_name), lengthof(types), types, values,
 						  NULL, true, 0);

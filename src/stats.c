@@ -295,6 +295,21 @@ pp_pipe_applied(PpPipe *pipe, PpId last)
 	LWLockRelease(&pipe->lock);
 }
 
+/* An entry is dead: counts it by its SQLSTATE. */
+void
+pp_pipe_count_error(PpPipe *pipe, int sqlstate)
+{
+	int i = 0;
+
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	while (i < pipe->num_errors && pipe->errors[i].sqlstate != sqlstate)
+		i++;
+	if (i == pipe->num_errors && i < PP_ERROR_CODES)
+		pipe->errors[pipe->num_errors++].sqlstate = i < PP_ERROR_CODES - 1 ? sqlstate : 0;
+	pipe->errors[Min(i, PP_ERROR_CODES - 1)].entries++;
+	LWLockRelease(&pipe->lock);
+}
+
 /* A step took so many seconds, or a batch had so many entries. */
 void
 pp_pipe_observe(PpPipe *pipe, PpHistogramKind kind, double value)

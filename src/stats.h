@@ -31,6 +31,7 @@ extern bool pp_pipe_is_fenced(PpPipe *pipe);
 extern void pp_pipe_set_fenced(PpPipe *pipe, bool fenced);
 extern void pp_pipe_set_rescan(PpPipe *pipe, bool wanted);
 extern void pp_pipe_applied(PpPipe *pipe, PpId last);
+extern void pp_pipe_count_error(PpPipe *pipe, int sqlstate);
 extern void pp_pipe_observe(PpPipe *pipe, PpHistogramKind kind, double value);
 extern void pp_pipe_observe_since(PpPipe *pipe, PpHistogramKind kind, instr_time start);
 extern void pp_pipe_observe_ages(PpPipe *pipe, const PpBatch *batch);

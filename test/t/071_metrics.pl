@@ -26,6 +26,8 @@ is(metric('postpipe_dead_letters', state => 'retrying'), 0, '... and none that i
 is(metric('postpipe_audit_balance'), 0, 'the balance');
 is(metric('postpipe_stream_entries'), 26, 'entries in the stream');
 is(metric('postpipe_consumers'), 1, 'consumers');
+is(sql(q(SELECT value > 500 FROM postpipe_metrics WHERE name = 'postpipe_stream_memory_bytes')), 't', 'the memory that the stream takes');
+is(metric('post_persist_dlq_total', error_code => '23514', base_event => 'm.parsed'), 1, 'the dead ones by their SQLSTATE');
 is(sql(q(SELECT sum(value) FROM postpipe_metrics WHERE name = 'postpipe_state')), 1, 'one state');
 is(metric('postpipe_state', state => 'idle'), 1, '... idle');
 for my $pair (qw(postpipe_entries_read_total=entries_read postpipe_batches_total=batches postpipe_bytes_read_total=bytes_read postpipe_workers=workers postpipe_workers_wanted=workers_wanted postpipe_redis_reconnects_total=reconnects))
@@ -33,7 +35,7 @@ for my $pair (qw(postpipe_entries_read_total=entries_read postpipe_batches_total
 	my ($name, $column) = split /=/, $pair;
 	is(metric($name), sql("SELECT $column FROM postpipe_stats"), "$name is $column");
 }
-is(sql(q(SELECT DISTINCT labels - '{le,operation,status,state}'::text[] FROM postpipe_metrics)), '{"group": "g\"\\\\\nx", "stream": "m.parsed", "datname": "postgres", "pipeline": "m"}', 'the labels of each sample');
+is(sql(q(SELECT DISTINCT labels - '{le,operation,status,state,error_code,base_event}'::text[] FROM postpipe_metrics)), '{"group": "g\"\\\\\nx", "stream": "m.parsed", "datname": "postgres", "pipeline": "m"}', 'the labels of each sample');
 is(sql(q(SELECT count(*) FROM (SELECT FROM postpipe_metrics GROUP BY name, labels HAVING count(*) > 1) x)), 0, 'no sample is there twice');
 
 # Histograms: cumulative, the sum of what was seen, the same in both views.
@@ -56,7 +58,7 @@ for my $line (@lines)
 {
 	if ($line =~ /^# HELP (\S+) \S/) { ok(!$families{$1}++, "$1 begins once"); $family = $1; next; }
 	if ($line =~ /^# TYPE (\S+) (?:counter|gauge|histogram)$/) { is($1, $family, '... with its type'); next; }
-	like($line, qr/^\Q$family\E(?:_bucket|_sum|_count)?\{[a-z]+="(?:[^"\\]|\\["\\n])*"(?:,[a-z]+="(?:[^"\\]|\\["\\n])*")*\} -?[0-9.e+-]+$/, "a sample: $line");
+	like($line, qr/^\Q$family\E(?:_bucket|_sum|_count)?\{[a-z_]+="(?:[^"\\]|\\["\\n])*"(?:,[a-z_]+="(?:[^"\\]|\\["\\n])*")*\} -?[0-9.e+-]+$/, "a sample: $line");
 }
 is(scalar(grep { !/^#/ } @lines), sql('SELECT count(*) FROM postpipe_metrics WHERE value IS NOT NULL'), 'a line for each sample that is known');
 like(join("\n", @lines), qr/^post_persist_total\{.*group="g\\"\\\\\\nx".*status="ok".*\} 20$/m, 'what has to be escaped is');
