@@ -5,7 +5,7 @@
 \echo Use "CREATE EXTENSION postpipe" to load this file. \quit
 
 ---------------------------------------------------------------------------------------------------------------------------
--- Type: a stream entry's ID, as pg_lsn is for WAL. As text, '…-99' sorts above '…-271': max(id), ORDER BY id, id > … are wrong.
+-- Type: a stream entry's ID, as pg_lsn is for WAL. As text, '...-99' sorts above '...-271': max(id), ORDER BY id, id > ... are wrong.
 -- Input: 'ms-seq' or 'ms' (= ms-0); output 'ms-seq'. Assigns to text columns by itself. 
 CREATE TYPE @extschema@.postpipe_id;
 CREATE FUNCTION @extschema@.postpipe_id_in(cstring) RETURNS @extschema@.postpipe_id AS 'MODULE_PATHNAME', 'postpipe_id_in' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
@@ -180,9 +180,9 @@ CREATE FUNCTION @extschema@.postpipe_create_pipeline(
     workers         integer     DEFAULT 1,
     redis           text        DEFAULT NULL,
     owner           text        DEFAULT NULL,              -- current_user; needs SET ROLE rights on it
-    enabled         boolean     DEFAULT true,              -- false: created paused, for postpipe_test first (as CREATE SUBSCRIPTION … enabled = false)
+    enabled         boolean     DEFAULT true,              -- false: created paused, for postpipe_test first (as CREATE SUBSCRIPTION ... enabled = false)
     options         jsonb       DEFAULT '{}',              -- batch_size, batch_bytes, max_retries, retry_delay, claim_idle, statement_timeout, lock_timeout,
-                                                           -- synchronous_commit, error_threshold, dead_letter_retention, dead_letter_stream, claim_foreign, notify …
+                                                           -- synchronous_commit, error_threshold, dead_letter_retention, dead_letter_stream, claim_foreign, notify ...
     if_not_exists   boolean     DEFAULT false
 ) RETURNS text                                             -- the statement that will run
 AS 'MODULE_PATHNAME', 'postpipe_create_pipeline' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;

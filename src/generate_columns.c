@@ -264,6 +264,7 @@ pp_generate_columns(const PpPipeline *p, Relation rel, List *key)
 	set_for_deparse("search_path", "pg_catalog, pg_temp");
 	set_for_deparse("DateStyle", "ISO, MDY");
 	set_for_deparse("IntervalStyle", "postgres");
+	set_for_deparse("extra_float_digits", "1");
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);

@@ -562,6 +562,8 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 	set_for_statement("TimeZone", "UTC");
 	set_for_statement("DateStyle", "ISO, MDY");
 	set_for_statement("IntervalStyle", "postgres");
+	set_for_statement("bytea_output", "hex");
+	set_for_statement("extra_float_digits", "1");
 	set_constraints_immediate();
 	s->started_at = GetCurrentTimestamp();
 	if (s->timeout_ms > 0)

@@ -15,9 +15,11 @@ my $missing = '6f1a0c7e-1111-4c1c-9d53-0000000000ff';
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('production', redis => $redis, conf => 'postpipe.max_retries = 0');
 $node->safe_psql('postgres', <<"SQL");
--- Expressions of the table are written out and read again: neither must depend on how a database shows its dates.
+-- Expressions of the table are written out and read again: neither must depend on how a database shows its dates, bytes and numbers.
 ALTER DATABASE postgres SET DateStyle = 'SQL, DMY';
 ALTER DATABASE postgres SET IntervalStyle = 'sql_standard';
+ALTER DATABASE postgres SET bytea_output = 'escape';
+ALTER ROLE CURRENT_USER SET extra_float_digits = -10;
 
 CREATE ROLE app_owner;
 GRANT CREATE ON SCHEMA public TO app_owner;
@@ -191,6 +193,8 @@ my @shapes = (
 	[ 'serial', 'id int PRIMARY KEY, n serial, note text', [ { id => 1, n => 7 }, { id => 1, note => 'x' } ], '1|7|x', '' ],
 	[ 'domain_default', 'id int PRIMARY KEY, flag flag, note text', [ { id => 1 }, { id => 2, flag => 'true' }, { id => 2, note => 'x' } ], "1|f|\n2|t|x", '' ],
 	[ 'date_default', q(id int PRIMARY KEY, since date DEFAULT '2020-03-04', pause interval DEFAULT '-1 day -02:03:04'), [ { id => 1 } ], q(1|04/03/2020|-1 2:03:04), '' ],
+	[ 'bytes_default', q(id int PRIMARY KEY, raw bytea DEFAULT '\x00ff41', n float8 DEFAULT '0.30000000000000004'::float8), [ { id => 1 }, { id => 2, raw => '\x00ff5c' }, { id => 3, raw => '\\000A' } ],
+		"1|00ff41|0.30000000000000004\n2|00ff5c|0.30000000000000004\n3|0041|0.30000000000000004", '' ],
 	[ 'plain_time', 'id int PRIMARY KEY, at timestamp', [ { id => 1, at => '2025-10-29T20:26:25+03:00' }, { id => 2, at => '2025-10-29T20:26:25' } ], "1|2025-10-29 17:26:25\n2|2025-10-29 20:26:25", '' ],
 	[ 'no_key', 'note text, n int DEFAULT 5', [ { note => 'a' }, { note => 'a', n => 6 } ], "a|5\na|6", '' ]);
 sql(q(CREATE DOMAIN flag AS boolean DEFAULT false NOT NULL; GRANT USAGE ON TYPE flag TO app_owner));
@@ -204,10 +208,19 @@ for my $shape (@shapes)
 {
 	my ($name, undef, undef, $rows, $dead) = @$shape;
 	settle($name);
-	my $show = $name eq 'plain_time' ? "SET datestyle = 'ISO';" : '';
-	is(sql("$show SELECT * FROM $name ORDER BY 1, 2"), $rows, "$name: rows");
+	my ($show, $what) = ('', '*');
+	$show = "SET datestyle = 'ISO';" if $name eq 'plain_time';
+	($show, $what) = ('SET extra_float_digits = 1;', q(id, encode(raw, 'hex'), n)) if $name eq 'bytes_default';
+	is(sql("$show SELECT $what FROM $name ORDER BY 1, 2"), $rows, "$name: rows");
 	is(sql("SELECT concat_ws(' ', sqlstate, constraint_name) FROM postpipe_dlq WHERE pipeline = '$name'"), $dead, "$name: dead letters");
 }
+
+# --- What a statement of one's own makes into text does not depend on settings either.
+sql(q(CREATE TABLE shown (raw text, n text, at text, pause text); SELECT postpipe_create_pipeline('shown', 'stream:shown', statement =>
+	$$INSERT INTO shown SELECT (event->>'raw')::bytea, (event->>'n')::float8, (event->>'at')::timestamptz, (event->>'pause')::interval FROM postpipe_batch$$)));
+$redis->xadd('stream:shown', raw => '\x00ff41', n => '0.30000000000000004', at => '2025-10-29T20:26:25+03:00', pause => '-1 day -02:03:04');
+settle('shown');
+is(sql('SELECT * FROM shown'), '\x00ff41|0.30000000000000004|2025-10-29 17:26:25+00|-1 days -02:03:04', 'text of bytes, numbers and times is that of the defaults');
 
 $node->stop;
 done_testing();

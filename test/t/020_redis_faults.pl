@@ -345,6 +345,18 @@ $proxy->command('pass');
 $hits->publish(10);
 $hits->settled('dup');
 
+# --- an answer that comes later than it is waited for: Redis has handed out what does not arrive
+begin();
+$hits->forget;
+$proxy->command('delay s2c 6000');
+$hits->publish(10);
+$hits->shows(qr/^retrying\|redis_timeout\|[^|]*did not answer[^|]*\|[^|]*did not answer/, 'late: shown');
+cmp_ok(pending($redis, $hits->stream, $hits->group), '>', $hits->sql('SELECT count(*) FROM hits'), 'late: Redis has answered with entries that were not received');
+is(said(qr/retrying: .*did not answer/), 1, 'late: said once');
+$proxy->command('pass');
+$hits->publish(10);
+$hits->settled('late');
+
 # --- half-open: neither side ever hears of the other
 begin();
 $proxy->command('drop both');
