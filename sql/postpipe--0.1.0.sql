@@ -186,6 +186,23 @@ CREATE FUNCTION @extschema@.postpipe_create_pipeline(
     if_not_exists   boolean     DEFAULT false
 ) RETURNS text                                             -- the statement that will run
 AS 'MODULE_PATHNAME', 'postpipe_create_pipeline' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_alter_pipeline(
+    pipeline        text,
+    target          text        DEFAULT NULL,
+    statement       text        DEFAULT NULL,
+    key             text[]      DEFAULT NULL,
+    on_conflict     text        DEFAULT NULL,
+    newer_by        text        DEFAULT NULL,
+    columns         jsonb       DEFAULT NULL,
+    event_types     text[]      DEFAULT NULL,
+    workers         integer     DEFAULT NULL,
+    redis           text        DEFAULT NULL,
+    owner           text        DEFAULT NULL,
+    options         jsonb       DEFAULT NULL,              -- merged; a key with null goes back to the setting
+    reset           text[]      DEFAULT NULL,              -- arguments that go back to their default: NULL cannot say it
+    new_name        text        DEFAULT NULL
+) RETURNS text AS 'MODULE_PATHNAME', 'postpipe_alter_pipeline' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
 CREATE FUNCTION @extschema@.postpipe_drop_pipeline(pipeline text, if_exists boolean DEFAULT false, destroy_group boolean DEFAULT false, discard_dead boolean DEFAULT false)
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_drop_pipeline' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_pause(pipeline text, reason text DEFAULT NULL)               -- takes effect at commit
@@ -300,6 +317,7 @@ CREATE FUNCTION @extschema@.postpipe_prometheus() RETURNS SETOF text AS 'MODULE_
 -- Who may. A function called in a view is checked against the reader, not the view's owner: both are granted.
 REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_create_pipeline,
+    @extschema@.postpipe_alter_pipeline,
     @extschema@.postpipe_drop_pipeline,
     @extschema@.postpipe_pause,
     @extschema@.postpipe_resume,
@@ -335,6 +353,7 @@ COMMENT ON TABLE @extschema@.postpipe_progress IS 'internal: ownership and seal 
 COMMENT ON TABLE @extschema@.postpipe_lost_range IS 'entries that vanished from their stream before they could be applied';
 COMMENT ON FUNCTION @extschema@.postpipe_definition_changed() IS 'internal: wakes the supervisor at commit';
 COMMENT ON FUNCTION @extschema@.postpipe_create_pipeline IS 'makes a pipeline from a stream to a target table or a statement; returns the statement that will run';
+COMMENT ON FUNCTION @extschema@.postpipe_alter_pipeline IS 'changes the definition of a pipeline while it runs; returns the statement that will run';
 COMMENT ON FUNCTION @extschema@.postpipe_drop_pipeline IS 'drops a pipeline; refuses while it has dead letters, unless discard_dead';
 COMMENT ON FUNCTION @extschema@.postpipe_pause IS 'stops reading of a pipeline at commit; nothing is lost';
 COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over arms one that comes from another server';

@@ -395,7 +395,10 @@ set_text_array(Datum *values, bool *nulls, int col, List *strings)
 			PointerGetDatum(construct_array(elems, n, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-/* Stores a definition as a new row; the table's own constraints and trigger apply. */
+/*
+ * Stores a definition as a row, at home where it was, or here if it is new; the table's own constraints
+ * and trigger apply.
+ */
 void
 pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
 {
@@ -406,6 +409,7 @@ pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
 		OIDOID,       TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID};
 	Datum values[COL_COUNT] = {0};
 	bool nulls[COL_COUNT] = {0};
+	bool is_new = p->created_at == 0;
 	StringInfoData sql;
 
 	set_text(values, nulls, COL_PIPELINE, p->name);
@@ -426,10 +430,13 @@ pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
 	values[COL_ENABLED - 1] = BoolGetDatum(p->enabled);
 	set_text(values, nulls, COL_ENABLED_REASON, p->enabled_reason);
 	values[COL_OPTIONS - 1] = JsonbPGetDatum(p->options);
-	values[COL_SYSTEM_IDENTIFIER - 1] = Int64GetDatum((int64) GetSystemIdentifier());
-	values[COL_DATABASE_OID - 1] = ObjectIdGetDatum(MyDatabaseId);
-	values[COL_CREATED_AT - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-	nulls[COL_ALTERED_AT - 1] = true;
+	values[COL_SYSTEM_IDENTIFIER - 1] =
+		Int64GetDatum(is_new ? (int64) GetSystemIdentifier() : p->system_identifier);
+	values[COL_DATABASE_OID - 1] = ObjectIdGetDatum(is_new ? MyDatabaseId : p->database_oid);
+	values[COL_CREATED_AT - 1] =
+		TimestampTzGetDatum(is_new ? GetCurrentTransactionStartTimestamp() : p->created_at);
+	nulls[COL_ALTERED_AT - 1] = p->altered_at == 0;
+	values[COL_ALTERED_AT - 1] = TimestampTzGetDatum(p->altered_at);
 	values[COL_DROPPED - 1] = BoolGetDatum(p->dropped);
 
 	initStringInfo(&sql);

@@ -21,6 +21,10 @@ extern char *pp_text_arg(FunctionCallInfo fcinfo, int n);
 extern char *pp_required_text_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern void pp_pipeline_delete(const PpExtension *ext, const char *name);
 
+/* sqlfuncs_define.c */
+extern void pp_check_options(const Jsonb *options, bool may_be_null);
+extern char *pp_check_definition(const PpExtension *ext, PpPipeline *p);
+
 /* sqlfuncs_stats.c */
 extern PpState pp_pipeline_status(const char *name, PpPipe **pipe);
 

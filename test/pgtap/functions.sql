@@ -14,6 +14,10 @@ key text[] DEFAULT NULL::text[], on_conflict text DEFAULT ''update''::text, newe
 event_types text[] DEFAULT NULL::text[], start_id text DEFAULT ''0''::text, start_time timestamp with time zone DEFAULT NULL::timestamp with time zone,
 workers integer DEFAULT 1, redis text DEFAULT NULL::text, owner text DEFAULT NULL::text, enabled boolean DEFAULT true,
 options jsonb DEFAULT ''{}''::jsonb, if_not_exists boolean DEFAULT false', 'text');
+SELECT pg_temp.has_signature('postpipe_alter_pipeline',
+'pipeline text, target text DEFAULT NULL::text, statement text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_conflict text DEFAULT NULL::text,
+newer_by text DEFAULT NULL::text, columns jsonb DEFAULT NULL::jsonb, event_types text[] DEFAULT NULL::text[], workers integer DEFAULT NULL::integer,
+redis text DEFAULT NULL::text, owner text DEFAULT NULL::text, options jsonb DEFAULT NULL::jsonb, reset text[] DEFAULT NULL::text[], new_name text DEFAULT NULL::text', 'text');
 SELECT pg_temp.has_signature('postpipe_drop_pipeline',
 'pipeline text, if_exists boolean DEFAULT false, destroy_group boolean DEFAULT false, discard_dead boolean DEFAULT false', 'boolean');
 SELECT pg_temp.has_signature('postpipe_pause', 'pipeline text, reason text DEFAULT NULL::text', 'void');
