@@ -211,6 +211,8 @@ CREATE FUNCTION @extschema@.postpipe_resume(pipeline text, take_over boolean DEF
     RETURNS void AS 'MODULE_PATHNAME', 'postpipe_resume' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_wait_state(pipeline text, state text, timeout interval DEFAULT '30s')   -- 'paused' = no transaction of it is open any more
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_wait_state' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_wait(pipeline text, id @extschema@.postpipe_id, timeout interval DEFAULT '10s')
+    RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_wait' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_rewind(pipeline text, to_id text DEFAULT NULL, to_time timestamptz DEFAULT NULL)  -- applies AGAIN, on purpose: opens an epoch; needs a paused pipeline
     RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_rewind' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;    -- entries that will be read
 
@@ -322,6 +324,7 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_pause,
     @extschema@.postpipe_resume,
     @extschema@.postpipe_wait_state,
+    @extschema@.postpipe_wait,
     @extschema@.postpipe_rewind,
     @extschema@.postpipe_replay,
     @extschema@.postpipe_discard,
@@ -358,6 +361,7 @@ COMMENT ON FUNCTION @extschema@.postpipe_drop_pipeline IS 'drops a pipeline; ref
 COMMENT ON FUNCTION @extschema@.postpipe_pause IS 'stops reading of a pipeline at commit; nothing is lost';
 COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over arms one that comes from another server';
 COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state (running: or idle); false when time is up';
+COMMENT ON FUNCTION @extschema@.postpipe_wait IS 'waits until an entry is applied; false when time is up';
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
 COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';
 COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters; they stay counted in postpipe_audit';

@@ -69,6 +69,7 @@ retry(PpWorker *w)
 	pp_count(w->pipe, PP_COUNT_CONFLICTED, result.conflicted);
 	pp_count(w->pipe, PP_COUNT_FILTERED, result.filtered);
 	pp_count(w->pipe, PP_COUNT_DEAD, result.dead);
+	ConditionVariableBroadcast(&w->pipe->settled_cv);
 	if (outcome == PP_OUTCOME_DONE)
 		pp_backoff_reset(&w->chores.backoff);
 	else

@@ -67,6 +67,7 @@ shmem_startup(void)
 		for (int i = 0; i < PP_MAX_PIPELINES; i++)
 		{
 			LWLockInitialize(&pp_shared->pipes[i].lock, pp_shared->tranche);
+			ConditionVariableInit(&pp_shared->pipes[i].settled_cv);
 			for (int c = 0; c < PP_COUNT_NUM; c++)
 				pg_atomic_init_u64(&pp_shared->pipes[i].counters[c], 0);
 		}

@@ -195,6 +195,7 @@ typedef struct PpPipe
 	char name[PP_PIPELINE_LEN]; /* (R) */
 	TimestampTz since;          /* (R) start of the counters */
 	pg_atomic_uint64 counters[PP_COUNT_NUM];
+	ConditionVariable settled_cv; /* broadcast when a worker has committed */
 	int workers_wanted;
 	int commit_level;         /* synchronous_commit in this database, but for the option */
 	PpStatus status;          /* what the supervisor says: paused, waiting, running … */

@@ -36,7 +36,6 @@
 PG_FUNCTION_INFO_V1(postpipe_drop_pipeline);
 PG_FUNCTION_INFO_V1(postpipe_pause);
 PG_FUNCTION_INFO_V1(postpipe_resume);
-PG_FUNCTION_INFO_V1(postpipe_wait_state);
 PG_FUNCTION_INFO_V1(postpipe_definition_changed);
 PG_FUNCTION_INFO_V1(postpipe_version);
 
@@ -228,61 +227,6 @@ postpipe_resume(PG_FUNCTION_ARGS)
 	if (!p->builtin || take_over)
 		set_enabled(&ext, p, true, NULL, take_over);
 	PG_RETURN_VOID();
-}
-
-/* An idle pipeline is one that runs, and has nothing to do. */
-static bool
-is_state(PpState state, const char *name)
-{
-	return strcmp(pp_state_name(state), name) == 0 ||
-		   (state == PP_STATE_IDLE && strcmp(pp_state_name(PP_STATE_RUNNING), name) == 0);
-}
-
-/* postpipe_wait_state(pipeline, state, timeout): false when time is up. */
-Datum
-postpipe_wait_state(PG_FUNCTION_ARGS)
-{
-	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	char *state = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	Interval *interval = PG_GETARG_INTERVAL_P(2);
-	TimestampTz end;
-	PpExtension ext;
-	bool known = false;
-	bool reached;
-
-	pp_require_preload();
-	pp_require_extension(&ext);
-	if (pp_require_pipeline(&ext, name)->changed_here)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("pipeline \"%s\" was changed in this transaction, which takes effect at "
-					"commit only",
-					name),
-			 errhint("Wait in a transaction of its own; statements that are sent as one string, "
-					 "as by psql -c, are one transaction.")));
-	for (int i = 0; i <= PP_STATE_WAITING; i++)
-		known |= strcmp(pp_state_name(i), state) == 0;
-	if (!known)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid state \"%s\"", state),
-				 errhint("States are starting, running, idle, paused, retrying, failed, disarmed, "
-						 "fenced, waiting and stopped.")));
-	end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												  TimestampTzGetDatum(GetCurrentTimestamp()),
-												  PointerGetDatum(interval)));
-	ConditionVariablePrepareToSleep(&pp_shared->state_cv);
-	while (!(reached = is_state(pp_pipeline_status(name, NULL), state)))
-	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-
-		if (left <= 0)
-			break;
-		(void) ConditionVariableTimedSleep(&pp_shared->state_cv, left,
-										   pp_wait_event(PP_WAIT_STATE));
-	}
-	ConditionVariableCancelSleep();
-	PG_RETURN_BOOL(reached);
 }
 
 /* Nobody could copy a template while our processes are in it: they stay out. */

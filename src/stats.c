@@ -293,6 +293,7 @@ pp_pipe_applied(PpPipe *pipe, PpId last)
 		pipe->last_id = last;
 	pipe->last_applied_at = GetCurrentTimestamp();
 	LWLockRelease(&pipe->lock);
+	ConditionVariableBroadcast(&pipe->settled_cv);
 }
 
 /* An entry is dead: counts it by its SQLSTATE. */

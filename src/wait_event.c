@@ -20,6 +20,7 @@ pp_wait_event(PpWaitEvent event)
 		[PP_WAIT_REDIS_CONNECT] = "PostpipeRedisConnect",
 		[PP_WAIT_REDIS_REPLY] = "PostpipeRedisReply",
 		[PP_WAIT_STATE] = "PostpipeState",
+		[PP_WAIT_ENTRY] = "PostpipeEntry",
 		[PP_WAIT_PROCESS_EXIT] = "PostpipeProcessExit",
 	};
 	static uint32 numbers[PP_WAIT_NUM];

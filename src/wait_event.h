@@ -16,6 +16,7 @@ typedef enum PpWaitEvent
 	PP_WAIT_REDIS_CONNECT,
 	PP_WAIT_REDIS_REPLY,
 	PP_WAIT_STATE,        /* postpipe_wait_state() */
+	PP_WAIT_ENTRY,        /* postpipe_wait() */
 	PP_WAIT_PROCESS_EXIT, /* until a process has stopped */
 	PP_WAIT_NUM
 } PpWaitEvent;

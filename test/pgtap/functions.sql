@@ -23,6 +23,7 @@ SELECT pg_temp.has_signature('postpipe_drop_pipeline',
 SELECT pg_temp.has_signature('postpipe_pause', 'pipeline text, reason text DEFAULT NULL::text', 'void');
 SELECT pg_temp.has_signature('postpipe_resume', 'pipeline text, take_over boolean DEFAULT false', 'void');
 SELECT pg_temp.has_signature('postpipe_wait_state', 'pipeline text, state text, timeout interval DEFAULT ''00:00:30''::interval', 'boolean');
+SELECT pg_temp.has_signature('postpipe_wait', 'pipeline text, id postpipe_id, timeout interval DEFAULT ''00:00:10''::interval', 'boolean');
 SELECT pg_temp.has_signature('postpipe_rewind',
 'pipeline text, to_id text DEFAULT NULL::text, to_time timestamp with time zone DEFAULT NULL::timestamp with time zone', 'bigint');
 SELECT pg_temp.has_signature('postpipe_replay',
