@@ -156,6 +156,17 @@ CREATE TABLE @extschema@.postpipe_lost_range (
     noticed_at      timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
+-- Internal: calls of postpipe_ingest, and sums of them (src/sqlfuncs_ingest.c).
+CREATE TABLE @extschema@.postpipe_ingested (
+    pipeline        text NOT NULL,
+    id              @extschema@.postpipe_id,               -- that was given, once in a pipeline
+    epoch           integer NOT NULL,                      -- of the stream, when it came in
+    applied         bigint NOT NULL,
+    ingested_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    UNIQUE (pipeline, id)
+);
+CREATE INDEX postpipe_ingested_age ON @extschema@.postpipe_ingested (pipeline, ingested_at) WHERE id IS NOT NULL;
+
 ---------------------------------------------------------------------------------------------------------------------------
 -- Whatever writes the definitions, a function here or a restore: the supervisor looks at them at commit.
 CREATE FUNCTION @extschema@.postpipe_definition_changed() RETURNS trigger AS 'MODULE_PATHNAME', 'postpipe_definition_changed' LANGUAGE C;
@@ -234,6 +245,11 @@ CREATE FUNCTION @extschema@.postpipe_claim(pipeline text, consumer text DEFAULT 
 CREATE FUNCTION @extschema@.postpipe_reap_consumers(pipeline text, min_idle interval DEFAULT '1 hour', only_consumer text DEFAULT NULL, dry_run boolean DEFAULT false,
         OUT consumer text, OUT idle_seconds double precision, OUT pending bigint, OUT reaped boolean)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_reap_consumers' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_publish(pipeline text, event jsonb, max_len bigint DEFAULT NULL) RETURNS @extschema@.postpipe_id   -- sent at once, not at commit
+    AS 'MODULE_PATHNAME', 'postpipe_publish' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+-- Without Redis: an object or an array of objects; id makes a client's retry exact.
+CREATE FUNCTION @extschema@.postpipe_ingest(pipeline text, event jsonb, id @extschema@.postpipe_id DEFAULT NULL) RETURNS bigint
+    AS 'MODULE_PATHNAME', 'postpipe_ingest' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 CREATE FUNCTION @extschema@.postpipe_version(OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean) AS 'MODULE_PATHNAME', 'postpipe_version' LANGUAGE C STABLE PARALLEL SAFE;
 
@@ -333,6 +349,8 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_create_group,
     @extschema@.postpipe_claim,
     @extschema@.postpipe_reap_consumers,
+    @extschema@.postpipe_publish,
+    @extschema@.postpipe_ingest,
     @extschema@.postpipe_version,
     @extschema@.postpipe_stats_0_1,
     @extschema@.postpipe_workers_0_1,
@@ -354,6 +372,7 @@ COMMENT ON TABLE @extschema@.postpipe_ledger IS 'internal: which entries are set
 COMMENT ON TABLE @extschema@.postpipe_epoch IS 'internal: epochs of each pipeline';
 COMMENT ON TABLE @extschema@.postpipe_progress IS 'internal: ownership and seal of each pipeline';
 COMMENT ON TABLE @extschema@.postpipe_lost_range IS 'entries that vanished from their stream before they could be applied';
+COMMENT ON TABLE @extschema@.postpipe_ingested IS 'internal: what came in by postpipe_ingest';
 COMMENT ON FUNCTION @extschema@.postpipe_definition_changed() IS 'internal: wakes the supervisor at commit';
 COMMENT ON FUNCTION @extschema@.postpipe_create_pipeline IS 'makes a pipeline from a stream to a target table or a statement; returns the statement that will run';
 COMMENT ON FUNCTION @extschema@.postpipe_alter_pipeline IS 'changes the definition of a pipeline while it runs; returns the statement that will run';
@@ -370,6 +389,8 @@ COMMENT ON FUNCTION @extschema@.postpipe_pending IS 'entries that are delivered 
 COMMENT ON FUNCTION @extschema@.postpipe_create_group IS 'makes the consumer group of a pipeline; false when it is there';
 COMMENT ON FUNCTION @extschema@.postpipe_claim IS 'hands what is pending for other consumers, idle for min_idle, over to worker 1; returns how many entries it has to apply';
 COMMENT ON FUNCTION @extschema@.postpipe_reap_consumers IS 'deletes foreign consumers that have nothing pending and were idle for min_idle; a dry run shows which';
+COMMENT ON FUNCTION @extschema@.postpipe_publish IS 'adds an event to the stream of a pipeline, at once and not at commit; returns its ID';
+COMMENT ON FUNCTION @extschema@.postpipe_ingest IS 'applies events as the pipeline does, without Redis and in this transaction; returns how many';
 COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, the SQL objects and hiredis';
 COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';
 COMMENT ON FUNCTION @extschema@.postpipe_pipeline_owner IS 'internal: owner of a pipeline';

@@ -27,12 +27,11 @@
 #include "process.h"
 #include "stats.h"
 
-#define PAGE_ROWS    1000
-#define FULL_BYTES   4096  /* of IDs: a row with so many is not merged any more */
-#define MAX_HOLES    10000 /* with more entries pending, nothing is pruned */
-#define BATCHES_DUE  1000
-#define MINUTE_MS    60000
-#define DEFAULT_DAYS 7
+#define PAGE_ROWS   1000
+#define FULL_BYTES  4096  /* of IDs: a row with so many is not merged any more */
+#define MAX_HOLES   10000 /* with more entries pending, nothing is pruned */
+#define BATCHES_DUE 1000
+#define MINUTE_MS   60000
 
 /* Rows that become one. */
 typedef struct Merged
@@ -431,8 +430,7 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	if (c->cxt == NULL)
 	{
 		c->cxt = AllocSetContextCreate(w->cxt, "postpipe compact", ALLOCSET_DEFAULT_SIZES);
-		c->retention_ms = pp_pipeline_option_interval(w->def, "ledger_retention",
-													  (int64) DEFAULT_DAYS * 24 * 3600 * 1000);
+		c->retention_ms = pp_ledger_retention_ms(w->def);
 		c->every_ms = (int) Min(Max(c->retention_ms, 1000), MINUTE_MS);
 		c->at = GetCurrentTimestamp();
 	}

@@ -253,8 +253,9 @@ pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, co
 void
 pp_ledger_forget(const PpExtension *ext, const char *pipeline)
 {
-	static const char *const tables[] = {"postpipe_ledger", "postpipe_epoch", "postpipe_lost_range",
-										 "postpipe_dead_letter", "postpipe_progress"};
+	static const char *const tables[] = {"postpipe_ledger",     "postpipe_epoch",
+										 "postpipe_lost_range", "postpipe_dead_letter",
+										 "postpipe_ingested",   "postpipe_progress"};
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(pipeline)};
 

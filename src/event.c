@@ -244,6 +244,13 @@ pp_event_normalize(PpEntry *entry, List *event_types)
 		entry->verdict = PP_VERDICT_DEAD;
 	}
 	PG_END_TRY();
+	pp_event_filter(entry, event_types);
+}
+
+/* Of an entry that has its event: gives it the verdict "filtered" when its type is not wanted. */
+void
+pp_event_filter(PpEntry *entry, List *event_types)
+{
 	if (entry->verdict == PP_VERDICT_OPEN && !type_is_wanted(entry, event_types))
 		entry->verdict = PP_VERDICT_FILTERED;
 }

@@ -9,6 +9,7 @@
 #include "nodes/pg_list.h"
 
 extern void pp_event_normalize(PpEntry *entry, List *event_types);
+extern void pp_event_filter(PpEntry *entry, List *event_types);
 extern bool pp_event_is_unsure(const PpEntry *entry);
 extern uint64 pp_event_hash(const PpEntry *entry);
 extern PpEntryError *pp_entry_error_capture(MemoryContext cxt);

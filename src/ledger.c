@@ -17,6 +17,16 @@
 
 #include "ledger_ids.h"
 
+#define DEFAULT_DAYS 7
+
+/* How long the pipeline's rows are kept. */
+int64
+pp_ledger_retention_ms(const PpPipeline *p)
+{
+	return pp_pipeline_option_interval(p, "ledger_retention",
+									   (int64) DEFAULT_DAYS * 24 * 3600 * 1000);
+}
+
 /* The entry with this ID, or NULL; entries are in stream order. */
 static PpEntry *
 find_entry(PpEntry **entries, int n, PpId id)

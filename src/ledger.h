@@ -60,6 +60,7 @@ typedef struct PpBase
 	int num_holes;
 } PpBase;
 
+extern int64 pp_ledger_retention_ms(const PpPipeline *p);
 extern PpId pp_ledger_open(PpLedger *ledger);
 extern void pp_ledger_load_epochs(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);

@@ -24,7 +24,7 @@ typedef struct ErrorRule
 	"The Redis user needs: ACL SETUSER <user> ~<stream> ~postpipe:* +xreadgroup +xack +xgroup " \
 	"+xinfo +xpending +xrange +xclaim +xlen +hget +hgetall +hset +hincrby +hdel +del +watch "   \
 	"+multi +exec +eval +client +info; with a database number in the URL also +select, with "   \
-	"dead_letter_stream also +xadd on that key."
+	"dead_letter_stream also +xadd on that key, for postpipe_publish on the stream."
 #define HINT_CLUSTER \
 	"Redis Cluster is not supported, but for one node that holds all slots or the stream's key."
 #define HINT_MASTER "This Redis is a replica; postpipe.redis_url must name the master."
@@ -40,7 +40,8 @@ static const ErrorRule rules[] = {
 	{"MISCONF", PP_REDIS_CLASS_MOMENT, "redis_misconf", NULL},
 	{"CLUSTERDOWN", PP_REDIS_CLASS_MOMENT, "redis_clusterdown", HINT_CLUSTER},
 	{"TRYAGAIN", PP_REDIS_CLASS_MOMENT, "redis_tryagain", NULL},
-	{"OOM", PP_REDIS_CLASS_MOMENT, "redis_oom", NULL},
+	{"OOM", PP_REDIS_CLASS_MOMENT, "redis_oom",
+	 "Redis has reached its maxmemory: raise it, or trim streams."},
 	{"ERR max number of clients", PP_REDIS_CLASS_MOMENT, "redis_maxclients", NULL},
 	{"UNBLOCKED", PP_REDIS_CLASS_STRUCTURE, "redis_unblocked", NULL},
 	{"NOGROUP", PP_REDIS_CLASS_STRUCTURE, "redis_nogroup", NULL},

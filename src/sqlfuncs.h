@@ -5,6 +5,7 @@
 #ifndef PP_SQLFUNCS_H
 #define PP_SQLFUNCS_H
 
+#include "apply.h"
 #include "compat.h"
 #include "pipeline.h"
 #include "redis.h"
@@ -27,6 +28,15 @@ extern char *pp_check_definition(const PpExtension *ext, PpPipeline *p);
 
 /* sqlfuncs_stats.c */
 extern PpState pp_pipeline_status(const char *name, PpPipe **pipe);
+
+/* sqlfuncs_apply.c */
+extern PpPipeline *pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext,
+											 LOCKMODE mode);
+extern void pp_function_refuse_deferred(const PpExtension *ext, const char *function);
+extern PpApply *pp_function_apply_begin(MemoryContext cxt, const PpExtension *ext, PpPipeline *p);
+extern void pp_function_apply_end(PpApply *a);
+PP_NORETURN extern void pp_function_throw(const PpEntryError *error);
+extern void pp_function_count(const char *pipeline, PpCounter counter, uint64 n);
 
 /* sqlfuncs_redis.c */
 extern PpRedis *pp_function_connect(void);

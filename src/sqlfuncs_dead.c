@@ -11,21 +11,15 @@
 #include "sqlfuncs.h"
 
 #include "access/htup_details.h"
-#include "access/xact.h"
-#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 
 #include "apply_internal.h"
-#include "stats.h"
 
 PG_FUNCTION_INFO_V1(postpipe_replay);
 PG_FUNCTION_INFO_V1(postpipe_discard);
@@ -33,18 +27,6 @@ PG_FUNCTION_INFO_V1(postpipe_discard);
 #define FILTER_ARGS 6
 #define CHUNK       1000 /* letters that are run together, at most … */
 #define CHUNK_BYTES ((size_t) 16 * 1024 * 1024)
-
-/* What a replay adds to the counters when its transaction is committed. */
-typedef struct Counts
-{
-	Oid dboid;
-	char pipeline[PP_PIPELINE_LEN];
-	SubTransactionId subxact;
-	uint64 applied;
-	uint64 filtered;
-} Counts;
-
-static List *counts_at_commit;
 
 /* The arguments after the pipeline, as parameters $1 to $6 of a query. */
 typedef struct Filter
@@ -86,90 +68,6 @@ selection(const PpExtension *ext, const char *columns)
 					columns, ext->schema_name, ext->schema_name, ext->schema_name);
 }
 
-static void
-count_at_commit(XactEvent event, void *arg)
-{
-	ListCell *lc;
-
-	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
-		return;
-	foreach (lc, counts_at_commit)
-	{
-		Counts *c = lfirst(lc);
-		PpPipe *pipe = event == XACT_EVENT_COMMIT ? pp_pipe_find(c->dboid, c->pipeline) : NULL;
-
-		if (pipe == NULL)
-			continue;
-		pp_count(pipe, PP_COUNT_APPLIED, c->applied);
-		pp_count(pipe, PP_COUNT_FILTERED, c->filtered);
-	}
-	counts_at_commit = NIL; /* it lives in the transaction's memory */
-}
-
-/* What a subtransaction replayed goes with it. */
-static void
-count_at_subcommit(SubXactEvent event, SubTransactionId subxact, SubTransactionId parent, void *arg)
-{
-	ListCell *lc;
-
-	foreach (lc, counts_at_commit)
-	{
-		Counts *c = lfirst(lc);
-
-		if (c->subxact != subxact)
-			continue;
-		if (event == SUBXACT_EVENT_COMMIT_SUB)
-			c->subxact = parent;
-		else if (event == SUBXACT_EVENT_ABORT_SUB)
-			c->applied = c->filtered = 0;
-	}
-}
-
-static void
-remember_counts(const char *pipeline, const PpApplyResult *total)
-{
-	static bool registered = false;
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	Counts *c = palloc0(sizeof(Counts));
-
-	if (!registered)
-	{
-		RegisterXactCallback(count_at_commit, NULL);
-		RegisterSubXactCallback(count_at_subcommit, NULL);
-	}
-	registered = true;
-	c->subxact = GetCurrentSubTransactionId();
-	c->dboid = MyDatabaseId;
-	strlcpy(c->pipeline, pipeline, sizeof(c->pipeline));
-	c->applied = total->applied;
-	c->filtered = total->filtered;
-	counts_at_commit = lappend(counts_at_commit, c);
-	MemoryContextSwitchTo(old);
-}
-
-/*
- * The statement is run with all constraints immediate (statement.c), so what the caller's transaction
- * has deferred would come up now: fail for what it is still to do, and fire triggers as another role.
- * Only what is deferrable can wait.
- */
-static void
-refuse_deferred(const PpExtension *ext)
-{
-	bool isnull;
-
-	pp_store_begin(ext);
-	SPI_execute("SELECT DISTINCT tgrelid FROM pg_trigger WHERE tgdeferrable", true, 0);
-	for (uint64 i = 0; i < SPI_processed; i++)
-		if (AfterTriggerPendingOnRel(DatumGetObjectId(
-				SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull))))
-			ereport(ERROR,
-					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-					 errmsg("postpipe_replay() cannot run while this transaction has deferred "
-							"constraints or triggers to check"),
-					 errhint("Commit first, or run SET CONSTRAINTS ALL IMMEDIATE.")));
-	pp_store_end();
-}
-
 /* The letters that match, locked. */
 static PpLetterKey *
 lock_letters(const PpExtension *ext, Filter *filter, int *n)
@@ -183,23 +81,6 @@ lock_letters(const PpExtension *ext, Filter *filter, int *n)
 	keys = pp_dead_letter_keys(cxt, n);
 	pp_store_end();
 	return keys;
-}
-
-/* An error that is not an entry's goes to the caller, as it came. */
-static void
-throw_error(const PpEntryError *error)
-{
-	ereport(ERROR,
-			(errcode(error->sqlstate), errmsg_internal("%s", error->message),
-			 error->detail ? errdetail_internal("%s", error->detail) : 0,
-			 error->hint ? errhint("%s", error->hint) : 0,
-			 error->context ? errcontext("%s", error->context) : 0,
-			 error->schema_name ? err_generic_string(PG_DIAG_SCHEMA_NAME, error->schema_name) : 0,
-			 error->table_name ? err_generic_string(PG_DIAG_TABLE_NAME, error->table_name) : 0,
-			 error->column_name ? err_generic_string(PG_DIAG_COLUMN_NAME, error->column_name) : 0,
-			 error->constraint_name
-				 ? err_generic_string(PG_DIAG_CONSTRAINT_NAME, error->constraint_name)
-				 : 0));
 }
 
 /* Runs the statement over a chunk of letters and records what came of it; returns its size. */
@@ -220,7 +101,7 @@ replay_chunk(PpApply *a, PpLetterKey *keys, int n, PpBatch *batch, PpApplyResult
 	error = pp_apply_isolate(a, batch, &result);
 	SPI_finish();
 	if (error != NULL)
-		throw_error(error);
+		pp_function_throw(error);
 	pp_store_begin(a->ext);
 	pp_retry_record(a, batch, true);
 	pp_overtaken_mark(a, batch);
@@ -240,11 +121,10 @@ replay(const PpExtension *ext, PpPipeline *p, PpLetterKey *keys, int n, PpApplyR
 	MemoryContext cxt =
 		AllocSetContextCreate(CurrentMemoryContext, "postpipe replay", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(cxt);
-	PpApply *a = pp_apply_create(cxt, ext, p, 0);
+	PpApply *a = pp_function_apply_begin(cxt, ext, p);
 	PpBatch batch = {0};
 
 	batch.cxt = AllocSetContextCreate(cxt, "postpipe replay batch", ALLOCSET_DEFAULT_SIZES);
-	a->statement = pp_statement_create(cxt, ext, p);
 	pp_overtaken_watch_all(a);
 	PG_TRY();
 	{
@@ -256,25 +136,11 @@ replay(const PpExtension *ext, PpPipeline *p, PpLetterKey *keys, int n, PpApplyR
 	}
 	PG_FINALLY();
 	{
-		pp_statement_destroy(a->statement);
-		pp_dead_letter_forget_plans(&a->ledger);
+		pp_function_apply_end(a);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(cxt);
-}
-
-/* The pipeline, which the caller may manage, locked as for a batch of it. */
-static PpPipeline *
-lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext)
-{
-	char *name = pp_required_text_arg(fcinfo, 0, "pipeline");
-
-	pp_require_preload();
-	pp_require_extension(ext);
-	LockDatabaseObject(ExtensionRelationId, ext->oid, 0, AccessShareLock);
-	pp_pipeline_lock(ext, name, AccessShareLock);
-	return pp_require_pipeline(ext, name);
 }
 
 /* postpipe_replay(pipeline, ids, sqlstate, since, until, max_entries) */
@@ -282,7 +148,7 @@ Datum
 postpipe_replay(PG_FUNCTION_ARGS)
 {
 	PpExtension ext;
-	PpPipeline *p = lock_pipeline(fcinfo, &ext);
+	PpPipeline *p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	PpApplyResult total = {0};
 	TupleDesc desc;
 	Filter filter;
@@ -294,12 +160,13 @@ postpipe_replay(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	read_filter(fcinfo, &ext, &filter);
-	refuse_deferred(&ext);
+	pp_function_refuse_deferred(&ext, "postpipe_replay()");
 	keys = lock_letters(&ext, &filter, &n);
 	if (n > 0)
 	{
 		replay(&ext, p, keys, n, &total);
-		remember_counts(p->name, &total);
+		pp_function_count(p->name, PP_COUNT_APPLIED, total.applied);
+		pp_function_count(p->name, PP_COUNT_FILTERED, total.filtered);
 	}
 	values[0] = Int64GetDatum(n);
 	values[1] = Int64GetDatum(total.applied);
@@ -312,7 +179,7 @@ Datum
 postpipe_discard(PG_FUNCTION_ARGS)
 {
 	PpExtension ext;
-	PpPipeline *p = lock_pipeline(fcinfo, &ext);
+	PpPipeline *p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	char *reason = pp_text_arg(fcinfo, 6);
 	Filter filter;
 	int64 n;

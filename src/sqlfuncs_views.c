@@ -154,7 +154,7 @@ static const char audit_query[] =
 	"(e.filtered + coalesce(l.filtered, 0))::bigint, coalesce(d.retrying, 0), coalesce(d.dead, 0), "
 	"(e.discarded + coalesce(l.discarded, 0))::bigint, coalesce(r.lost, 0)::bigint, e.base_added, "
 	"e.epoch = max(e.epoch) OVER (PARTITION BY e.pipeline), coalesce(p.shared, false), "
-	"coalesce(r.unknown, false) "
+	"coalesce(r.unknown, false), coalesce(i.ingested, 0)::bigint "
 	"FROM %1$s.postpipe_epoch e LEFT JOIN %1$s.postpipe_progress p USING (pipeline) "
 	"LEFT JOIN (SELECT pipeline, epoch, %1$s.max(last_id) AS last_id, sum(applied) AS applied, "
 	"sum(filtered) AS filtered, sum(discarded) AS discarded FROM %1$s.postpipe_ledger "
@@ -164,6 +164,8 @@ static const char audit_query[] =
 	"LEFT JOIN (SELECT pipeline, epoch, count(*) FILTER (WHERE state = 'retrying') AS retrying, "
 	"count(*) FILTER (WHERE state = 'dead') AS dead FROM %1$s.postpipe_dead_letter "
 	"GROUP BY pipeline, epoch) d USING (pipeline, epoch) "
+	"LEFT JOIN (SELECT pipeline, epoch, sum(applied) AS ingested FROM %1$s.postpipe_ingested "
+	"GROUP BY pipeline, epoch) i USING (pipeline, epoch) "
 	"ORDER BY e.pipeline, e.epoch";
 
 /*
@@ -231,7 +233,7 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 	pp_row_int8(row, balance, reason != NULL);
 	pp_row_int8(row, pipe ? (int64) pg_atomic_read_u64(&pipe->counters[PP_COUNT_DEDUPLICATED]) : 0,
 				pipe == NULL || !current);
-	pp_row_int8(row, 0, false); /* ingested */
+	pp_row_put(row, SPI_getbinval(tuple, desc, 16, &isnull), false); /* ingested */
 	pp_row_put(row, BoolGetDatum(reason == NULL), false);
 	pp_row_text(row, reason);
 	pp_row_time(row, m.at);

@@ -125,7 +125,7 @@ pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipel
 	s->pipeline = pipeline;
 	s->desc = batch_descriptor(ext);
 	/* In a background worker nobody else arms it; in a backend the session has its own. */
-	if (pp_my_proc != NULL)
+	if (pp_my_proc != NULL && !get_timeout_active(STATEMENT_TIMEOUT))
 		s->timeout_ms = pp_pipeline_option_ms(pipeline, "statement_timeout", StatementTimeout);
 	MemoryContextSwitchTo(old);
 	if (!registered)
@@ -284,11 +284,16 @@ pp_statement_prepare(PpStatement *s)
 	MemoryContextSwitchTo(old);
 }
 
-/* Frees the kept plans of a statement that is not needed any more. */
+/*
+ * Frees the kept plans of a statement that is not needed any more.  A trigger may have needed it: then
+ * another statement goes on, which has not been watched meanwhile.
+ */
 void
 pp_statement_destroy(PpStatement *s)
 {
 	forget_plans(s);
+	watched_target = InvalidOid;
+	relations_changed = true;
 }
 
 /* The target's key, PpKeyColumn; NIL: no row can conflict with another, or we do not know. */

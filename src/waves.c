@@ -94,7 +94,9 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 {
 	int first = 0;
 
-	pp_suspect_note(entries, n);
+	/* In a backend, which may be a worker that runs a trigger, it is none of the worker's business. */
+	if (a->ledger.worker > 0)
+		pp_suspect_note(entries, n);
 	while (first < n)
 	{
 		int end = first + 1;

@@ -12,7 +12,7 @@ INSERT INTO wanted VALUES
     ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_wait', false, false), ('postpipe_rewind', false, false),
     ('postpipe_replay', false, false), ('postpipe_discard', false, false),
     ('postpipe_consumers', false, false), ('postpipe_pending', false, false), ('postpipe_create_group', false, false),
-    ('postpipe_claim', false, false), ('postpipe_reap_consumers', false, false), ('postpipe_lost_0_1', false, true), ('postpipe_lost', false, true),
+    ('postpipe_claim', false, false), ('postpipe_publish', false, false), ('postpipe_ingest', false, false), ('postpipe_reap_consumers', false, false), ('postpipe_lost_0_1', false, true), ('postpipe_lost', false, true),
     ('postpipe_version', false, true), ('postpipe_stats_0_1', false, true), ('postpipe_workers_0_1', false, true), ('postpipe_audit_0_1', false, true),
     ('postpipe_pipelines_0_1', true, true), ('postpipe_pipeline_owner', true, true), ('postpipe_id_time', true, true), ('postpipe_id_cmp', true, true),
     ('postpipe_stats', false, true), ('postpipe_status', false, true), ('postpipe_workers', false, true), ('postpipe_audit', false, true),
@@ -20,7 +20,8 @@ INSERT INTO wanted VALUES
     ('postpipe_latency', false, true), ('postpipe_metrics', false, true), ('postpipe_histograms', false, true),
     ('postpipe_pipelines', true, true), ('postpipe_dlq', true, true),
     ('postpipe_pipeline', false, false), ('postpipe_dead_letter', false, false), ('postpipe_ledger', false, false),
-    ('postpipe_epoch', false, false), ('postpipe_progress', false, false), ('postpipe_lost_range', false, false);
+    ('postpipe_epoch', false, false), ('postpipe_progress', false, false), ('postpipe_lost_range', false, false),
+    ('postpipe_ingested', false, false);
 SELECT set_eq($$ SELECT relname::text FROM pg_class WHERE relname LIKE 'postpipe%' AND relkind IN ('r', 'v') $$,
     $$ SELECT object FROM wanted WHERE to_regclass(object) IS NOT NULL $$, 'every relation is in the list below');
 SELECT is(has_function_privilege('postpipe_nobody', p.oid, 'EXECUTE'), nobody, object || ': EXECUTE by PUBLIC')
@@ -47,7 +48,7 @@ SET LOCAL ROLE postpipe_nobody;
 SELECT is_empty('SELECT FROM postpipe_pipelines', 'a definition is shown to members of its owner only');
 SELECT lives_ok('SELECT * FROM ' || v, 'anybody reads ' || v) FROM unnest('{postpipe_pipelines,postpipe_dlq}'::text[]) v;
 SELECT throws_ok('SELECT * FROM ' || v, '42501', NULL, 'nobody reads ' || v)
-FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_lost,postpipe_dead_letter,postpipe_ledger,postpipe_epoch,postpipe_progress,postpipe_lost_range}'::text[]) v;
+FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_lost,postpipe_dead_letter,postpipe_ledger,postpipe_epoch,postpipe_progress,postpipe_lost_range,postpipe_ingested}'::text[]) v;
 SELECT throws_ok($$ SELECT postpipe_resume('posts') $$, '42501', NULL, 'nobody resumes');
 SELECT throws_ok($$ SELECT postpipe_wait_state('posts', 'idle', '0s') $$, '42501', NULL, 'nobody waits');
 SELECT throws_ok($$ SELECT * FROM postpipe_version() $$, '42501', NULL, 'nobody asks for the version');
@@ -55,12 +56,12 @@ RESET ROLE;
 
 -- A right to call a function is no right on somebody else's pipeline.
 GRANT EXECUTE ON FUNCTION postpipe_pause, postpipe_resume, postpipe_drop_pipeline, postpipe_wait_state, postpipe_rewind, postpipe_create_pipeline,
-    postpipe_consumers, postpipe_pending, postpipe_create_group, postpipe_claim, postpipe_reap_consumers, postpipe_replay, postpipe_discard TO postpipe_operator;
+    postpipe_consumers, postpipe_pending, postpipe_create_group, postpipe_claim, postpipe_reap_consumers, postpipe_replay, postpipe_discard, postpipe_publish, postpipe_ingest TO postpipe_operator;
 SET LOCAL ROLE postpipe_operator;
 SELECT throws_ok(format('SELECT %s', call), '42501', NULL, call || ' by one who does not own it')
 FROM unnest(ARRAY['postpipe_pause(''posts'')', 'postpipe_resume(''posts'')', 'postpipe_resume(''posts'', true)', 'postpipe_drop_pipeline(''posts'')',
     'postpipe_consumers(''posts'')', 'postpipe_pending(''posts'')', 'postpipe_create_group(''posts'')', 'postpipe_claim(''posts'')',
-    'postpipe_reap_consumers(''posts'')', 'postpipe_rewind(''posts'')', 'postpipe_replay(''posts'')', 'postpipe_discard(''posts'')', 'postpipe_wait_state(''posts'', ''idle'', ''0s'')']) call;
+    'postpipe_reap_consumers(''posts'')', 'postpipe_rewind(''posts'')', 'postpipe_replay(''posts'')', 'postpipe_discard(''posts'')', 'postpipe_publish(''posts'', ''{}'')', 'postpipe_ingest(''posts'', ''{}'')', 'postpipe_wait_state(''posts'', ''idle'', ''0s'')']) call;
 SELECT throws_ok($$ INSERT INTO postpipe_pipeline (pipeline, owner, stream, consumer_group, search_path) VALUES ('x', 10, 's', 'g', '') $$, '42501', NULL,
     'definitions are not written by hand');
 RESET ROLE;

@@ -1,0 +1,190 @@
+/*
+ * sqlfuncs_apply.c
+ *		For SQL functions that run a pipeline's statement in the caller's transaction: replay, ingest.
+ *
+ * They take the locks that a batch takes, run the statement as the pipeline does, and count what they
+ * did when their transaction is committed.
+ */
+#include "sqlfuncs.h"
+
+#include "access/xact.h"
+#include "catalog/pg_extension.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
+
+#include "apply_internal.h"
+#include "stats.h"
+
+/* What a (sub)transaction adds to the counters of a pipeline when it is committed. */
+typedef struct Counts
+{
+	char pipeline[PP_PIPELINE_LEN];
+	SubTransactionId subxact;
+	uint64 n[PP_COUNT_NUM];
+} Counts;
+
+static List *counts_at_commit; /* in TopTransactionContext */
+
+/* The pipeline that the first argument names, which the caller may manage, locked after the extension. */
+PpPipeline *
+pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext, LOCKMODE mode)
+{
+	char *name = pp_required_text_arg(fcinfo, 0, "pipeline");
+
+	pp_require_preload();
+	pp_require_extension(ext);
+	(void) pp_require_pipeline(ext, name);
+	LockDatabaseObject(ExtensionRelationId, ext->oid, 0, AccessShareLock);
+	pp_pipeline_lock(ext, name, mode);
+	return pp_require_pipeline(ext, name);
+}
+
+/*
+ * The statement is run with all constraints immediate (statement.c), so what the caller's transaction
+ * has deferred would come up now: fail for what it is still to do, and fire triggers as another role.
+ * Only what is deferrable can wait.
+ */
+void
+pp_function_refuse_deferred(const PpExtension *ext, const char *function)
+{
+	bool isnull;
+
+	pp_store_begin(ext);
+	SPI_execute("SELECT DISTINCT tgrelid FROM pg_trigger WHERE tgdeferrable", true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+		if (AfterTriggerPendingOnRel(DatumGetObjectId(
+				SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull))))
+			ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+							errmsg("%s cannot run while this transaction has deferred "
+								   "constraints or triggers to check",
+								   function),
+							errhint("Commit first, or run SET CONSTRAINTS ALL IMMEDIATE.")));
+	pp_store_end();
+}
+
+/* What applies entries, in `cxt`; pp_function_apply_end() has to follow, also after an error. */
+PpApply *
+pp_function_apply_begin(MemoryContext cxt, const PpExtension *ext, PpPipeline *p)
+{
+	PpApply *a = pp_apply_create(cxt, ext, p, 0);
+
+	a->statement = pp_statement_create(cxt, ext, p);
+	return a;
+}
+
+/* Frees what does not live in its context. */
+void
+pp_function_apply_end(PpApply *a)
+{
+	pp_statement_destroy(a->statement);
+	pp_dead_letter_forget_plans(&a->ledger);
+}
+
+/* An error that is not an entry's goes to the caller, as it came. */
+void
+pp_function_throw(const PpEntryError *error)
+{
+	ereport(ERROR,
+			(errcode(error->sqlstate), errmsg_internal("%s", error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
+			 error->hint ? errhint("%s", error->hint) : 0,
+			 error->context ? errcontext("%s", error->context) : 0,
+			 error->schema_name ? err_generic_string(PG_DIAG_SCHEMA_NAME, error->schema_name) : 0,
+			 error->table_name ? err_generic_string(PG_DIAG_TABLE_NAME, error->table_name) : 0,
+			 error->column_name ? err_generic_string(PG_DIAG_COLUMN_NAME, error->column_name) : 0,
+			 error->constraint_name
+				 ? err_generic_string(PG_DIAG_CONSTRAINT_NAME, error->constraint_name)
+				 : 0));
+	pg_unreachable();
+}
+
+static Counts *
+find_counts(const char *pipeline, SubTransactionId subxact)
+{
+	ListCell *lc;
+
+	foreach (lc, counts_at_commit)
+	{
+		Counts *c = lfirst(lc);
+
+		if (c->subxact == subxact && strcmp(c->pipeline, pipeline) == 0)
+			return c;
+	}
+	return NULL;
+}
+
+static void
+count_at_commit(XactEvent event, void *arg)
+{
+	ListCell *lc;
+
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	foreach (lc, counts_at_commit)
+	{
+		Counts *c = lfirst(lc);
+		PpPipe *pipe = event == XACT_EVENT_COMMIT ? pp_pipe_find(MyDatabaseId, c->pipeline) : NULL;
+
+		for (int i = 0; i < PP_COUNT_NUM && pipe != NULL; i++)
+			if (c->n[i] > 0)
+				pp_count(pipe, i, c->n[i]);
+	}
+	counts_at_commit = NIL; /* it lives in the transaction's memory */
+}
+
+/* What a subtransaction did goes with it, or becomes its parent's. */
+static void
+count_at_subcommit(SubXactEvent event, SubTransactionId subxact, SubTransactionId parent, void *arg)
+{
+	ListCell *lc;
+
+	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	foreach (lc, counts_at_commit)
+	{
+		Counts *c = lfirst(lc);
+		Counts *above = find_counts(c->pipeline, parent);
+
+		if (c->subxact != subxact)
+			continue;
+		if (event == SUBXACT_EVENT_COMMIT_SUB && above == NULL)
+		{
+			c->subxact = parent;
+			continue;
+		}
+		for (int i = 0; i < PP_COUNT_NUM && event == SUBXACT_EVENT_COMMIT_SUB; i++)
+			above->n[i] += c->n[i];
+		counts_at_commit = foreach_delete_current(counts_at_commit, lc);
+		pfree(c);
+	}
+}
+
+/* Adds to a counter of the pipeline when this transaction is committed. */
+void
+pp_function_count(const char *pipeline, PpCounter counter, uint64 n)
+{
+	static bool registered = false;
+	SubTransactionId subxact = GetCurrentSubTransactionId();
+	Counts *c = find_counts(pipeline, subxact);
+
+	if (!registered)
+	{
+		RegisterXactCallback(count_at_commit, NULL);
+		RegisterSubXactCallback(count_at_subcommit, NULL);
+	}
+	registered = true;
+	if (c == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+		c = palloc0(sizeof(Counts));
+		c->subxact = subxact;
+		strlcpy(c->pipeline, pipeline, sizeof(c->pipeline));
+		counts_at_commit = lappend(counts_at_commit, c);
+		MemoryContextSwitchTo(old);
+	}
+	c->n[counter] += n;
+}
