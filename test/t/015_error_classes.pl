@@ -129,6 +129,66 @@ for my $sqlstate (qw(08006 58P01))
 	is(sql("SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'"), 2, '... with nothing more dead');
 }
 
+# --- Triggers that do what a trigger should not. Each entry is in the table or a letter, and what forbids them all
+# is the pipeline's: it stops, with nothing dead, and heals by itself.
+# One that commits, of one entry and then of each.
+sql(<<'SQL');
+CREATE PROCEDURE commit_now() LANGUAGE plpgsql AS 'BEGIN COMMIT; END';
+CREATE FUNCTION commit_inside() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_ARGV[0] IN (NEW.v, '*') THEN CALL public.commit_now(); END IF;
+    RETURN NEW;
+END $$;
+SQL
+table('commits');
+sql(q(CREATE TRIGGER z BEFORE INSERT ON commits FOR EACH ROW EXECUTE FUNCTION commit_inside('bad')));
+paused('commits', sub { add('commits', 1 .. 20, 'bad', 21 .. 40) });
+settled('commits', 40, 'bad 2D000 dead', 'a trigger that commits, for one entry');
+sql(q(CREATE OR REPLACE TRIGGER z BEFORE INSERT ON commits FOR EACH ROW EXECUTE FUNCTION commit_inside('*')));
+paused('commits', sub { add('commits', 41 .. 240) });
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'commits'), 'failed|error_threshold', 'a trigger that commits, for each entry: failed');
+is(letters('commits'), 'bad 2D000 dead', '... and nothing more is dead');
+sql('DROP TRIGGER z ON commits');
+settled('commits', 240, 'bad 2D000 dead', '... until it is gone');
+
+# One that writes over a connection of its own, which no roll-back takes back: the table has each entry once all the same.
+sql(q(CREATE EXTENSION dblink; CREATE TABLE beside (v text)));
+sql(<<"SQL");
+CREATE FUNCTION write_beside() RETURNS trigger LANGUAGE plpgsql AS \$\$
+BEGIN
+    PERFORM public.dblink_exec('@{[ $node->connstr('postgres') =~ s/'/''/gr ]}', format('INSERT INTO public.beside VALUES (%L)', NEW.v));
+    IF NEW.v = 'bad' THEN RAISE 'after it was written beside'; END IF;
+    RETURN NEW;
+END \$\$;
+SQL
+table('linked');
+sql(q(CREATE TRIGGER z BEFORE INSERT ON linked FOR EACH ROW EXECUTE FUNCTION write_beside()));
+paused('linked', sub { add('linked', 1 .. 10, 'bad', 11 .. 20) });
+settled('linked', 20, 'bad P0001 dead', 'a trigger with dblink');
+is(sql('SELECT count(DISTINCT v) FROM beside'), 21, '... which wrote beside, for the bad one as well');
+sql('ALTER TABLE beside RENAME TO away');
+add('linked', 21 .. 30);
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'linked'), 'failed|sqlstate_42P01', '... and cannot any more: failed');
+is(letters('linked'), 'bad P0001 dead', '... and nothing more is dead');
+sql('ALTER TABLE away RENAME TO beside');
+settled('linked', 30, 'bad P0001 dead', '... until it can');
+
+# A constraint trigger that would fail at the commit fires before; one that puts it off again is refused by the server.
+sql(<<'SQL');
+CREATE FUNCTION refuse_late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v = ''bad'' THEN RAISE ''refused late''; END IF; RETURN NULL; END';
+CREATE FUNCTION put_off() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN SET CONSTRAINTS ALL DEFERRED; RETURN NEW; END';
+SQL
+table('late');
+sql('CREATE CONSTRAINT TRIGGER z AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse_late()');
+paused('late', sub { add('late', 1 .. 10, 'bad', 11 .. 20) });
+settled('late', 20, 'bad P0001 dead', 'a constraint trigger that fails at the commit');
+sql('CREATE TRIGGER y BEFORE INSERT ON late FOR EACH ROW EXECUTE FUNCTION put_off()');
+paused('late', sub { add('late', 21 .. 30) });
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'late'), 'failed|sqlstate_42501', 'one that is put off again: failed');
+is(letters('late'), 'bad P0001 dead', '... and nothing more is dead');
+sql('DROP TRIGGER y ON late');
+settled('late', 30, 'bad P0001 dead', '... until it is not');
+
 # --- Hundreds of poison entries: a transaction has few subtransactions whose XIDs stay; the limit of the server is 64.
 sql(q(CREATE TABLE many (v int, top xid8 DEFAULT pg_current_xact_id(), CONSTRAINT odd CHECK (v % 3 > 0));
 	SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', options => '{"error_threshold": 1}')));
@@ -208,6 +268,18 @@ sub paused
 	sql("SELECT postpipe_wait_state('$name', 'paused')");
 	$publish->();
 	sql("SELECT postpipe_resume('$name')");
+	return;
+}
+
+# So many rows, each once, these letters, nothing pending, and an audit that says so.
+sub settled
+{
+	my ($name, $rows, $letters, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", $rows, "$what: the others pass");
+	wait_for { pending($redis, "stream:$name", "postpipe_$name") == 0 } "$what: nothing is pending";
+	is(letters($name), $letters, '... and these are dead');
+	wait_sql($node, 'postgres', "SELECT applied, dead, balance FROM postpipe_audit WHERE pipeline = '$name'", "$rows|1|0", '... and every entry is accounted for');
 	return;
 }
 
