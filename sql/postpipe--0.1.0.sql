@@ -292,6 +292,11 @@ CREATE FUNCTION @extschema@.postpipe_workers_0_1(
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_workers_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
 CREATE VIEW @extschema@.postpipe_workers AS SELECT * FROM @extschema@.postpipe_workers_0_1();
 
+CREATE FUNCTION @extschema@.postpipe_events_0_1(                                           -- the last 256 changes of state and errors: the night's history without the log file
+    OUT at timestamptz, OUT pipeline text, OUT pid integer, OUT severity text, OUT state text, OUT reason_code text, OUT sqlstate text, OUT message text, OUT hint text, OUT repeated bigint)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_events_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
+CREATE VIEW @extschema@.postpipe_events AS SELECT * FROM @extschema@.postpipe_events_0_1();
+
 CREATE FUNCTION @extschema@.postpipe_pipelines_0_1(                                        -- the statement as it runs; the pipeline `posts` also while it has no row
     OUT pipeline text, OUT owner text, OUT stream text, OUT consumer_group text, OUT redis text, OUT target text, OUT key text[],
     OUT on_conflict text, OUT newer_by text, OUT columns jsonb, OUT event_types text[], OUT statement text, OUT generated boolean,
@@ -356,13 +361,14 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_workers_0_1,
     @extschema@.postpipe_audit_0_1,
     @extschema@.postpipe_lost_0_1,
+    @extschema@.postpipe_events_0_1,
     @extschema@.postpipe_latency_0_1,
     @extschema@.postpipe_metrics_0_1,
     @extschema@.postpipe_histograms_0_1,
     @extschema@.postpipe_prometheus
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_lost_0_1(), @extschema@.postpipe_latency_0_1(), @extschema@.postpipe_metrics_0_1(), @extschema@.postpipe_histograms_0_1(), @extschema@.postpipe_prometheus(), @extschema@.postpipe_version() TO pg_monitor;
-GRANT SELECT ON @extschema@.postpipe_stats, @extschema@.postpipe_status, @extschema@.postpipe_workers, @extschema@.postpipe_audit, @extschema@.postpipe_lost, @extschema@.postpipe_latency, @extschema@.postpipe_metrics, @extschema@.postpipe_histograms TO pg_monitor;
+GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_lost_0_1(), @extschema@.postpipe_events_0_1(), @extschema@.postpipe_latency_0_1(), @extschema@.postpipe_metrics_0_1(), @extschema@.postpipe_histograms_0_1(), @extschema@.postpipe_prometheus(), @extschema@.postpipe_version() TO pg_monitor;
+GRANT SELECT ON @extschema@.postpipe_stats, @extschema@.postpipe_status, @extschema@.postpipe_workers, @extschema@.postpipe_audit, @extschema@.postpipe_lost, @extschema@.postpipe_events, @extschema@.postpipe_latency, @extschema@.postpipe_metrics, @extschema@.postpipe_histograms TO pg_monitor;
 GRANT SELECT ON @extschema@.postpipe_pipelines, @extschema@.postpipe_dlq TO PUBLIC;
 
 COMMENT ON TYPE @extschema@.postpipe_id IS 'ID of a Redis stream entry: milliseconds and sequence number';
@@ -401,6 +407,7 @@ COMMENT ON VIEW @extschema@.postpipe_pipelines IS 'definitions of pipelines, wit
 COMMENT ON VIEW @extschema@.postpipe_dlq IS 'dead letters';
 COMMENT ON VIEW @extschema@.postpipe_audit IS 'added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance';
 COMMENT ON VIEW @extschema@.postpipe_lost IS 'entries that vanished from their stream before they could be applied';
+COMMENT ON VIEW @extschema@.postpipe_events IS 'the last changes of state and errors';
 COMMENT ON VIEW @extschema@.postpipe_latency IS 'how long steps took in the last five minutes';
 COMMENT ON VIEW @extschema@.postpipe_metrics IS 'one row per sample, names and labels as Prometheus has them';
 COMMENT ON VIEW @extschema@.postpipe_histograms IS 'the histograms of postpipe_metrics as arrays';
@@ -427,6 +434,7 @@ COMMENT ON OPERATOR CLASS @extschema@.postpipe_id_ops USING btree IS 'stream ord
 COMMENT ON OPERATOR CLASS @extschema@.postpipe_id_hash_ops USING hash IS 'hash of entry IDs';
 COMMENT ON AGGREGATE @extschema@.max(@extschema@.postpipe_id) IS 'latest entry ID';
 COMMENT ON AGGREGATE @extschema@.min(@extschema@.postpipe_id) IS 'earliest entry ID';
+COMMENT ON FUNCTION @extschema@.postpipe_events_0_1 IS 'internal: under the view postpipe_events';
 COMMENT ON FUNCTION @extschema@.postpipe_latency_0_1 IS 'internal: under the view postpipe_latency';
 COMMENT ON FUNCTION @extschema@.postpipe_metrics_0_1 IS 'internal: under the view postpipe_metrics';
 COMMENT ON FUNCTION @extschema@.postpipe_histograms_0_1 IS 'internal: under the view postpipe_histograms';

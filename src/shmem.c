@@ -61,6 +61,7 @@ shmem_startup(void)
 		pp_shared->tranche = LWLockNewTrancheId();
 		pp_shared->num_procs = max_procs();
 		LWLockInitialize(&pp_shared->lock, pp_shared->tranche);
+		LWLockInitialize(&pp_shared->events_lock, pp_shared->tranche);
 		ConditionVariableInit(&pp_shared->state_cv);
 		for (int i = 0; i < pp_shared->num_procs; i++)
 			LWLockInitialize(&pp_shared->procs[i].lock, pp_shared->tranche);

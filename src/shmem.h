@@ -246,8 +246,29 @@ typedef struct PpKnownHost
 	TimestampTz asked_at;         /* a question that was not answered in time; 0: none */
 } PpKnownHost;
 
+#define PP_EVENTS 256
+
+/* A change of state, or an error, of a process of ours; see events.c. */
+typedef struct PpEvent
+{
+	TimestampTz at; /* 0: none */
+	Oid dboid;      /* InvalidOid: of the launcher */
+	int pid;
+	bool is_error;
+	PpState state; /* of a change … */
+	char sqlstate[6];
+	char pipeline[PP_PIPELINE_LEN]; /* '': of no pipeline */
+	char reason_code[PP_REASON_CODE_LEN];
+	char message[PP_REASON_LEN];
+	char hint[PP_REASON_LEN];
+	int64 repeated;
+} PpEvent;
+
 typedef struct PpShared
 {
+	LWLock events_lock;        /* covers events and next_event, nothing else */
+	PpEvent events[PP_EVENTS]; /* a ring */
+	int next_event;
 	LWLock lock;
 	ConditionVariable state_cv; /* broadcast when a status, or a slot's use, has changed */
 	int tranche;

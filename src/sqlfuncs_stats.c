@@ -15,12 +15,14 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "events.h"
 #include "guc.h"
 #include "stats.h"
 #include "store.h"
 
 PG_FUNCTION_INFO_V1(postpipe_stats_0_1);
 PG_FUNCTION_INFO_V1(postpipe_workers_0_1);
+PG_FUNCTION_INFO_V1(postpipe_events_0_1);
 
 #define RATE_WINDOW_SECONDS 60
 
@@ -317,6 +319,34 @@ postpipe_workers_0_1(PG_FUNCTION_ARGS)
 		if (!copy_proc(i, &proc))
 			continue;
 		put_worker(&row, &proc);
+		pp_row_emit(fcinfo, &row);
+	}
+	return (Datum) 0;
+}
+
+/* postpipe_events: the last changes of state and errors, of this database and of the launcher. */
+Datum
+postpipe_events_0_1(PG_FUNCTION_ARGS)
+{
+	pp_require_preload();
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < PP_EVENTS; i++)
+	{
+		PpEvent event;
+		PpRow row = {0};
+
+		if (!pp_event_copy(i, &event))
+			continue;
+		pp_row_time(&row, event.at);
+		pp_row_text(&row, event.pipeline);
+		pp_row_put(&row, Int32GetDatum(event.pid), false);
+		pp_row_text(&row, event.is_error ? "ERROR" : "LOG");
+		pp_row_text(&row, event.is_error ? NULL : pp_state_name(event.state));
+		pp_row_text(&row, event.reason_code);
+		pp_row_text(&row, event.sqlstate);
+		pp_row_text(&row, event.message);
+		pp_row_text(&row, event.hint);
+		pp_row_int8(&row, event.repeated, false);
 		pp_row_emit(fcinfo, &row);
 	}
 	return (Datum) 0;

@@ -12,6 +12,8 @@
 #include "utils/elog.h"
 #include "utils/memutils.h"
 
+#include "events.h"
+
 #define MS_OF_2018 UINT64CONST(1514764800000)
 
 /* Copies a string into a fixed buffer, cut at a character of the database's encoding. */
@@ -114,8 +116,12 @@ pp_report_state_as(PpState state, const char *code, const char *reason, const ch
 	LWLockRelease(&proc->lock);
 	if (!changed)
 		return;
-	if (!(is_well(before) && is_well(state)) && !said_before(state, code))
-		log_state(state, logged, hint);
+	if (!(is_well(before) && is_well(state)))
+	{
+		pp_event_state(proc->pipeline, state, code, reason, hint);
+		if (!said_before(state, code))
+			log_state(state, logged, hint);
+	}
 	ConditionVariableBroadcast(&pp_shared->state_cv);
 }
 
@@ -123,6 +129,7 @@ pp_report_state_as(PpState state, const char *code, const char *reason, const ch
 void
 pp_report_start(void)
 {
+	pp_event_state(pp_my_proc->pipeline, PP_STATE_STARTING, "", "", NULL);
 	log_state(PP_STATE_STARTING, "", NULL);
 }
 
@@ -138,6 +145,7 @@ set_error(PpLastError *error, int sqlstate, const char *message)
 void
 pp_report_error(PpPipe *pipe, int sqlstate, const char *message)
 {
+	pp_event_error(pp_my_proc->pipeline, sqlstate, message);
 	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
 	set_error(&pp_my_proc->info.last_error, sqlstate, message);
 	LWLockRelease(&pp_my_proc->lock);

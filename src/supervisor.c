@@ -26,6 +26,7 @@
 #include "utils/guc.h"
 
 #include "backoff.h"
+#include "events.h"
 #include "guc.h"
 #include "inflight.h"
 #include "measure.h"
@@ -219,8 +220,10 @@ set_pipe_status(PpPipe *pipe, PpState state, const char *code, const char *reaso
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	changed = pp_status_set(&pipe->status, state, code, reason);
 	LWLockRelease(&pipe->lock);
-	if (changed)
-		ConditionVariableBroadcast(&pp_shared->state_cv);
+	if (!changed)
+		return;
+	pp_event_state(pipe->name, state, code, reason, NULL);
+	ConditionVariableBroadcast(&pp_shared->state_cv);
 }
 
 /* There is no slot for this worker now.  Said once for all that wait for the same. */

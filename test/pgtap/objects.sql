@@ -36,7 +36,7 @@ SELECT is_empty($$
 SELECT set_eq($$ SELECT described FROM member WHERE classid = 'pg_class'::regclass $$, ARRAY[
     'table postpipe_pipeline', 'table postpipe_dead_letter', 'table postpipe_ledger', 'table postpipe_epoch', 'table postpipe_progress', 'table postpipe_lost_range', 'table postpipe_ingested',
     'view postpipe_stats', 'view postpipe_status', 'view postpipe_workers', 'view postpipe_pipelines', 'view postpipe_dlq', 'view postpipe_audit',
-    'view postpipe_lost', 'view postpipe_latency', 'view postpipe_metrics', 'view postpipe_histograms'],
+    'view postpipe_lost', 'view postpipe_latency', 'view postpipe_events', 'view postpipe_metrics', 'view postpipe_histograms'],
     'the relations are these');
 SELECT is((SELECT count(*) FROM member WHERE classid IN ('pg_rewrite'::regclass, 'pg_trigger'::regclass, 'pg_cast'::regclass, 'pg_event_trigger'::regclass)), 0::bigint,
     'no cast and no event trigger');
@@ -67,7 +67,7 @@ SELECT set_eq($$
     ('postpipe_claim', 'v', 'u', false), ('postpipe_publish', 'v', 'u', false), ('postpipe_ingest', 'v', 'u', false), ('postpipe_reap_consumers', 'v', 'u', false), ('postpipe_lost_0_1', 'v', 'u', false),
     ('postpipe_version', 's', 's', false), ('postpipe_stats_0_1', 'v', 's', false), ('postpipe_workers_0_1', 'v', 's', false),
     ('postpipe_pipelines_0_1', 'v', 'u', false), ('postpipe_pipeline_owner', 's', 'u', true), ('postpipe_audit_0_1', 'v', 'u', false),
-    ('postpipe_latency_0_1', 'v', 's', false), ('postpipe_metrics_0_1', 'v', 'u', false), ('postpipe_histograms_0_1', 'v', 's', false), ('postpipe_prometheus', 'v', 'u', false), ('postpipe_definition_changed', 'v', 'u', false) $$,
+    ('postpipe_latency_0_1', 'v', 's', false), ('postpipe_events_0_1', 'v', 's', false), ('postpipe_metrics_0_1', 'v', 'u', false), ('postpipe_histograms_0_1', 'v', 's', false), ('postpipe_prometheus', 'v', 'u', false), ('postpipe_definition_changed', 'v', 'u', false) $$,
     'volatility, parallel safety and strictness of the other functions');
 
 -- What is said of each.

@@ -16,7 +16,7 @@ INSERT INTO wanted VALUES
     ('postpipe_version', false, true), ('postpipe_stats_0_1', false, true), ('postpipe_workers_0_1', false, true), ('postpipe_audit_0_1', false, true),
     ('postpipe_pipelines_0_1', true, true), ('postpipe_pipeline_owner', true, true), ('postpipe_id_time', true, true), ('postpipe_id_cmp', true, true),
     ('postpipe_stats', false, true), ('postpipe_status', false, true), ('postpipe_workers', false, true), ('postpipe_audit', false, true),
-    ('postpipe_latency_0_1', false, true), ('postpipe_metrics_0_1', false, true), ('postpipe_histograms_0_1', false, true), ('postpipe_prometheus', false, true),
+    ('postpipe_latency_0_1', false, true), ('postpipe_events_0_1', false, true), ('postpipe_events', false, true), ('postpipe_metrics_0_1', false, true), ('postpipe_histograms_0_1', false, true), ('postpipe_prometheus', false, true),
     ('postpipe_latency', false, true), ('postpipe_metrics', false, true), ('postpipe_histograms', false, true),
     ('postpipe_pipelines', true, true), ('postpipe_dlq', true, true),
     ('postpipe_pipeline', false, false), ('postpipe_dead_letter', false, false), ('postpipe_ledger', false, false),

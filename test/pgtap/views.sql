@@ -42,6 +42,11 @@ SELECT pg_temp.has_columns('postpipe_latency',
 'pipeline text, operation text, count bigint, p50_seconds double precision, p95_seconds double precision, p99_seconds
 double precision, max_seconds double precision');
 
+SELECT has_view('postpipe_events');
+SELECT pg_temp.has_columns('postpipe_events',
+'at timestamp with time zone, pipeline text, pid integer, severity text, state text, reason_code text, sqlstate text,
+message text, hint text, repeated bigint');
+
 SELECT has_view('postpipe_metrics');
 SELECT pg_temp.has_columns('postpipe_metrics', 'name text, labels jsonb, value double precision, type text, help text');
 
