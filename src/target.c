@@ -83,8 +83,9 @@ pp_target_check_written(const PpPipeline *p, Oid role, Oid relid)
 void
 pp_target_check_own(const PpExtension *ext)
 {
-	static const char *const tables[] = {"postpipe_ledger", "postpipe_epoch", "postpipe_progress",
-										 "postpipe_dead_letter", "postpipe_lost_range"};
+	static const char *const tables[] = {"postpipe_ledger",   "postpipe_epoch",
+										 "postpipe_progress", "postpipe_dead_letter",
+										 "postpipe_ingested", "postpipe_lost_range"};
 
 	for (int i = 0; i < lengthof(tables); i++)
 	{
