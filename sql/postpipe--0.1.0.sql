@@ -82,8 +82,10 @@ CREATE TABLE @extschema@.postpipe_dead_letter (
     size_bytes      bigint NOT NULL,
     key_hash        bigint,                                -- internal: of its key, where the order of entries of one key matters
     overtaken       boolean NOT NULL DEFAULT false,        -- internal: a later entry with that key was applied since
+    undelivered     boolean NOT NULL DEFAULT false,        -- internal: skipped, and still pending or unread, so not in the ledger
     PRIMARY KEY (pipeline, epoch, id)
 );
+CREATE INDEX postpipe_dead_letter_undelivered ON @extschema@.postpipe_dead_letter (pipeline) WHERE undelivered;
 CREATE INDEX postpipe_dead_letter_due ON @extschema@.postpipe_dead_letter (pipeline, next_retry_at) WHERE state OPERATOR(pg_catalog.=) 'retrying';
 CREATE INDEX postpipe_dead_letter_age ON @extschema@.postpipe_dead_letter (pipeline, last_failed_at) WHERE state OPERATOR(pg_catalog.=) 'dead';
 CREATE INDEX postpipe_dead_letter_key ON @extschema@.postpipe_dead_letter (pipeline, key_hash) WHERE NOT overtaken;
@@ -233,6 +235,8 @@ CREATE FUNCTION @extschema@.postpipe_replay(pipeline text, ids @extschema@.postp
     RETURNS record AS 'MODULE_PATHNAME', 'postpipe_replay' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_discard(pipeline text, ids @extschema@.postpipe_id[] DEFAULT NULL, sqlstate text DEFAULT NULL, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_entries integer DEFAULT NULL, reason text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_discard' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;   -- counted in postpipe_audit.discarded
+CREATE FUNCTION @extschema@.postpipe_skip(pipeline text, id @extschema@.postpipe_id, reason text DEFAULT NULL)          -- as ALTER SUBSCRIPTION … SKIP: straight to the dead letters, never run
+    RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_skip' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 -- Redis by hand
 CREATE FUNCTION @extschema@.postpipe_consumers(pipeline text,                                                                     -- XINFO CONSUMERS
         OUT consumer text, OUT pending bigint, OUT idle_seconds double precision, OUT inactive_seconds double precision, OUT ours boolean, OUT pid integer)
@@ -349,6 +353,7 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_rewind,
     @extschema@.postpipe_replay,
     @extschema@.postpipe_discard,
+    @extschema@.postpipe_skip,
     @extschema@.postpipe_consumers,
     @extschema@.postpipe_pending,
     @extschema@.postpipe_create_group,
@@ -390,6 +395,7 @@ COMMENT ON FUNCTION @extschema@.postpipe_wait IS 'waits until an entry is applie
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
 COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';
 COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters; they stay counted in postpipe_audit';
+COMMENT ON FUNCTION @extschema@.postpipe_skip IS 'makes a dead letter of an entry that is unread, pending or tried again, without running it; false when it is settled or not there';
 COMMENT ON FUNCTION @extschema@.postpipe_consumers IS 'consumers of a pipeline''s group in Redis, and the worker that each belongs to';
 COMMENT ON FUNCTION @extschema@.postpipe_pending IS 'entries that are delivered and not acknowledged, and whether they are on record as settled';
 COMMENT ON FUNCTION @extschema@.postpipe_create_group IS 'makes the consumer group of a pipeline; false when it is there';

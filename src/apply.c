@@ -112,8 +112,10 @@ record(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		if (entry->verdict != PP_VERDICT_DEAD)
 			continue;
 		has_key = pp_overtaken_key(a, entry, &key_hash);
-		pp_dead_letter_store(&a->ledger, a->pipeline, entry, has_key ? &key_hash : NULL,
-							 &result->retry_at);
+		if (entry->skipped == 0 ||
+			!pp_dead_letter_deliver(&a->ledger, entry, has_key ? &key_hash : NULL))
+			pp_dead_letter_store(&a->ledger, a->pipeline, entry, has_key ? &key_hash : NULL,
+								 &result->retry_at);
 		PP_FAULT("after_dead_letter");
 	}
 	pp_ledger_record(&a->ledger, decided, n);
@@ -243,6 +245,8 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 			if (look_up)
 				look_up_all(a, batch);
 			a->looked_up = true;
+			if (!a->retrying)
+				(void) pp_skip_find(a, batch);
 			n = pp_apply_collect_open(a, batch, &open);
 			if (n > 0)
 			{

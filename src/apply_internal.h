@@ -11,6 +11,8 @@
 #include "shmem.h"
 #include "statement.h"
 
+typedef struct PpSkip PpSkip;
+
 /* Attempts in a row that failed with an error of one class that comes from outside. */
 typedef struct PpOutside
 {
@@ -39,15 +41,20 @@ struct PpApply
 	MemoryContext sample_cxt;     /* of … */
 	PpEntry *sample;              /* … an entry that passed (sample.c); NULL: none has */
 	uint64 *watched;              /* keys that have a letter (overtaken.c); NULL: none has */
-	double error_threshold;       /* this and below: threshold.c */
-	bool stopped;                 /* too many have failed */
-	bool over;                    /* this call found so … */
-	int last_sqlstate;            /* … when an entry failed with this */
-	MemoryContext stop_cxt;       /* of … */
-	PpEntryError *stop_error;     /* … why it is stopped */
-	PpPipe *pipe;                 /* NULL in a backend */
-	char *channel;                /* of notify.c; NULL: nobody is told */
-	PpDecided counted;            /* by the transaction in hand, in the pipeline's window */
+	bool skips_known;             /* this and below: skip.c */
+	uint64 skips_seen;            /* PpPipe.skips, when … */
+	int num_skips;                /* … these were read */
+	PpSkip *skips;                /* in … */
+	MemoryContext skip_cxt;
+	double error_threshold;   /* this and below: threshold.c */
+	bool stopped;             /* too many have failed */
+	bool over;                /* this call found so … */
+	int last_sqlstate;        /* … when an entry failed with this */
+	MemoryContext stop_cxt;   /* of … */
+	PpEntryError *stop_error; /* … why it is stopped */
+	PpPipe *pipe;             /* NULL in a backend */
+	char *channel;            /* of notify.c; NULL: nobody is told */
+	PpDecided counted;        /* by the transaction in hand, in the pipeline's window */
 };
 
 /* apply_transaction.c */
@@ -102,6 +109,9 @@ extern void pp_overtaken_mark(PpApply *a, const PpBatch *batch);
 /* notify.c */
 extern void pp_notify_init(PpApply *a);
 extern void pp_notify_batch(const PpApply *a, const PpBatch *batch);
+
+/* skip.c */
+extern int pp_skip_find(PpApply *a, PpBatch *batch);
 
 /* threshold.c */
 extern void pp_threshold_init(PpApply *a);

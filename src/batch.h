@@ -70,7 +70,8 @@ typedef struct PpEntry
 	bool settled;        /* its verdict is committed */
 	PpEntryError *error; /* for PP_VERDICT_DEAD */
 	bool retrying;       /* it is dead for now only: it will be tried again */
-	PpLetter *letter;    /* NULL: it was read from Redis, not from the dead-letter table */
+	int skipped;      /* … for good, by postpipe_skip(): the epoch of its letter; 0: it was not */
+	PpLetter *letter; /* NULL: it was read from Redis, not from the dead-letter table */
 } PpEntry;
 
 typedef struct PpBatch

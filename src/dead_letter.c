@@ -30,7 +30,8 @@ enum
 	PLAN_LOCK,
 	PLAN_FAILED,
 	PLAN_FAILED_BY_HAND,
-	PLAN_REMOVE
+	PLAN_REMOVE,
+	PLAN_DELIVER
 };
 
 static Datum
@@ -99,7 +100,8 @@ pp_dead_letter_store(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, cons
 				   TEXTOID,  TEXTOID,        TEXTOID,
 				   TEXTOID,  TIMESTAMPTZOID, INT4OID,
 				   JSONBOID, BYTEAARRAYOID,  INT8OID,
-				   TEXTOID,  TIMESTAMPTZOID, INT8OID};
+				   TEXTOID,  TIMESTAMPTZOID, INT8OID,
+				   BOOLOID};
 	SPIPlanPtr *plan = &ledger->letter_plans[PLAN_STORE];
 	Datum values[lengthof(types)];
 	char nulls[lengthof(types) + 1];
@@ -127,14 +129,16 @@ pp_dead_letter_store(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, cons
 	values[19] = TimestampTzGetDatum(next);
 	nulls[20] = key_hash ? ' ' : 'n';
 	values[20] = Int64GetDatum(key_hash ? (int64) *key_hash : 0);
+	values[21] = BoolGetDatum(entry->skipped != 0);
 	if (*plan == NULL)
 		sql =
 			psprintf("INSERT INTO %s.postpipe_dead_letter (pipeline, epoch, id, stream, "
 					 "sqlstate, message, detail, hint, context, schema_name, table_name, "
 					 "column_name, constraint_name, attempts, first_failed_at, last_failed_at, "
-					 "added_at, worker, event, fields, size_bytes, state, next_retry_at, key_hash) "
+					 "added_at, worker, event, fields, size_bytes, state, next_retry_at, key_hash, "
+					 "undelivered) "
 					 "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 1, "
-					 "now(), now(), $14, $15, $16, $17, $18, $19, $20, $21) "
+					 "now(), now(), $14, $15, $16, $17, $18, $19, $20, $21, $22) "
 					 "ON CONFLICT (pipeline, epoch, id) DO NOTHING",
 					 ledger->ext->schema_name);
 	if (pp_store_execute_plan(plan, sql, lengthof(types), types, values, nulls) > 0)
@@ -332,6 +336,39 @@ pp_dead_letter_remove(PpLedger *ledger, const PpEntry *entry)
 	pp_store_execute_plan(plan, sql, 3, types, values, NULL);
 }
 
+/*
+ * pp_dead_letter_deliver
+ *		A worker has come to an entry that was skipped: its letter is one of this epoch now.  Returns
+ *		false when it is gone; then the entry is no skipped one any more.  SPI must be connected.
+ */
+bool
+pp_dead_letter_deliver(PpLedger *ledger, PpEntry *entry, const uint64 *key_hash)
+{
+	SPIPlanPtr *plan = &ledger->letter_plans[PLAN_DELIVER];
+	Oid types[6];
+	Datum values[6];
+	char nulls[] = "      ";
+	char *sql = NULL;
+
+	put_key(ledger, entry->skipped, &entry->id, types, values);
+	types[3] = types[4] = INT4OID;
+	values[3] = Int32GetDatum(ledger->epoch);
+	values[4] = Int32GetDatum(ledger->worker);
+	types[5] = INT8OID;
+	nulls[5] = key_hash ? ' ' : 'n';
+	values[5] = Int64GetDatum(key_hash ? (int64) *key_hash : 0);
+	if (*plan == NULL)
+		sql = psprintf("UPDATE %s.postpipe_dead_letter SET undelivered = false, epoch = $4, "
+					   "worker = $5, key_hash = $6 "
+					   "WHERE pipeline = $1 AND epoch = $2 AND id OPERATOR(%s.=) $3 "
+					   "AND undelivered",
+					   ledger->ext->schema_name, ledger->ext->schema_name);
+	if (pp_store_execute_plan(plan, sql, 6, types, values, nulls) > 0)
+		return true;
+	entry->skipped = 0;
+	return false;
+}
+
 /* In a backend, where a ledger lives as long as a call: frees what was kept. */
 void
 pp_dead_letter_forget_plans(PpLedger *ledger)
@@ -361,9 +398,9 @@ pp_dead_letter_count(const PpExtension *ext, const char *pipeline)
 /*
  * pp_dead_letter_discard
  *		Removes the letters that `chosen` selects, a query of columns epoch and id with these
- *		parameters, the first of which is the pipeline; they count as discarded.  By their keys: the
- *		row that a lock was waited for may be another version of it.  SPI must be connected.  Returns
- *		how many they were.
+ *		parameters, the first of which is the pipeline; they count as discarded, if they counted at all.
+ *		By their keys: the row that a lock was waited for may be another version of it.  SPI must be
+ *		connected.  Returns how many they were.
  */
 int64
 pp_dead_letter_discard(const PpExtension *ext, const char *chosen, int n, Oid *types, Datum *values,
@@ -373,15 +410,16 @@ pp_dead_letter_discard(const PpExtension *ext, const char *chosen, int n, Oid *t
 	bool isnull;
 
 	SPI_execute_with_args(
-		psprintf("WITH chosen AS MATERIALIZED (%s), "
-				 "gone AS (DELETE FROM %s.postpipe_dead_letter d USING chosen c "
-				 "WHERE d.pipeline = $1 AND d.epoch = c.epoch AND d.id OPERATOR(%s.=) c.id "
-				 "RETURNING d.epoch, d.id), "
-				 "sums AS (INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
-				 "last_id, applied, filtered, dead, discarded, lost, ids) "
-				 "SELECT $1, epoch, 0, %s.min(id), %s.max(id), 0, 0, -count(*), count(*), 0, "
-				 "'\\x01' FROM gone GROUP BY epoch) SELECT count(*) FROM gone",
-				 chosen, s, s, s, s, s),
+		psprintf(
+			"WITH chosen AS MATERIALIZED (%s), "
+			"gone AS (DELETE FROM %s.postpipe_dead_letter d USING chosen c "
+			"WHERE d.pipeline = $1 AND d.epoch = c.epoch AND d.id OPERATOR(%s.=) c.id "
+			"RETURNING d.epoch, d.id, d.undelivered), "
+			"sums AS (INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
+			"last_id, applied, filtered, dead, discarded, lost, ids) "
+			"SELECT $1, epoch, 0, %s.min(id), %s.max(id), 0, 0, -count(*), count(*), 0, "
+			"'\\x01' FROM gone WHERE NOT undelivered GROUP BY epoch) SELECT count(*) FROM gone",
+			chosen, s, s, s, s, s),
 		n, types, values, nulls, false, 0);
 	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }

@@ -24,6 +24,7 @@ extern bool pp_dead_letter_lock(PpLedger *ledger, const PpEntry *entry);
 extern void pp_dead_letter_failed(PpLedger *ledger, const PpPipeline *p, PpEntry *entry,
 								  bool by_hand);
 extern void pp_dead_letter_remove(PpLedger *ledger, const PpEntry *entry);
+extern bool pp_dead_letter_deliver(PpLedger *ledger, PpEntry *entry, const uint64 *key_hash);
 extern void pp_dead_letter_forget_plans(PpLedger *ledger);
 extern int64 pp_dead_letter_count(const PpExtension *ext, const char *pipeline);
 extern int64 pp_dead_letter_discard(const PpExtension *ext, const char *chosen, int n, Oid *types,

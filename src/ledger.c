@@ -405,6 +405,24 @@ pp_ledger_settled(const PpExtension *ext, const char *pipeline, const PpId *ids,
 		settled[i] = entries[i]->verdict == PP_VERDICT_DUPLICATE;
 }
 
+/*
+ * pp_ledger_has
+ *		Is this very entry, which is hashed, on record as settled?  From a backend;
+ *		writes nothing.  *epoch becomes the current one.
+ */
+bool
+pp_ledger_has(const PpExtension *ext, const char *pipeline, PpEntry *entry, int *epoch)
+{
+	PpLedger ledger;
+
+	begin_call(&ledger, ext, pipeline);
+	pp_ledger_load_epochs(&ledger);
+	pp_ledger_lookup(&ledger, &entry, 1);
+	end_call(&ledger);
+	*epoch = Max(ledger.epoch, 1);
+	return entry->verdict == PP_VERDICT_DUPLICATE;
+}
+
 /* Notes that the group of the pipeline had other consumers. From a backend. */
 void
 pp_ledger_note_shared(const PpExtension *ext, const char *pipeline)

@@ -23,7 +23,7 @@ typedef struct PpRewind
 	"(SELECT * FROM %1$s.postpipe_ledger WHERE NOT summed UNION ALL " \
 	"SELECT * FROM %1$s.postpipe_ledger WHERE summed)"
 
-#define PP_LETTER_PLANS 7 /* see dead_letter.c */
+#define PP_LETTER_PLANS 8 /* see dead_letter.c */
 
 typedef struct PpLedger
 {
@@ -64,6 +64,7 @@ extern int64 pp_ledger_retention_ms(const PpPipeline *p);
 extern PpId pp_ledger_open(PpLedger *ledger);
 extern void pp_ledger_load_epochs(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
+extern bool pp_ledger_has(const PpExtension *ext, const char *pipeline, PpEntry *entry, int *epoch);
 extern bool pp_ledger_knows(PpLedger *ledger, PpEntry *entry);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied,

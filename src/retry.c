@@ -287,13 +287,13 @@ expire(PpApply *a, void *arg)
 	e->removed = (uint64) pp_dead_letter_discard(
 		a->ext,
 		psprintf("SELECT epoch, id FROM %s.postpipe_dead_letter WHERE pipeline = $1 "
-				 "AND state = 'dead' AND last_failed_at < now() - $2::interval "
+				 "AND state = 'dead' AND NOT undelivered AND last_failed_at < now() - $2::interval "
 				 "ORDER BY last_failed_at LIMIT %d FOR UPDATE SKIP LOCKED",
 				 s, MAX_EXPIRED),
 		2, types, values, NULL);
 	SPI_execute_with_args(psprintf("SELECT least(min(last_failed_at), now()) + $2::interval "
 								   "FROM %s.postpipe_dead_letter "
-								   "WHERE pipeline = $1 AND state = 'dead'",
+								   "WHERE pipeline = $1 AND state = 'dead' AND NOT undelivered",
 								   s),
 						  2, types, values, NULL, false, 0);
 	e->next = DatumGetTimestampTz(

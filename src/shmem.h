@@ -220,9 +220,10 @@ typedef struct PpPipe
 	bool offset_known;
 	int64 offset; /* entries-read less this, when they agreed */
 	bool seen_known;
-	PpId seen;                 /* up to here everything was delivered to us */
-	PpId mark;                 /* highest ID that any worker received; 0-0: not known */
-	PpId last_id;              /* highest ID settled since start */
+	PpId seen;    /* up to here everything was delivered to us */
+	uint64 skips; /* how often an entry was skipped; covered by the lock of pp_pipeline_lock() */
+	PpId mark;    /* highest ID that any worker received; 0-0: not known */
+	PpId last_id; /* highest ID settled since start */
 	TimestampTz next_retry_at; /* of a dead letter, as far as is known; 0: none */
 	TimestampTz last_read_at;
 	TimestampTz last_applied_at;

@@ -338,6 +338,9 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 			pp_statement_prepare(a->statement);
 			if (a->retrying)
 				pp_retry_lock(a, batch, false);
+			else if (pp_skip_find(a, batch) > 0)
+				ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+								errmsg("somebody has skipped entries of the batch meanwhile")));
 			while (split->depth > 0 && error == NULL &&
 				   split->successes - start < MAX_SUBTRANSACTIONS)
 			{

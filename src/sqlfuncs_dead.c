@@ -55,17 +55,28 @@ read_filter(FunctionCallInfo fcinfo, const PpExtension *ext, Filter *filter)
 						errmsg("max_entries must not be negative")));
 }
 
-/* "… FROM postpipe_dead_letter WHERE …", locked, with the filter's parameters. */
+/*
+ * "… FROM postpipe_dead_letter WHERE …", locked, with the filter's parameters.  Not the letter of an entry
+ * that was skipped and that a worker is still to come to; with `sealed`, it is taken where none will.
+ */
 static char *
-selection(const PpExtension *ext, const char *columns)
+selection(const PpExtension *ext, const char *columns, bool sealed)
 {
+	const char *s = ext->schema_name;
+
 	return psprintf("SELECT %s FROM %s.postpipe_dead_letter d WHERE pipeline = $1 "
 					"AND ($2 IS NULL OR id OPERATOR(%s.=) ANY ($2)) "
 					"AND ($3 IS NULL OR sqlstate = $3) "
 					"AND ($4 IS NULL OR first_failed_at >= $4) "
 					"AND ($5 IS NULL OR first_failed_at < $5) "
+					"AND (NOT undelivered%s) "
 					"ORDER BY id USING OPERATOR(%s.<), epoch LIMIT $6 FOR UPDATE",
-					columns, ext->schema_name, ext->schema_name, ext->schema_name);
+					columns, s, s,
+					sealed ? psprintf(" OR id OPERATOR(%s.<=) (SELECT sealed_id FROM "
+									  "%s.postpipe_progress WHERE pipeline = $1)",
+									  s, s)
+						   : "",
+					s);
 }
 
 /* The letters that match, locked. */
@@ -76,8 +87,8 @@ lock_letters(const PpExtension *ext, Filter *filter, int *n)
 	PpLetterKey *keys;
 
 	pp_store_begin(ext);
-	SPI_execute_with_args(selection(ext, "epoch, id, size_bytes"), FILTER_ARGS, filter->types,
-						  filter->values, filter->nulls, false, 0);
+	SPI_execute_with_args(selection(ext, "epoch, id, size_bytes", false), FILTER_ARGS,
+						  filter->types, filter->values, filter->nulls, false, 0);
 	keys = pp_dead_letter_keys(cxt, n);
 	pp_store_end();
 	return keys;
@@ -186,7 +197,7 @@ postpipe_discard(PG_FUNCTION_ARGS)
 
 	read_filter(fcinfo, &ext, &filter);
 	pp_store_begin(&ext);
-	n = pp_dead_letter_discard(&ext, selection(&ext, "epoch, id"), FILTER_ARGS, filter.types,
+	n = pp_dead_letter_discard(&ext, selection(&ext, "epoch, id", true), FILTER_ARGS, filter.types,
 							   filter.values, filter.nulls);
 	pp_store_end();
 	if (n > 0)

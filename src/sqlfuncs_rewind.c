@@ -97,10 +97,11 @@ letters_after(const PpExtension *ext, const PpPipeline *p, PpId since, int *n)
 	PpLetterKey *keys;
 
 	pp_store_begin(ext);
-	SPI_execute_with_args(psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
-								   "WHERE pipeline = $1 AND id OPERATOR(%s.>) $2",
-								   ext->schema_name, ext->schema_name),
-						  2, types, values, NULL, false, 0);
+	SPI_execute_with_args(
+		psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
+				 "WHERE pipeline = $1 AND NOT undelivered AND id OPERATOR(%s.>) $2",
+				 ext->schema_name, ext->schema_name),
+		2, types, values, NULL, false, 0);
 	keys = pp_dead_letter_keys(cxt, n);
 	pp_store_end();
 	return keys;

@@ -162,7 +162,7 @@ static const char audit_query[] =
 	"LEFT JOIN (SELECT pipeline, epoch, sum(entries) AS lost, bool_or(entries IS NULL) AS unknown "
 	"FROM %1$s.postpipe_lost_range GROUP BY pipeline, epoch) r USING (pipeline, epoch) "
 	"LEFT JOIN (SELECT pipeline, epoch, count(*) FILTER (WHERE state = 'retrying') AS retrying, "
-	"count(*) FILTER (WHERE state = 'dead') AS dead FROM %1$s.postpipe_dead_letter "
+	"count(*) FILTER (WHERE state = 'dead' AND NOT undelivered) AS dead FROM %1$s.postpipe_dead_letter "
 	"GROUP BY pipeline, epoch) d USING (pipeline, epoch) "
 	"LEFT JOIN (SELECT pipeline, epoch, sum(applied) AS ingested FROM %1$s.postpipe_ingested "
 	"GROUP BY pipeline, epoch) i USING (pipeline, epoch) "

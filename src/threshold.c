@@ -176,7 +176,7 @@ pp_threshold_check(PpApply *a, const PpBatch *batch)
 	{
 		const PpEntry *entry = &batch->entries[i];
 
-		if (entry->settled || entry->letter != NULL)
+		if (entry->settled || entry->letter != NULL || entry->skipped != 0)
 			continue;
 		mine.n += entry->verdict == PP_VERDICT_APPLIED || entry->verdict == PP_VERDICT_DEAD;
 		mine.failed += entry->verdict == PP_VERDICT_DEAD;

@@ -43,6 +43,7 @@ SELECT pg_temp.has_signature('postpipe_claim', 'pipeline text, consumer text DEF
 SELECT pg_temp.has_signature('postpipe_reap_consumers',
 'pipeline text, min_idle interval DEFAULT ''01:00:00''::interval, only_consumer text DEFAULT NULL::text, dry_run boolean DEFAULT false,
 OUT consumer text, OUT idle_seconds double precision, OUT pending bigint, OUT reaped boolean', 'SETOF record');
+SELECT pg_temp.has_signature('postpipe_skip', 'pipeline text, id postpipe_id, reason text DEFAULT NULL::text', 'boolean');
 SELECT pg_temp.has_signature('postpipe_publish', 'pipeline text, event jsonb, max_len bigint DEFAULT NULL::bigint', 'postpipe_id');
 SELECT pg_temp.has_signature('postpipe_ingest', 'pipeline text, event jsonb, id postpipe_id DEFAULT NULL::postpipe_id', 'bigint');
 SELECT pg_temp.has_signature('postpipe_version', 'OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean', 'record');
