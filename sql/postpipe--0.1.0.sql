@@ -235,7 +235,7 @@ CREATE FUNCTION @extschema@.postpipe_replay(pipeline text, ids @extschema@.postp
     RETURNS record AS 'MODULE_PATHNAME', 'postpipe_replay' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_discard(pipeline text, ids @extschema@.postpipe_id[] DEFAULT NULL, sqlstate text DEFAULT NULL, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_entries integer DEFAULT NULL, reason text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_discard' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;   -- counted in postpipe_audit.discarded
-CREATE FUNCTION @extschema@.postpipe_skip(pipeline text, id @extschema@.postpipe_id, reason text DEFAULT NULL)          -- as ALTER SUBSCRIPTION … SKIP: straight to the dead letters, never run
+CREATE FUNCTION @extschema@.postpipe_skip(pipeline text, id @extschema@.postpipe_id, reason text DEFAULT NULL)          -- as ALTER SUBSCRIPTION ... SKIP: straight to the dead letters, never run
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_skip' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 -- Redis by hand
 CREATE FUNCTION @extschema@.postpipe_consumers(pipeline text,                                                                     -- XINFO CONSUMERS
