@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/snapmgr.h"
 
@@ -345,6 +346,9 @@ read_metrics(void)
 	pp_require_extension(&ext);
 	pipelines = pp_pipeline_list(&ext);
 	pp_store_begin(&ext);
+	/* Rows are few and estimates are high: to compile the query would take twenty times its time. */
+	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+							 false);
 	get_unviewed(pipelines, values);
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_execute_with_args(psprintf(metrics_query, ext.schema_name), lengthof(types), types, values,

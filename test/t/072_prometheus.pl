@@ -1,0 +1,214 @@
+# What Prometheus gets through prometheus-postgres-exporter, from two databases with a pipeline of the same name; and the alerts.
+# TAP, because it takes a server, a Redis, the exporter and Prometheus itself.
+
+use strict;
+use warnings;
+use FindBin;
+use HTTP::Tiny;
+use JSON::PP;
+use PostgreSQL::Test::Utils;
+use Postpipe::Test;
+use Postpipe::Test::Program;
+
+for my $program (qw(prometheus promtool prometheus-postgres-exporter))
+{
+	plan(skip_all => "$program is not installed (apt-get install prometheus prometheus-postgres-exporter)")
+	  unless grep { -x "$_/$program" } split /:/, $ENV{PATH};
+}
+
+my $dir = "$FindBin::RealBin/../../monitoring/prometheus";
+my $tmp = PostgreSQL::Test::Utils::tempdir_short();
+my $http = HTTP::Tiny->new(timeout => 20);
+
+# --- The rules, without any server; each has a severity, says what it is, and has its section in the manual.
+command_ok([ 'promtool', 'check', 'rules', "$dir/alerts.yml" ], 'promtool check rules');
+command_ok([ 'promtool', 'test', 'rules', "$dir/alerts_test.yml" ], 'promtool test rules');
+my (undef, @alerts) = split /^  - alert: /m, slurp_file("$dir/alerts.yml");
+my $manual = slurp_file("$FindBin::RealBin/../../docs/operations.md");
+for my $alert (@alerts)
+{
+	my ($name) = $alert =~ /^(\w+)\n/;
+	like($alert, qr/^    labels: \{severity: (?:warning|critical)\}\n    annotations:\n      summary: ".+"\n      description: ".+"\n      runbook_url: docs\/operations\.md#alert-\L$name\E$/m, "$name: severity, annotations");
+	like($manual, qr/^### Alert $name$/m, '... and its section');
+}
+
+# --- Two databases whose samples differ in datname alone: the stream's label is its name without "stream:", with dots. One
+# has a dead letter, the other one that is tried again.
+my $redis = Postpipe::Test::Redis->new(keep => 1);
+my $node = pp_node('prometheus', redis => $redis, databases => 'postgres, second');
+my %streams = (postgres => 'stream:m:parsed', second => 'm:parsed');
+my %retries = (postgres => 0, second => 100);
+sql('postgres', 'CREATE DATABASE second');
+sql('postgres', 'CREATE ROLE prometheus LOGIN IN ROLE pg_monitor');
+for my $db (sort keys %streams)
+{
+	sql($db, 'CREATE EXTENSION postpipe');
+	sql($db, q(SELECT postpipe_drop_pipeline('posts')));
+	sql($db, q(CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'bad'))));
+	sql($db, qq(SELECT postpipe_create_pipeline('m', '$streams{$db}', target => 't', consumer_group => 'g', options => '{"max_retries": $retries{$db}, "retry_delay": "1h"}')));
+}
+add('postgres', 1 .. 20, 1 .. 5, 'bad');
+add('second', 1 .. 7, 'bad');
+wait_sql($node, 'postgres', 'SELECT applied, dead, pending, lag FROM postpipe_audit', '25|1|0|0', 'traffic');
+wait_sql($node, 'second', 'SELECT applied, retrying, pending, lag FROM postpipe_audit', '7|1|0|0', '... in both');
+
+# --- The text for node_exporter's textfile collector.
+my $text = "$tmp/postpipe.prom";
+append_to_file($text, sql('postgres', 'SELECT * FROM postpipe_prometheus()') . "\n");
+is(qx(promtool check metrics < $text 2>&1), '', 'promtool check metrics has no complaint about postpipe_prometheus()');
+is($?, 0, '... and succeeds');
+
+# --- The exporter, as docs have it, and Prometheus with the files of the repository; only ports and intervals are others.
+my ($exporter_port, $port) = map { PostgreSQL::Test::Cluster::get_free_port() } 1 .. 2;
+$ENV{DATA_SOURCE_NAME} = join ',', map { "user=prometheus host=@{[$node->host]} port=@{[$node->port]} dbname=$_ sslmode=disable" } sort keys %streams;
+my $exporter = Postpipe::Test::Program->new('prometheus-postgres-exporter', "--web.listen-address=127.0.0.1:$exporter_port",
+	"--extend.query-path=$dir/postgres_exporter.yaml", qw(--disable-default-metrics --disable-settings-metrics --no-collector.database --no-collector.bgwriter));
+copy("prometheus.yml", sub { s/localhost:9187/127.0.0.1:$exporter_port/; s/: 15s/: 1s/g; });
+copy('alerts.yml', sub { s/for: \S+/for: 1s/g; s/\[5m\]/[20s]/g; });
+my $prometheus = Postpipe::Test::Program->new('prometheus', "--config.file=$tmp/prometheus.yml", "--storage.tsdb.path=$tmp/data", "--web.listen-address=127.0.0.1:$port");
+wait_for { $http->get("http://127.0.0.1:$exporter_port/metrics")->{content} =~ /^stream_pending_size\{/m } 'the exporter answers';
+my $page = "$tmp/exporter.prom";
+append_to_file($page, $http->get("http://127.0.0.1:$exporter_port/metrics")->{content});
+is(qx(promtool check metrics < $page 2>&1), '', 'promtool check metrics has no complaint about the exporter');
+wait_for { @{ query('up == 1') } == 1 } 'Prometheus reads it';
+
+# --- Every sample that is known arrives, with its labels and its value, and nothing else does.
+for my $db (sort keys %streams)
+{
+	wait_sql($node, $db, q(SELECT count(*) FROM postpipe_metrics WHERE name IN ('stream_pending_size', 'stream_consumer_lag') AND value = 0), 2, "$db is at rest");
+}
+my $wrong;
+wait_for { !($wrong = differences()) } 'Prometheus has the samples of postpipe_metrics' or diag($wrong);
+is(join(' ', grep { !/^postpipe_(?:measured|info)/ } names_without_value()), '', 'each name was seen with a value');
+cmp_ok(@{ query('postpipe_measured_timestamp_seconds > time() - 600') }, '==', 2, 'when it was measured, which changes meanwhile');
+my $metadata = api('metadata');
+for my $line (split /\n/, sql('postgres', q(SELECT DISTINCT CASE WHEN type = 'histogram' THEN regexp_replace(name, '_(bucket|sum|count)$', '') ELSE name END, type FROM postpipe_metrics ORDER BY 1)))
+{
+	my ($name, $type) = split /\|/, $line;
+	# The type is kept under the name that the exporter gave.
+	my $known = $metadata->{ $name eq 'postpipe_state' ? 'postpipe_state_current' : $name };
+	is($known && $known->[0]{type}, $type, "$name is a $type");
+}
+
+# --- Quantiles.
+my $next = 1000;
+my $quantile = 'histogram_quantile(0.95, sum without (datname) (rate(post_persist_latency_seconds_bucket{operation="upsert"}[30s])))';
+wait_for
+{
+	add($_, $next++) for sort keys %streams;
+	my ($answer) = @{ query("$quantile > 0") };
+	$answer && $answer->{value}[1] ne '+Inf';
+}
+'histogram_quantile gives a number';
+
+# --- Break it, see it, mend it.
+wait_for { "@{ firing('EventPipelineDLQ') }" eq 'postgres' } 'a dead letter is an alert, one that is tried again is none';
+is_deeply(firing('PostpipeNotRunning'), [], 'all pipelines run');
+sql('second', 'ALTER TABLE t RENAME TO away');
+add('second', $next++);
+wait_for { "@{ firing('PostpipeNotRunning') }" eq 'second' } 'the table is gone: the alert fires, of that database alone';
+sql('second', 'ALTER TABLE away RENAME TO t');
+wait_for { !@{ firing('PostpipeNotRunning') } } 'the table is back: it is resolved';
+
+# --- What is not known is absent, and no NaN; what is known stays.
+wait_for { @{ query('postpipe_consumers == 1') } == 2 } 'consumers are known';
+$redis->stop;
+wait_for { @{ query('postpipe_consumers or stream_pending_size or stream_consumer_lag') } == 0 } 'Redis is away: what it alone knows is absent';
+is(scalar @{ query('postpipe_workers == 1') }, 2, '... and the workers are still there');
+is(name_of_a_nan(), undef, '... and no sample is NaN');
+wait_for { "@{ firing('PostpipeRetrying') }" eq 'postgres second' } '... and it is an alert';
+$redis->start;
+wait_for { !@{ firing('PostpipeRetrying') } && @{ query('postpipe_consumers') } == 2 } 'Redis is back';
+
+# --- The server is away.
+pp_balanced($node, $_) for sort keys %streams;
+$node->stop;
+wait_for { grep { $_->{labels}{alertname} eq 'PostpipeMetricsAbsent' && $_->{state} eq 'firing' } @{ api('alerts')->{alerts} } } 'the server is away: there are no metrics, which is an alert';
+ok($exporter->is_up && $prometheus->is_up, 'the programs of others run to the end');
+done_testing();
+
+sub sql { my ($db, $query) = @_; return $node->safe_psql($db, $query) }
+
+sub add
+{
+	my ($db, @ids) = @_;
+	$redis->xadd($streams{$db}, id => $_ eq 'bad' ? 99 : $_, v => $_) for @ids;
+	return;
+}
+
+# A copy of a file of the repository, changed.
+sub copy
+{
+	my ($file, $change) = @_;
+	local $_ = slurp_file("$dir/$file");
+	$change->();
+	append_to_file("$tmp/$file", $_);
+	return;
+}
+
+sub api
+{
+	my ($path, %form) = @_;
+	my $url = "http://127.0.0.1:$port/api/v1/$path" . (%form ? '?' . $http->www_form_urlencode(\%form) : '');
+	my $answer = decode_json($http->get($url)->{content});
+	die "$url: $answer->{error}" unless $answer->{status} eq 'success';
+	return $answer->{data};
+}
+
+sub query { my ($promql) = @_; return api('query', query => $promql)->{result} }
+
+# The databases of which an alert fires.
+sub firing
+{
+	my ($name) = @_;
+	return [ sort map { $_->{labels}{datname} } grep { $_->{labels}{alertname} eq $name && $_->{state} eq 'firing' } @{ api('alerts')->{alerts} } ];
+}
+
+sub name_of_a_nan
+{
+	my ($nan) = grep { $_->{value}[1] eq 'NaN' } @{ query('{job="postpipe", __name__=~"(post_persist|stream|postpipe)_.*"}') };
+	return $nan && $nan->{metric}{__name__};
+}
+
+# One text per sample. A bucket's bound is a number, which each program writes in its own way.
+sub as_text
+{
+	my ($name, $labels) = @_;
+	my %l = %$labels;
+	delete @l{qw(__name__ job instance)};
+	$l{le} = $l{le} eq '+Inf' ? 'Inf' : $l{le} + 0 if defined $l{le};
+	return "$name " . join ',', map { "$_=$l{$_}" } sort keys %l;
+}
+
+sub differences
+{
+	my (%there, %here);
+	my $metrics = q({job="postpipe", __name__=~"(post_persist|stream|postpipe)_.*"});
+
+	$there{ as_text($_->{metric}{__name__}, $_->{metric}) } = $_->{value}[1] + 0 for @{ query($metrics) };
+	for my $db (sort keys %streams)
+	{
+		for my $row (@{ decode_json(sql($db, q(SELECT json_agg(m) FROM postpipe_metrics m WHERE value IS NOT NULL))) })
+		{
+			$here{ as_text($row->{name}, $row->{labels}) } = $row->{value} + 0;
+		}
+	}
+	return join "\n", map {
+		my ($h, $t) = ($here{$_} // 'nothing', $there{$_} // 'nothing');
+		$h eq $t || (/^postpipe_measured/ && "$h$t" !~ /nothing/) || ("$h$t" !~ /nothing/ && abs($h - $t) < 1e-9 * abs($h)) ? () : "$_: $h here, $t there"
+	} sort keys %{ { %here, %there } };
+}
+
+sub names_without_value
+{
+	my %seen;
+	for my $db (sort keys %streams)
+	{
+		for my $line (split /\n/, sql($db, 'SELECT name, bool_or(value IS NOT NULL)::int FROM postpipe_metrics GROUP BY 1'))
+		{
+			my ($name, $has) = split /\|/, $line;
+			$seen{$name} += $has;
+		}
+	}
+	return grep { !$seen{$_} } sort keys %seen;
+}
