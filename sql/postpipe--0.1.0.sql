@@ -255,6 +255,7 @@ CREATE FUNCTION @extschema@.postpipe_publish(pipeline text, event jsonb, max_len
 CREATE FUNCTION @extschema@.postpipe_ingest(pipeline text, event jsonb, id @extschema@.postpipe_id DEFAULT NULL) RETURNS bigint
     AS 'MODULE_PATHNAME', 'postpipe_ingest' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
+CREATE FUNCTION @extschema@.postpipe_reset_stats(pipeline text DEFAULT NULL) RETURNS void AS 'MODULE_PATHNAME', 'postpipe_reset_stats' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_version(OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean) AS 'MODULE_PATHNAME', 'postpipe_version' LANGUAGE C STABLE PARALLEL SAFE;
 
 ---------------------------------------------------------------------------------------------------------------------------
@@ -361,6 +362,7 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_reap_consumers,
     @extschema@.postpipe_publish,
     @extschema@.postpipe_ingest,
+    @extschema@.postpipe_reset_stats,
     @extschema@.postpipe_version,
     @extschema@.postpipe_stats_0_1,
     @extschema@.postpipe_workers_0_1,
@@ -403,6 +405,7 @@ COMMENT ON FUNCTION @extschema@.postpipe_claim IS 'hands what is pending for oth
 COMMENT ON FUNCTION @extschema@.postpipe_reap_consumers IS 'deletes foreign consumers that have nothing pending and were idle for min_idle; a dry run shows which';
 COMMENT ON FUNCTION @extschema@.postpipe_publish IS 'adds an event to the stream of a pipeline, at once and not at commit; returns its ID';
 COMMENT ON FUNCTION @extschema@.postpipe_ingest IS 'applies events as the pipeline does, without Redis and in this transaction; returns how many';
+COMMENT ON FUNCTION @extschema@.postpipe_reset_stats IS 'sets the counters of a pipeline, or of all, back to 0; the audit is not touched';
 COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, the SQL objects and hiredis';
 COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';
 COMMENT ON FUNCTION @extschema@.postpipe_pipeline_owner IS 'internal: owner of a pipeline';

@@ -458,6 +458,7 @@ pp_pipe_reserve(Oid dboid, const char *name)
 			   sizeof(PpPipe) - offsetof(PpPipe, workers_wanted));
 		for (int c = 0; c < PP_COUNT_NUM; c++)
 			pg_atomic_write_u64(&pipe->counters[c], 0);
+		memset(pipe->base, 0, sizeof(pipe->base));
 		LWLockRelease(&pipe->lock);
 		pipe->in_use = true;
 		pipe->generation++;

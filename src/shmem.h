@@ -193,8 +193,9 @@ typedef struct PpPipe
 	uint32 generation;          /* (R) */
 	Oid dboid;                  /* (R) */
 	char name[PP_PIPELINE_LEN]; /* (R) */
-	TimestampTz since;          /* (R) start of the counters */
+	TimestampTz since;          /* start of the counters, for the views */
 	pg_atomic_uint64 counters[PP_COUNT_NUM];
+	uint64 base[PP_COUNT_NUM]; /* what the counters were at `since`: views show what came after */
 	ConditionVariable settled_cv; /* broadcast when a worker has committed */
 	int workers_wanted;
 	int commit_level;         /* synchronous_commit in this database, but for the option */

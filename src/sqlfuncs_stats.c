@@ -12,6 +12,7 @@
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -23,6 +24,7 @@
 PG_FUNCTION_INFO_V1(postpipe_stats_0_1);
 PG_FUNCTION_INFO_V1(postpipe_workers_0_1);
 PG_FUNCTION_INFO_V1(postpipe_events_0_1);
+PG_FUNCTION_INFO_V1(postpipe_reset_stats);
 
 #define RATE_WINDOW_SECONDS 60
 
@@ -190,7 +192,7 @@ put_stats(PpRow *row, const PpExtension *ext, const PpPipeline *p)
 {
 	PpPipe *shared = pp_pipe_find(MyDatabaseId, p->name);
 	PpPipe *pipe = palloc0(sizeof(PpPipe));
-	uint64 counts[PP_COUNT_NUM] = {0};
+	int64 counts[PP_COUNT_NUM] = {0};
 	bool none = shared == NULL;
 	bool known;
 	int workers;
@@ -205,7 +207,7 @@ put_stats(PpRow *row, const PpExtension *ext, const PpPipeline *p)
 		memcpy(pipe, shared, sizeof(PpPipe));
 		LWLockRelease(&shared->lock);
 		for (int i = 0; i < PP_COUNT_NUM; i++)
-			counts[i] = pg_atomic_read_u64(&shared->counters[i]);
+			counts[i] = pp_pipe_counter(shared, i);
 		settled = pp_pipe_settled(shared);
 	}
 	known = m->at != 0;
@@ -218,7 +220,7 @@ put_stats(PpRow *row, const PpExtension *ext, const PpPipeline *p)
 	pp_row_put(row, Int32GetDatum(workers), false);
 	pp_row_put(row, Int32GetDatum(pipe->workers_wanted), none);
 	for (int i = PP_COUNT_READ; i <= PP_COUNT_BATCHES; i++)
-		pp_row_int8(row, (int64) counts[i], none);
+		pp_row_int8(row, counts[i], none);
 	pp_row_int8(row, m->pending, !known || m->pending < 0);
 	pp_row_int8(row, m->lag, !known || m->lag < 0);
 	pp_row_float8(row, m->lag_seconds, !known || m->lag_seconds < 0);
@@ -232,8 +234,8 @@ put_stats(PpRow *row, const PpExtension *ext, const PpPipeline *p)
 	pp_row_time(row, pipe->last_read_at);
 	pp_row_time(row, pipe->last_applied_at);
 	pp_row_time(row, pipe->last_ack_at);
-	pp_row_int8(row, (int64) counts[PP_COUNT_RECONNECTS], none);
-	pp_row_int8(row, (int64) counts[PP_COUNT_RESTARTS], none);
+	pp_row_int8(row, counts[PP_COUNT_RECONNECTS], none);
+	pp_row_int8(row, counts[PP_COUNT_RESTARTS], none);
 	put_error(row, &pipe->last_error);
 	pp_row_time(row, m->at);
 	pp_row_time(row, pipe->since);
@@ -296,10 +298,8 @@ put_worker(PpRow *row, const PpProc *proc)
 	pp_row_text(row, info->redis_role);
 	pp_row_text(row, info->redis_version);
 	pp_row_int8(row, info->redis_client_id, info->redis_client_id == 0);
-	pp_row_int8(row, pipe ? (int64) pg_atomic_read_u64(&pipe->counters[PP_COUNT_RECONNECTS]) : 0,
-				pipe == NULL);
-	pp_row_int8(row, pipe ? (int64) pg_atomic_read_u64(&pipe->counters[PP_COUNT_RESTARTS]) : 0,
-				pipe == NULL);
+	pp_row_int8(row, pipe ? pp_pipe_counter(pipe, PP_COUNT_RECONNECTS) : 0, pipe == NULL);
+	pp_row_int8(row, pipe ? pp_pipe_counter(pipe, PP_COUNT_RESTARTS) : 0, pipe == NULL);
 	pp_row_time(row, info->next_attempt_at);
 	pp_row_int8(row, info->memory_bytes, info->memory_bytes == 0);
 	put_error(row, &info->last_error);
@@ -350,4 +350,29 @@ postpipe_events_0_1(PG_FUNCTION_ARGS)
 		pp_row_emit(fcinfo, &row);
 	}
 	return (Datum) 0;
+}
+
+/* postpipe_reset_stats(pipeline): of one pipeline, or of all that the caller may manage. */
+Datum
+postpipe_reset_stats(PG_FUNCTION_ARGS)
+{
+	PpExtension ext;
+	List *pipelines;
+	ListCell *lc;
+
+	pp_require_preload();
+	pp_require_extension(&ext);
+	if (PG_ARGISNULL(0))
+		pipelines = pp_pipeline_list(&ext);
+	else
+		pipelines = list_make1(pp_require_pipeline(&ext, pp_text_arg(fcinfo, 0)));
+	foreach (lc, pipelines)
+	{
+		const PpPipeline *p = lfirst(lc);
+		PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
+
+		if (pipe != NULL && has_privs_of_role(GetUserId(), p->owner))
+			pp_pipe_reset(pipe);
+	}
+	PG_RETURN_VOID();
 }

@@ -231,6 +231,35 @@ pp_count(PpPipe *pipe, PpCounter counter, uint64 n)
 		pg_atomic_fetch_add_u64(&pipe->counters[counter], n);
 }
 
+/* What a counter has counted since the statistics were reset. */
+int64
+pp_pipe_counter(PpPipe *pipe, PpCounter counter)
+{
+	uint64 base;
+
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	base = pipe->base[counter];
+	LWLockRelease(&pipe->lock);
+	return (int64) (pg_atomic_read_u64(&pipe->counters[counter]) - base);
+}
+
+/*
+ * The statistics begin anew.  The counters themselves go on: what is compared with an earlier value of one
+ * must not see it fall.
+ */
+void
+pp_pipe_reset(PpPipe *pipe)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < PP_COUNT_NUM; i++)
+		pipe->base[i] = pg_atomic_read_u64(&pipe->counters[i]);
+	memset(&pipe->histograms, 0, sizeof(pipe->histograms));
+	pipe->num_errors = 0;
+	memset(pipe->errors, 0, sizeof(pipe->errors));
+	pipe->since = GetCurrentTimestamp();
+	LWLockRelease(&pipe->lock);
+}
+
 /*
  * Entries that have left the stream since the counters began.  One that is tried again counts once
  * more when it comes to its end.

@@ -24,6 +24,8 @@ extern bool pp_status_set(PpStatus *status, PpState state, const char *code, con
 extern void pp_clip(char *dst, const char *src, size_t size);
 
 extern void pp_count(PpPipe *pipe, PpCounter counter, uint64 n);
+extern int64 pp_pipe_counter(PpPipe *pipe, PpCounter counter);
+extern void pp_pipe_reset(PpPipe *pipe);
 extern uint64 pp_pipe_settled(PpPipe *pipe);
 extern void pp_pipe_read(PpPipe *pipe, const PpBatch *batch);
 extern bool pp_pipe_wants_rescan(const PpPipe *pipe);

@@ -46,6 +46,7 @@ OUT consumer text, OUT idle_seconds double precision, OUT pending bigint, OUT re
 SELECT pg_temp.has_signature('postpipe_skip', 'pipeline text, id postpipe_id, reason text DEFAULT NULL::text', 'boolean');
 SELECT pg_temp.has_signature('postpipe_publish', 'pipeline text, event jsonb, max_len bigint DEFAULT NULL::bigint', 'postpipe_id');
 SELECT pg_temp.has_signature('postpipe_ingest', 'pipeline text, event jsonb, id postpipe_id DEFAULT NULL::postpipe_id', 'bigint');
+SELECT pg_temp.has_signature('postpipe_reset_stats', 'pipeline text DEFAULT NULL::text', 'void');
 SELECT pg_temp.has_signature('postpipe_version', 'OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean', 'record');
 SELECT pg_temp.has_signature('postpipe_prometheus', '', 'SETOF text');
 SELECT pg_temp.has_signature('postpipe_id_time', 'id postpipe_id', 'timestamp with time zone');

@@ -70,6 +70,25 @@ wait_sql($node, 'postgres', "SELECT state FROM postpipe_workers WHERE backend_ty
 is(metric('post_persist_total', status => 'ok'), 20, 'the counters are kept');
 is(sql(q(SELECT sum FROM postpipe_histograms WHERE labels ->> 'status' = 'processed')), 25, '... and the histograms');
 
+# Set back to 0, for one pipeline and for all; what is counted inside is not fooled, and the audit not touched.
+sql(q(CREATE TABLE t2 (id int); SELECT postpipe_create_pipeline('other', 'stream:other', target => 't2')));
+$redis->xadd('stream:other', id => 1);
+wait_sql($node, 'postgres', q(SELECT entries_applied FROM postpipe_stats WHERE pipeline = 'other'), 1, 'another pipeline');
+my $audit = sql(q(SELECT applied, dead, balance FROM postpipe_audit WHERE pipeline = 'm'));
+my $reset = sql(q(SELECT stats_reset FROM postpipe_stats WHERE pipeline = 'm'));
+sql(q(SELECT postpipe_reset_stats('m')));
+is(sql(q(SELECT entries_read, entries_applied, entries_dead, batches, bytes_read, worker_restarts FROM postpipe_stats WHERE pipeline = 'm')), '0|0|0|0|0|0', 'a reset');
+is(sql("SELECT stats_reset > '$reset' FROM postpipe_stats WHERE pipeline = 'm'"), 't', '... and when it was');
+is(sql(q(SELECT sum(count) FROM postpipe_histograms WHERE labels ->> 'pipeline' = 'm')), 0, '... of the histograms, too');
+is(sql(q(SELECT count(*) FROM postpipe_metrics WHERE name = 'post_persist_dlq_total')), 0, '... and of the errors');
+is(sql(q(SELECT entries_applied FROM postpipe_stats WHERE pipeline = 'other')), 1, '... and not of the other pipeline');
+add(101 .. 103);
+wait_sql($node, 'postgres', q(SELECT entries_applied, entries_read FROM postpipe_stats WHERE pipeline = 'm'), '3|3', 'it counts on');
+wait_sql($node, 'postgres', q(SELECT applied, dead, balance FROM postpipe_audit WHERE pipeline = 'm'), '28|1|0', 'the audit goes on') or diag($audit);
+sql('SELECT postpipe_reset_stats()');
+is(sql('SELECT sum(entries_applied) FROM postpipe_stats'), 0, 'all of them');
+sql(q(SELECT postpipe_drop_pipeline('other')));
+
 # Redis is away: what it alone knows is NULL, and not in the text.
 $redis->stop;
 wait_sql($node, 'postgres', q(SELECT value IS NULL FROM postpipe_metrics WHERE name = 'stream_pending_size'), 't', 'pending is not known');
