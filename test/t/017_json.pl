@@ -15,10 +15,10 @@ sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql(<<'SQL');
 CREATE TABLE events (n int, event jsonb);
-CREATE TABLE texts (n int, json bytea);
+CREATE TABLE texts (n int, raw bytea);
 SELECT postpipe_create_pipeline('json', 'stream:json', options => '{"error_threshold": 1}', statement => $$INSERT INTO events SELECT (envelope ->> 'n')::int, event FROM postpipe_batch$$);
-CREATE FUNCTION cast_it(json bytea, OUT event jsonb, OUT message text) LANGUAGE plpgsql AS $$
-BEGIN event := convert_from(json, 'UTF8')::jsonb; EXCEPTION WHEN data_exception THEN message := sqlerrm; END $$;
+CREATE FUNCTION cast_it(raw bytea, OUT event jsonb, OUT message text) LANGUAGE plpgsql AS $$
+BEGIN event := convert_from(raw, 'UTF8')::jsonb; EXCEPTION WHEN data_exception THEN message := sqlerrm; END $$;
 SQL
 
 # What is valid, what nearly is, and what lies at an edge.
@@ -55,14 +55,14 @@ for (my $i = 0; $i < @texts; $i += 500)
 wait_sql($node, 'postgres', q(SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM postpipe_dlq)), scalar @texts, "all are settled (SEED=$seed)");
 
 # What a cast makes of it, and the event: the same, by its text, by its parts, and in an index's order.
-sql(q(CREATE TABLE compared AS SELECT n, json, c.event AS wanted, c.message, e.event FROM texts t CROSS JOIN cast_it(json) c LEFT JOIN events e USING (n)));
+sql(q(CREATE TABLE compared AS SELECT n, raw, c.event AS wanted, c.message, e.event FROM texts t CROSS JOIN cast_it(raw) c LEFT JOIN events e USING (n)));
 is(sql(q(SELECT count(*) FROM compared WHERE jsonb_typeof(wanted) = 'object' AND event IS NULL)), 0, 'every object is applied');
 is(sql(q(SELECT count(*) FROM compared WHERE event IS NOT NULL AND wanted IS NULL)), 0, '... and nothing else');
-my $different = q(SELECT string_agg(encode(json, 'escape') || ' -> ' || event, '; ') FROM compared WHERE event IS NOT NULL AND );
+my $different = q(SELECT string_agg(encode(raw, 'escape') || ' -> ' || event, '; ') FROM compared WHERE event IS NOT NULL AND );
 is(sql("$different event::text <> wanted::text"), '', 'each event has the text of its cast');
 is(sql("$different (event <> wanted OR jsonb_cmp(event, wanted) <> 0 OR jsonb_hash(event) <> jsonb_hash(wanted) OR NOT event @> wanted OR NOT wanted @> event)"), '', '... and is equal to it');
 is(sql("$different EXISTS (SELECT FROM jsonb_each(wanted) w WHERE event -> key IS DISTINCT FROM value OR event ->> key IS DISTINCT FROM wanted ->> key)"), '', '... in each part');
-is(sql(q(SELECT string_agg(format('%s: %s, not %s', encode(json, 'escape'), d.message, c.message), '; ') FROM compared c JOIN postpipe_dlq d ON convert_from(d.fields[2], 'UTF8')::int = c.n
+is(sql(q(SELECT string_agg(format('%s: %s, not %s', encode(raw, 'escape'), d.message, c.message), '; ') FROM compared c JOIN postpipe_dlq d ON convert_from(d.fields[2], 'UTF8')::int = c.n
 	WHERE (c.message LIKE '%json%' OR c.message LIKE '%Unicode%' OR c.message LIKE '%numeric%') AND d.message IS DISTINCT FROM c.message)), '', 'what is dead has the reason of the cast');
 is(sql(q(SELECT count(*) > 500 FROM compared WHERE event IS NOT NULL)), 't', 'many were applied');
 is(sql(q(SELECT count(*) > 500 FROM compared WHERE event IS NULL)), 't', '... and many were not');
