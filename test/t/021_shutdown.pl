@@ -21,7 +21,7 @@ $hits->shows(qr/^idle/, 'the pipeline is idle');
 my $fake_id = '1700000000000-1';
 my @states = (
 	[ 'idle, blocked in a read' => sub { }, qr/^waiting for entries/ ],
-	[ 'frozen in a read' => sub { $redis->freeze }, qr/^waiting for entries/ ],
+	[ 'frozen in a read' => sub { wait_for { $redis->cli('CLIENT', 'LIST') =~ /name=postpipe:\S+:hits:1 .*flags=b/ } 'the worker is blocked in a read'; $redis->freeze }, qr/^waiting for entries/ ],
 	[ 'silent from the connection on' => sub { $fake->mode('silent'); elsewhere() }, qr/^connecting/ ],
 	[ 'silent in the log-in' => sub { fake_with('CLIENT ID' => { silent => 1 }) }, qr/^connecting/ ],
 	[ 'silent in the read' => sub { fake_with(XREADGROUP => { silent => 1 }) }, qr/./ ],
