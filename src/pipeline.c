@@ -395,22 +395,17 @@ set_text_array(Datum *values, bool *nulls, int col, List *strings)
 			PointerGetDatum(construct_array(elems, n, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-/*
- * Stores a definition as a row, at home where it was, or here if it is new; the table's own constraints
- * and trigger apply.
- */
-void
-pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
+static const Oid column_types[COL_COUNT] = {
+	TEXTOID,      REGROLEOID,     TEXTOID,        TEXTOID,  TEXTOID,      TEXTOID,
+	TEXTARRAYOID, TEXTOID,        TEXTOID,        JSONBOID, TEXTARRAYOID, TEXTOID,
+	TEXTOID,      INT4OID,        BOOLOID,        TEXTOID,  JSONBOID,     INT8OID,
+	OIDOID,       TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID};
+
+/* The row of a definition, at home where it was, or here if it is new. */
+static void
+set_row(const PpPipeline *p, Datum *values, bool *nulls)
 {
-	static const Oid types[COL_COUNT] = {
-		TEXTOID,      REGROLEOID,     TEXTOID,        TEXTOID,  TEXTOID,      TEXTOID,
-		TEXTARRAYOID, TEXTOID,        TEXTOID,        JSONBOID, TEXTARRAYOID, TEXTOID,
-		TEXTOID,      INT4OID,        BOOLOID,        TEXTOID,  JSONBOID,     INT8OID,
-		OIDOID,       TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID};
-	Datum values[COL_COUNT] = {0};
-	bool nulls[COL_COUNT] = {0};
 	bool is_new = p->created_at == 0;
-	StringInfoData sql;
 
 	set_text(values, nulls, COL_PIPELINE, p->name);
 	values[COL_OWNER - 1] = ObjectIdGetDatum(p->owner);
@@ -438,13 +433,52 @@ pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
 	nulls[COL_ALTERED_AT - 1] = p->altered_at == 0;
 	values[COL_ALTERED_AT - 1] = TimestampTzGetDatum(p->altered_at);
 	values[COL_DROPPED - 1] = BoolGetDatum(p->dropped);
+}
 
+/* Stores a definition as a new row; the table's own constraints and trigger apply. */
+void
+pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
+{
+	Datum values[COL_COUNT] = {0};
+	bool nulls[COL_COUNT] = {0};
+	StringInfoData sql;
+
+	set_row(p, values, nulls);
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "INSERT INTO %s.postpipe_pipeline VALUES (", ext->schema_name);
 	for (int i = 1; i <= COL_COUNT; i++)
 		appendStringInfo(&sql, "%s$%d", i > 1 ? ", " : "", i);
 	appendStringInfoChar(&sql, ')');
-	pp_store_execute(ext, sql.data, COL_COUNT, types, values, nulls);
+	pp_store_execute(ext, sql.data, COL_COUNT, column_types, values, nulls);
+}
+
+/*
+ * pp_pipeline_update
+ *		Writes what can be altered, and no more: whether it is enabled may be changed at the same time.  The
+ *		built-in pipeline gets a row.
+ */
+void
+pp_pipeline_update(const PpExtension *ext, const PpPipeline *p)
+{
+	Datum values[COL_COUNT] = {0};
+	bool nulls[COL_COUNT] = {0};
+
+	if (p->builtin)
+	{
+		pp_pipeline_insert(ext, p);
+		return;
+	}
+	set_row(p, values, nulls);
+	pp_store_execute(
+		ext,
+		psprintf("UPDATE %s.postpipe_pipeline SET owner = $%d, target = $%d, key = $%d, "
+				 "on_conflict = $%d, newer_by = $%d, columns = $%d, event_types = $%d, "
+				 "statement = $%d, search_path = $%d, workers = $%d, options = $%d, "
+				 "altered_at = $%d WHERE pipeline = $%d",
+				 ext->schema_name, COL_OWNER, COL_TARGET, COL_KEY, COL_ON_CONFLICT, COL_NEWER_BY,
+				 COL_COLUMNS, COL_EVENT_TYPES, COL_STATEMENT, COL_SEARCH_PATH, COL_WORKERS,
+				 COL_OPTIONS, COL_ALTERED_AT, COL_PIPELINE),
+		COL_COUNT, column_types, values, nulls);
 }
 
 /*

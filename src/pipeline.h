@@ -69,6 +69,7 @@ extern int64 pp_interval_ms(const Interval *interval);
 extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
 extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
 extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);
+extern void pp_pipeline_update(const PpExtension *ext, const PpPipeline *p);
 extern void pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p);
 
 extern Relation pp_target_open(const PpPipeline *p, LOCKMODE lock);

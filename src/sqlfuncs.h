@@ -24,7 +24,7 @@ extern void pp_pipeline_delete(const PpExtension *ext, const char *name);
 
 /* sqlfuncs_define.c */
 extern void pp_check_options(const Jsonb *options, bool may_be_null);
-extern char *pp_check_definition(const PpExtension *ext, PpPipeline *p);
+extern char *pp_check_definition(const PpExtension *ext, PpPipeline *p, bool columns_are_new);
 
 /* sqlfuncs_stats.c */
 extern PpState pp_pipeline_status(const char *name, PpPipe **pipe);

@@ -15,6 +15,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -80,15 +81,22 @@ qualify_target(const char *target)
 									  get_rel_name(oid));
 }
 
+/* Who decides what a role does must be able to act as it. */
+static void
+check_may_act_as(Oid owner)
+{
+	if (!pp_can_set_role(GetUserId(), owner))
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("must be able to SET ROLE \"%s\"", GetUserNameFromId(owner, true))));
+}
+
 static Oid
 owner_arg(FunctionCallInfo fcinfo, int n)
 {
 	char *name = pp_text_arg(fcinfo, n);
 	Oid owner = name ? get_role_oid(name, false) : GetUserId();
 
-	if (!pp_can_set_role(GetUserId(), owner))
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						errmsg("must be able to SET ROLE \"%s\"", GetUserNameFromId(owner, true))));
+	check_may_act_as(owner);
 	return owner;
 }
 
@@ -177,7 +185,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 			  PG_ARGISNULL(11) ? 0 : PG_GETARG_TIMESTAMPTZ(11));
 	p->search_path = pstrdup(namespace_search_path);
 
-	sql = pp_check_definition(&ext, p);
+	sql = pp_check_definition(&ext, p, true);
 	pp_pipeline_delete(&ext, p->name);
 	pp_pipeline_insert(&ext, p);
 	PG_RETURN_TEXT_P(cstring_to_text(sql));
@@ -200,7 +208,13 @@ reset_one(PpPipeline *p, const char *name)
 	else if (strcmp(name, "workers") == 0)
 		p->workers = 1;
 	else if (strcmp(name, "options") == 0)
+	{
+		/* Where the group begins is no option that anybody has given. */
+		char *start_id = pp_pipeline_option(p, "start_id");
+
 		p->options = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
+		set_start(p, start_id, false, 0);
+	}
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("\"%s\" cannot be reset", name),
@@ -260,7 +274,10 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 	pp_require_extension(&ext);
 	(void) pp_require_pipeline(&ext, name);
 	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
+	/* As it is now, whatever was waited for. */
+	PushActiveSnapshot(GetLatestSnapshot());
 	p = pp_require_pipeline(&ext, name);
+	PopActiveSnapshot();
 	if (!PG_ARGISNULL(13))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("a pipeline cannot be renamed"),
@@ -289,8 +306,9 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 		p->owner = owner_arg(fcinfo, 10);
 	alter_options(fcinfo, 11, p);
 	p->altered_at = GetCurrentTransactionStartTimestamp();
-	sql = pp_check_definition(&ext, p);
-	pp_pipeline_delete(&ext, p->name);
-	pp_pipeline_insert(&ext, p);
+	if (!PG_ARGISNULL(1) || !PG_ARGISNULL(2))
+		check_may_act_as(p->owner);
+	sql = pp_check_definition(&ext, p, !PG_ARGISNULL(1) || !PG_ARGISNULL(6));
+	pp_pipeline_update(&ext, p);
 	PG_RETURN_TEXT_P(cstring_to_text(sql));
 }

@@ -277,10 +277,11 @@ target_oid(const char *target)
 
 /*
  * pp_check_definition
- *		Throws when something is wrong with it, and returns the statement that will run.
+ *		Throws when something is wrong with it, and returns the statement that will run.  Rules for
+ *		columns that have been there before may name some that an older table does not have.
  */
 char *
-pp_check_definition(const PpExtension *ext, PpPipeline *p)
+pp_check_definition(const PpExtension *ext, PpPipeline *p, bool columns_are_new)
 {
 	check_length(p->stream, "stream");
 	check_length(p->group, "consumer_group");
@@ -288,7 +289,7 @@ pp_check_definition(const PpExtension *ext, PpPipeline *p)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("a pipeline needs either a target or a statement")));
 	check_on_conflict(p);
-	if (p->columns != NULL)
+	if (p->columns != NULL && columns_are_new)
 		pp_column_rules_check(p->columns, p->target ? target_oid(p->target) : InvalidOid);
 	if (p->workers < 1 || p->workers > PP_MAX_WORKERS_PER_PIPELINE)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -71,6 +71,24 @@ like($error, qr/ERROR:  (?:must be|permission denied)/, 'who is no member of the
 sql(q(BEGIN; SELECT postpipe_alter_pipeline('p', workers => 2); ROLLBACK));
 is(sql(q(SELECT p FROM postpipe_pipelines p WHERE pipeline = 'p')), $before, 'all is as it was');
 
+# --- Who may not act as the owner may not say what is done as the owner, where the server tells the two apart.
+sql(q(GRANT EXECUTE ON FUNCTION postpipe_alter_pipeline TO other; GRANT app TO other) . (sql('SHOW server_version_num') >= 160000 ? ' WITH INHERIT TRUE, SET FALSE' : ''));
+(undef, undef, $error) = $node->psql('postgres', q(SET ROLE other; SELECT postpipe_alter_pipeline('p', statement => 'SELECT FROM postpipe_batch')));
+like($error, sql('SHOW server_version_num') >= 160000 ? qr/must be able to SET ROLE "app"/ : qr/^$/, 'a member that cannot act as the owner');
+sql(q(SELECT postpipe_alter_pipeline('p', target => 't', key => '{id}'))) if $error eq '';
+
+# --- At the same time as a pause, and as another one: both count.
+my $one = pp_session($node);
+$one->(q(BEGIN; SELECT postpipe_alter_pipeline('p', workers => 3)));
+my @others = map { my $query = $_; my $h = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $query ], '>', \my $out, '2>&1', IPC::Run::timeout(120)); $h }
+	q(SELECT postpipe_pause('p', 'meanwhile')), q(SELECT postpipe_alter_pipeline('p', options => '{"batch_size": 8}'));
+wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'postpipe_(pause|alter)'), 2, 'both wait');
+$one->('COMMIT');
+$_->finish for @others;
+is(sql(q(SELECT workers, options, enabled, enabled_reason FROM postpipe_pipelines WHERE pipeline = 'p')), '3|{"batch_size": 8}|f|meanwhile', 'an alter, a pause and another alter at the same time');
+$one->(undef);
+sql(q(SELECT postpipe_resume('p')));
+
 # --- A restart keeps it; the built-in pipeline gets a row.
 sql(q(SELECT postpipe_alter_pipeline('p', workers => 2, options => '{"batch_size": 7}')));
 $node->restart;
