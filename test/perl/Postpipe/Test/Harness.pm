@@ -1,5 +1,6 @@
 # Postpipe::Test::Harness: prove and pg_prove, and one more line "passed failed skipped" in the file POSTPIPE_TALLY, from
-# which test/run makes its summary. Of a test that failed it also shows the end of its log, where the reason of a death is.
+# which test/run makes its summary. Of a test that failed it also shows the end of its log, where the reason of a death is, and
+# after all else, for who sees only the last lines, the checks that failed.
 # Use: prove --harness Postpipe::Test::Harness
 package Postpipe::Test::Harness;
 
@@ -8,12 +9,13 @@ use warnings;
 use parent 'TAP::Harness';
 use File::Basename qw(basename);
 
-use constant LOG_LINES => 12;
+use constant { LOG_LINES => 12, FAILURE_LINES => 8 };
 
 sub summary
 {
 	my ($self, $aggregate) = @_;
 	my ($passed, $failed, $skipped) = (0, 0, 0);
+	my @failures;
 
 	for my $file ($aggregate->descriptions)
 	{
@@ -28,15 +30,17 @@ sub summary
 		$passed += $parser->passed - $skips;
 		$skipped += $skips + ($parser->skip_all ? 1 : 0);
 		$failed += $wrong;
-		_show_log($file) if $wrong;
+		push(@failures, _show_log($file)) if $wrong;
 	}
 	open(my $tally, '>>', $ENV{POSTPIPE_TALLY}) or die "POSTPIPE_TALLY: $!";
 	print $tally "$passed $failed $skipped\n";
 	close($tally);
-	return $self->SUPER::summary($aggregate);
+	$self->SUPER::summary($aggregate);
+	print @failures;
+	return;
 }
 
-# PostgreSQL::Test::Utils writes it for each test, here from 16 on, or there.
+# PostgreSQL::Test::Utils writes it for each test, here from 16 on, or there. The result is what it says of the first failures.
 sub _show_log
 {
 	my $name = 'regress_log_' . basename($_[0], '.pl');
@@ -44,10 +48,13 @@ sub _show_log
 	{
 		open(my $log, '<', $path) or next;
 		my @lines = <$log>;
+		my @failures = grep { /\bnot ok \d/ || /^(?:\[.*\]\(.*\) )?# {2,}/ } @lines;
+		splice(@failures, FAILURE_LINES) if @failures > FAILURE_LINES;
 		splice(@lines, 0, -(LOG_LINES)) if @lines > LOG_LINES;
 		print "\n--- the end of $name\n", @lines;
+		return ("--- what failed first in $name\n", @failures);
 	}
-	return;
+	return ();
 }
 
 1;
