@@ -23,8 +23,8 @@ typedef struct ErrorRule
 #define HINT_ACL                                                                                \
 	"The Redis user needs: ACL SETUSER <user> ~<stream> ~postpipe:* +xreadgroup +xack +xgroup " \
 	"+xinfo +xpending +xrange +xclaim +xlen +hget +hgetall +hset +hincrby +hdel +del +watch "   \
-	"+multi +exec +eval +client +info; with a database number in the URL also +select, with "   \
-	"dead_letter_stream also +xadd on that key, for postpipe_publish on the stream."
+	"+multi +exec +eval +client +info +memory|usage; with a database number in the URL also "   \
+	"+select, with dead_letter_stream also +xadd on that key, for postpipe_publish on the stream."
 #define HINT_CLUSTER \
 	"Redis Cluster is not supported, but for one node that holds all slots or the stream's key."
 #define HINT_MASTER "This Redis is a replica; postpipe.redis_url must name the master."
