@@ -227,12 +227,15 @@ $redis->xadd('stream:hand', v => 'bad');
 letters('hand', 1);
 sql(q(SELECT postpipe_replay('hand'))) for 1 .. 3;
 wait_sql($node, 'postgres', q(SELECT state, attempts FROM postpipe_dlq WHERE pipeline = 'hand'), 'dead|3', 'three replays by hand take none of two retries');
+sql(q(SELECT postpipe_alter_pipeline('hand', options => '{"max_retries": 100}')));
 $redis->xadd('stream:hand', v => 'bad too');
 letters('hand', 2);
-sql(q(ALTER TABLE hand DROP CONSTRAINT v));
 {
 	my $session = session();
-	$session->(q(BEGIN; SELECT applied FROM postpipe_replay('hand', ids => (SELECT array_agg(id) FROM postpipe_dlq WHERE pipeline = 'hand' AND state = 'retrying'));));
+	# Locked before it can be applied, so that the worker is not the first to do so.
+	$session->(q(BEGIN; SELECT count(*) FROM (SELECT FROM postpipe_dead_letter WHERE pipeline = 'hand' AND state = 'retrying' FOR UPDATE) l;));
+	sql(q(ALTER TABLE hand DROP CONSTRAINT v));
+	$session->(q(SELECT applied FROM postpipe_replay('hand', ids => (SELECT array_agg(id) FROM postpipe_dlq WHERE pipeline = 'hand' AND state = 'retrying'));));
 	# The worker finds it due, and locked; it looks again each second.
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'hand' AND next_retry_at < now() - interval '1.5 seconds'), 1, 'a letter that is being replayed is due');
 	is(sql('SELECT count(*) FROM hand'), 0, '... and left alone');
