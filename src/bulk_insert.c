@@ -169,7 +169,7 @@ find_insert(CachedPlan *cplan, PlannedStmt **stmt)
 
 /* Runs the plan below the INSERT, with the rows into its table. */
 static void
-run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelation source)
+run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *batch)
 {
 	BulkReceiver *bulk = palloc0(sizeof(BulkReceiver));
 	PlannedStmt *rows = palloc(sizeof(PlannedStmt));
@@ -180,7 +180,7 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelat
 	rows->commandType = CMD_SELECT;
 	rows->planTree = outerPlan(insert);
 	rows->resultRelations = NIL;
-	register_ENR(env, source);
+	register_ENR(env, &batch->enr);
 
 	bulk->pub.receiveSlot = receive;
 	bulk->pub.rStartup = start_up;
@@ -190,6 +190,8 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelat
 	query = CreateQueryDesc(rows, sql, GetActiveSnapshot(), InvalidSnapshot, (DestReceiver *) bulk,
 							NULL, env, 0);
 	ExecutorStart(query, 0);
+	if (!pp_batch_scan_begin(query->planstate))
+		pp_batch_fill(batch);
 
 	bulk->estate = query->estate;
 	bulk->cid = GetCurrentCommandId(true);
@@ -211,13 +213,13 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelat
 
 /*
  * pp_bulk_insert
- *		Runs a kept plan of one INSERT … SELECT without parameters that reads the relation `source`
+ *		Runs a kept plan of one INSERT … SELECT without parameters that reads the batch once
  *		(registered with SPI, too, where the plan is made anew from).  In a transaction, with SPI
  *		connected.  False: nothing was done, the plan or its table is not of the kind for it.
  *		Throws what the statement throws.
  */
 bool
-pp_bulk_insert(SPIPlanPtr plan, EphemeralNamedRelation source)
+pp_bulk_insert(SPIPlanPtr plan, PpBatchRelation *batch)
 {
 	CachedPlanSource *plan_source = linitial(SPI_plan_get_plan_sources(plan));
 	CachedPlan *cplan;
@@ -230,7 +232,7 @@ pp_bulk_insert(SPIPlanPtr plan, EphemeralNamedRelation source)
 	cplan = SPI_plan_get_cached_plan(plan);
 	insert = find_insert(cplan, &stmt);
 	if (insert != NULL)
-		run(stmt, insert, plan_source->query_string, source);
+		run(stmt, insert, plan_source->query_string, batch);
 	ReleaseCachedPlan(cplan, CurrentResourceOwner);
 	PopActiveSnapshot();
 	CommandCounterIncrement();

@@ -14,6 +14,7 @@ typedef struct PpKeyField
 	const char *name;
 	int len;
 	bool in_envelope;
+	int position; /* where the last entry had it */
 } PpKeyField;
 
 /* A column of the key. */
