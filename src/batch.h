@@ -27,6 +27,7 @@ typedef struct PpPair
 /* An event, or an envelope: what a jsonb of it would have, see event_object.h. */
 typedef struct PpObject
 {
+	uint64 name_set; /* objects with one number have the same names; 0: not known */
 	int n;
 	PpPair pairs[FLEXIBLE_ARRAY_MEMBER]; /* in jsonb's order of names, without repeated ones */
 } PpObject;

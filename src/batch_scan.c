@@ -3,10 +3,10 @@
  *		Rows for a plan that reads postpipe_batch, from the entries themselves.
  *
  * Through a tuplestore every event is made a jsonb, copied into a tuple, and its fields are looked for
- * in it and copied out again.  Most plans take nothing but event ->> 'name' of it.  So such an
- * expression becomes a column of its own, filled from the entry, and the scan's target list is run
- * over a row that exists only as an array of values; what else it takes is made when it is asked for.
- * All else of the plan stays as it is.
+ * in it and copied out again.  Most plans take nothing but event ->> 'name' of it, or nullif() of that
+ * and ''.  So such an expression becomes a column of its own, filled from the entry, and the scan's
+ * target list is run over a row that exists only as an array of values; what else it takes is made
+ * when it is asked for.  All else of the plan stays as it is.
  *
  * Only for a scan that is run once from begin to end, and only if it makes its rows of a target list
  * (with the bare columns the node above expects a tuple).
@@ -25,13 +25,14 @@
 #include "compat.h"
 #include "event_object.h"
 
-/* event ->> 'name', as a column. */
+/* event ->> 'name', or nullif(event ->> 'name', ''), as a column. */
 typedef struct Field
 {
 	PpBatchColumn object; /* event or envelope */
 	const char *name;
 	int len;
-	int position; /* where the last entry had it */
+	bool empty_is_null;
+	PpPlace place;
 } Field;
 
 typedef struct PpBatchScan
@@ -46,34 +47,61 @@ typedef struct PpBatchScan
 	ProjectionInfo *projection;
 } PpBatchScan;
 
+/* Is the expression a field's? */
 static bool
-is_object(const PpBatchScan *scan, const Node *node)
+is_field(const PpBatchScan *scan, Node *node, Field *field)
 {
-	const Var *var = (const Var *) node;
+	OpExpr *op = (OpExpr *) node;
+	Var *object;
+	Const *name;
 
-	return IsA(node, Var) && var->varno == scan->relid &&
-		   (var->varattno == PP_BATCH_EVENT || var->varattno == PP_BATCH_ENVELOPE);
+	if (!IsA(node, OpExpr) || op->opfuncid != F_JSONB_OBJECT_FIELD_TEXT)
+		return false;
+	object = linitial(op->args);
+	name = lsecond(op->args);
+	if (!IsA(object, Var) || object->varno != scan->relid ||
+		(object->varattno != PP_BATCH_EVENT && object->varattno != PP_BATCH_ENVELOPE) ||
+		!IsA(name, Const) || name->constisnull)
+		return false;
+	*field = (Field){.object = object->varattno,
+					 .name = VARDATA_ANY(DatumGetPointer(name->constvalue)),
+					 .len = (int) VARSIZE_ANY_EXHDR(DatumGetPointer(name->constvalue))};
+	return true;
+}
+
+/* Is it nullif() of a field and ''? */
+static bool
+is_field_or_empty(const PpBatchScan *scan, Node *node, Field *field)
+{
+	NullIfExpr *nullif = (NullIfExpr *) node;
+	Const *empty;
+
+	if (!IsA(node, NullIfExpr) || nullif->opfuncid != F_TEXTEQ ||
+		!is_field(scan, linitial(nullif->args), field))
+		return false;
+	empty = lsecond(nullif->args);
+	field->empty_is_null = true;
+	return IsA(empty, Const) && !empty->constisnull &&
+		   VARSIZE_ANY_EXHDR(DatumGetPointer(empty->constvalue)) == 0;
 }
 
 /* The number of the column that is this field, from 1. */
 static AttrNumber
-field_column(PpBatchScan *scan, PpBatchColumn object, text *name)
+field_column(PpBatchScan *scan, const Field *field)
 {
-	int len = (int) VARSIZE_ANY_EXHDR(name);
-	Field *field;
-
 	for (int i = 0; i < scan->nfields; i++)
 	{
-		field = &scan->fields[i];
-		if (field->object == object && field->len == len &&
-			memcmp(field->name, VARDATA_ANY(name), len) == 0)
+		const Field *other = &scan->fields[i];
+
+		if (field->object == other->object && field->len == other->len &&
+			field->empty_is_null == other->empty_is_null &&
+			memcmp(field->name, other->name, field->len) == 0)
 			return (AttrNumber) (PP_BATCH_COLUMNS + i + 1);
 	}
 	scan->fields = scan->fields == NULL
 					   ? palloc(sizeof(Field))
 					   : repalloc(scan->fields, (scan->nfields + 1) * sizeof(Field));
-	field = &scan->fields[scan->nfields++];
-	*field = (Field){object, VARDATA_ANY(name), len, 0};
+	scan->fields[scan->nfields++] = *field;
 	return (AttrNumber) (PP_BATCH_COLUMNS + scan->nfields);
 }
 
@@ -82,20 +110,13 @@ static Node *
 replace_fields(Node *node, void *context)
 {
 	PpBatchScan *scan = context;
+	Field field;
 
 	if (node == NULL)
 		return NULL;
-	if (IsA(node, OpExpr) && ((OpExpr *) node)->opfuncid == F_JSONB_OBJECT_FIELD_TEXT)
-	{
-		Node *object = linitial(((OpExpr *) node)->args);
-		Const *name = lsecond(((OpExpr *) node)->args);
-
-		if (is_object(scan, object) && IsA(name, Const) && !name->constisnull)
-			return (Node *) makeVar(
-				(int) scan->relid,
-				field_column(scan, ((Var *) object)->varattno, DatumGetTextPP(name->constvalue)),
-				TEXTOID, -1, DEFAULT_COLLATION_OID, 0);
-	}
+	if (is_field_or_empty(scan, node, &field) || is_field(scan, node, &field))
+		return (Node *) makeVar((int) scan->relid, field_column(scan, &field), TEXTOID, -1,
+								DEFAULT_COLLATION_OID, 0);
 	if (IsA(node, Var) && ((Var *) node)->varno == scan->relid)
 	{
 		scan->whole_row |= ((Var *) node)->varattno <= 0;
@@ -121,10 +142,10 @@ field_value(Field *field, const PpEntry *entry, bool *isnull)
 {
 	const PpObject *object = field->object == PP_BATCH_EVENT ? entry->event : entry->envelope;
 	const PpPair *pair =
-		object ? pp_object_find(object, field->name, field->len, &field->position) : NULL;
+		object ? pp_object_find(object, field->name, field->len, &field->place) : NULL;
 	PpString text;
 
-	*isnull = pair == NULL || !pp_pair_text(pair, &text);
+	*isnull = pair == NULL || !pp_pair_text(pair, &text) || (field->empty_is_null && text.len == 0);
 	return *isnull ? (Datum) 0
 				   : PointerGetDatum(cstring_to_text_with_len(text.data, (int) text.len));
 }

@@ -149,9 +149,9 @@ find_json_field(const PpEntry *entry)
 static const PpString *
 find_type(const PpObject *object)
 {
-	static int position;
+	static PpPlace place;
 	const PpPair *pair =
-		object ? pp_object_find(object, "event_type", strlen("event_type"), &position) : NULL;
+		object ? pp_object_find(object, "event_type", strlen("event_type"), &place) : NULL;
 
 	return pair != NULL && pair->type == JENTRY_ISSTRING && pair->value.len > 0 ? &pair->value
 																				: NULL;

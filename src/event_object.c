@@ -56,9 +56,11 @@ pp_names_are_kept(const PpNameOrder *kept, const PpPair *pairs, int n)
 static void
 keep_names(PpNameOrder *kept, const PpPair *pairs, int n, const PpPair *sorted, int unique)
 {
+	static uint64 last_set;
 	size_t used = 0;
 
 	kept->n = 0;
+	kept->name_set = 0;
 	if (n > PP_MAX_KEPT_NAMES || GetDatabaseEncoding() != PG_UTF8)
 		return;
 	for (int i = 0; i < n; i++)
@@ -75,6 +77,7 @@ keep_names(PpNameOrder *kept, const PpPair *pairs, int n, const PpPair *sorted, 
 		kept->positions[i] = sorted[i].position;
 	kept->unique = unique;
 	kept->n = n;
+	kept->name_set = ++last_set;
 }
 
 /* Sorts the pairs; of equal names the last counts. Returns how many there are then. */
@@ -160,6 +163,7 @@ allocate(int n)
 {
 	PpObject *object = palloc(offsetof(PpObject, pairs) + n * sizeof(PpPair));
 
+	object->name_set = 0;
 	object->n = n;
 	return object;
 }
@@ -186,6 +190,7 @@ pp_object_make(PpNameOrder *kept, bool are_kept, const PpPair *pairs, int n)
 		object->n = sort_pairs(object->pairs, pairs, n);
 		keep_names(kept, pairs, n, object->pairs, object->n);
 	}
+	object->name_set = kept->name_set;
 	(void) jsonb_bytes(object);
 	return object;
 }
@@ -235,36 +240,41 @@ pp_object_of_jsonb(const Jsonb *jb)
 	return object;
 }
 
-/*
- * pp_object_find
- *		The pair of this name; NULL: there is none.  *position is where it was in the last object that
- *		was asked, which is where it mostly is.
- */
-const PpPair *
-pp_object_find(const PpObject *object, const char *name, size_t len, int *position)
+static int
+find_position(const PpObject *object, const PpString *name)
 {
-	PpString wanted = {name, len};
 	int low = 0;
 	int high = object->n;
 
-	if (*position < high && compare_names(&wanted, &object->pairs[*position].name) == 0)
-		return &object->pairs[*position];
 	while (low < high)
 	{
 		int middle = (low + high) / 2;
-		int order = compare_names(&wanted, &object->pairs[middle].name);
+		int order = compare_names(name, &object->pairs[middle].name);
 
 		if (order == 0)
-		{
-			*position = middle;
-			return &object->pairs[middle];
-		}
+			return middle;
 		if (order < 0)
 			high = middle;
 		else
 			low = middle + 1;
 	}
-	return NULL;
+	return -1;
+}
+
+/*
+ * pp_object_find
+ *		The pair of this name; NULL: there is none.  *place, at first all zero and always for this name, is
+ *		where it was the last time: mostly nothing has to be compared then.
+ */
+const PpPair *
+pp_object_find(const PpObject *object, const char *name, size_t len, PpPlace *place)
+{
+	if (object->name_set == 0 || object->name_set != place->name_set)
+	{
+		place->position = find_position(object, &(PpString){name, len});
+		place->name_set = object->name_set;
+	}
+	return place->position < 0 ? NULL : &object->pairs[place->position];
 }
 
 /*

@@ -9,8 +9,6 @@
 
 #include "common/hashfn.h"
 
-#include "event_object.h"
-
 static uint64
 hash_text(uint64 hash, const char *text, int len)
 {
@@ -46,7 +44,7 @@ hash_column(uint64 *hash, const PpKeyColumn *column, const PpEntry *entry)
 		PpKeyField *field = lfirst(lc);
 		const PpObject *from = field->in_envelope ? entry->envelope : entry->event;
 		const PpPair *pair =
-			from ? pp_object_find(from, field->name, field->len, &field->position) : NULL;
+			from ? pp_object_find(from, field->name, field->len, &field->place) : NULL;
 
 		if (pair != NULL && hash_value(hash, pair, column->empty_is_null))
 			return true;
