@@ -15,6 +15,23 @@ typedef struct PpString
 	size_t len;
 } PpString;
 
+/* A name and a value of an object. */
+typedef struct PpPair
+{
+	PpString name;
+	PpString value; /* text, the bytes of a Numeric, or of a JsonbContainer */
+	JEntry type;    /* of the value: JENTRY_ISSTRING and so on, nothing else */
+	int position;   /* among the pairs as they came */
+} PpPair;
+
+/* An event, or an envelope: what a jsonb of it would have, see event_object.h. */
+typedef struct PpObject
+{
+	uint64 name_set; /* objects with one number have the same names; 0: not known */
+	int n;
+	PpPair pairs[FLEXIBLE_ARRAY_MEMBER]; /* in jsonb's order of names, without repeated ones */
+} PpObject;
+
 /* What became of an entry; the order is the one in which it is decided. */
 typedef enum PpVerdict
 {
@@ -60,11 +77,11 @@ typedef struct PpEntry
 	bool malformed; /* a field was no string; an integer is kept as text, anything else as '' */
 	int nfields;    /* strings in fields: names and values in turn; -1: the entry is gone */
 	PpString *fields;
-	size_t bytes;    /* of all names and values */
-	uint64 hash;     /* of the content, see pp_event_hash() */
-	Jsonb *event;    /* set by pp_event_normalize(); NULL when it failed */
-	Jsonb *envelope; /* NULL: a flat entry */
-	int wave;        /* how many entries before it in the batch have the same key */
+	size_t bytes;       /* of all names and values */
+	uint64 hash;        /* of the content, see pp_event_hash() */
+	PpObject *event;    /* set by pp_event_normalize(); NULL when it failed */
+	PpObject *envelope; /* NULL: a flat entry */
+	int wave;           /* how many entries before it in the batch have the same key */
 	PpVerdict verdict;
 	int on_record;       /* of a duplicate: the latest epoch that has a record of it */
 	bool settled;        /* its verdict is committed */

@@ -13,6 +13,7 @@
  */
 #include "bulk_insert.h"
 
+#include "access/heapam.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -31,6 +32,7 @@
 #define MAX_ROWS    1000  /* that wait to be inserted; the number and … */
 #define MAX_BYTES   65535 /* … the size of COPY: they should stay in the processor's cache */
 #define MAX_ENTRIES 2000  /* rows in the table that wait for their index entries */
+#define RING_ROWS   500   /* so many at once are a backlog */
 
 typedef struct BulkReceiver
 {
@@ -43,8 +45,17 @@ typedef struct BulkReceiver
 	int n;
 	Size bytes;
 	int entries;
+	BulkInsertState ring;            /* NULL: any buffers will do */
 	TupleTableSlot *slots[MAX_ROWS]; /* made when first needed */
 } BulkReceiver;
+
+/*
+ * A backlog goes through a small ring of buffers, as what COPY loads does: they stay in the processor's
+ * cache, and what others need stays in the buffer pool.  It is kept from batch to batch, or it would
+ * never be filled.
+ */
+static MemoryContext ring_cxt;
+static BulkInsertState kept_ring; /* NULL: none is kept */
 
 /*
  * pp_bulk_insert_allowed
@@ -66,13 +77,41 @@ pp_bulk_insert_allowed(Relation rel)
 	return true;
 }
 
+/* While it is in use none is kept: after an error its pins are gone, and so is it. */
+static BulkInsertState
+take_ring(void)
+{
+	BulkInsertState ring = kept_ring;
+	MemoryContext old;
+
+	kept_ring = NULL;
+	if (ring != NULL)
+		return ring;
+	if (ring_cxt == NULL)
+		ring_cxt =
+			AllocSetContextCreate(TopMemoryContext, "postpipe buffer ring", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(ring_cxt);
+	old = MemoryContextSwitchTo(ring_cxt);
+	ring = GetBulkInsertState();
+	MemoryContextSwitchTo(old);
+	return ring;
+}
+
+static void
+keep_ring(BulkInsertState ring)
+{
+	ReleaseBulkInsertStatePin(ring);
+	kept_ring = ring;
+}
+
 /* Inserts the rows that wait. */
 static void
 flush(BulkReceiver *bulk)
 {
 	MemoryContext old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
 
-	table_multi_insert(bulk->target->ri_RelationDesc, bulk->slots, bulk->n, bulk->cid, 0, NULL);
+	table_multi_insert(bulk->target->ri_RelationDesc, bulk->slots, bulk->n, bulk->cid, 0,
+					   bulk->ring);
 	MemoryContextSwitchTo(old);
 	ResetPerTupleExprContext(bulk->estate);
 	if (bulk->entries + bulk->n > MAX_ENTRIES)
@@ -169,7 +208,7 @@ find_insert(CachedPlan *cplan, PlannedStmt **stmt)
 
 /* Runs the plan below the INSERT, with the rows into its table. */
 static void
-run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelation source)
+run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *batch)
 {
 	BulkReceiver *bulk = palloc0(sizeof(BulkReceiver));
 	PlannedStmt *rows = palloc(sizeof(PlannedStmt));
@@ -180,7 +219,7 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelat
 	rows->commandType = CMD_SELECT;
 	rows->planTree = outerPlan(insert);
 	rows->resultRelations = NIL;
-	register_ENR(env, source);
+	register_ENR(env, &batch->enr);
 
 	bulk->pub.receiveSlot = receive;
 	bulk->pub.rStartup = start_up;
@@ -190,6 +229,8 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelat
 	query = CreateQueryDesc(rows, sql, GetActiveSnapshot(), InvalidSnapshot, (DestReceiver *) bulk,
 							NULL, env, 0);
 	ExecutorStart(query, 0);
+	if (!pp_batch_scan_begin(query->planstate))
+		pp_batch_fill(batch);
 
 	bulk->estate = query->estate;
 	bulk->cid = GetCurrentCommandId(true);
@@ -200,9 +241,14 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelat
 	/* A copy has no references that each slot would have to count. */
 	bulk->desc = CreateTupleDescCopy(RelationGetDescr(bulk->target->ri_RelationDesc));
 
+	if (batch->n >= RING_ROWS)
+		bulk->ring = take_ring();
+
 	pp_executor_run(query);
 	if (bulk->n > 0)
 		flush(bulk);
+	if (bulk->ring != NULL)
+		keep_ring(bulk->ring);
 	pp_bulk_index_flush(bulk->index);
 	ExecutorFinish(query);
 	ExecutorEnd(query);
@@ -211,13 +257,13 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, EphemeralNamedRelat
 
 /*
  * pp_bulk_insert
- *		Runs a kept plan of one INSERT … SELECT without parameters that reads the relation `source`
+ *		Runs a kept plan of one INSERT … SELECT without parameters that reads the batch once
  *		(registered with SPI, too, where the plan is made anew from).  In a transaction, with SPI
  *		connected.  False: nothing was done, the plan or its table is not of the kind for it.
  *		Throws what the statement throws.
  */
 bool
-pp_bulk_insert(SPIPlanPtr plan, EphemeralNamedRelation source)
+pp_bulk_insert(SPIPlanPtr plan, PpBatchRelation *batch)
 {
 	CachedPlanSource *plan_source = linitial(SPI_plan_get_plan_sources(plan));
 	CachedPlan *cplan;
@@ -230,7 +276,7 @@ pp_bulk_insert(SPIPlanPtr plan, EphemeralNamedRelation source)
 	cplan = SPI_plan_get_cached_plan(plan);
 	insert = find_insert(cplan, &stmt);
 	if (insert != NULL)
-		run(stmt, insert, plan_source->query_string, source);
+		run(stmt, insert, plan_source->query_string, batch);
 	ReleaseCachedPlan(cplan, CurrentResourceOwner);
 	PopActiveSnapshot();
 	CommandCounterIncrement();

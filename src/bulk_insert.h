@@ -7,10 +7,11 @@
 
 #include "postpipe.h"
 #include "executor/spi.h"
-#include "utils/queryenvironment.h"
 #include "utils/rel.h"
 
+#include "batch_relation.h"
+
 extern bool pp_bulk_insert_allowed(Relation rel);
-extern bool pp_bulk_insert(SPIPlanPtr plan, EphemeralNamedRelation source);
+extern bool pp_bulk_insert(SPIPlanPtr plan, PpBatchRelation *batch);
 
 #endif /* PP_BULK_INSERT_H */

@@ -17,6 +17,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "event_object.h"
 #include "guc.h"
 
 #define MAX_DELAY_MS  (3600 * 1000)
@@ -121,7 +122,7 @@ pp_dead_letter_store(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, cons
 	values[13] = TimestampTzGetDatum(pp_id_time(entry->id));
 	values[14] = Int32GetDatum(ledger->worker);
 	nulls[15] = entry->event ? ' ' : 'n';
-	values[15] = PointerGetDatum(entry->event);
+	values[15] = entry->event ? JsonbPGetDatum(pp_object_jsonb(entry->event)) : (Datum) 0;
 	values[16] = fields_array(entry);
 	values[17] = Int64GetDatum((int64) entry->bytes);
 	values[18] = CStringGetTextDatum(next ? "retrying" : "dead");

@@ -78,8 +78,8 @@ to_server(PpString s, const char *what, const PpString *name)
 	return s;
 }
 
-/* The fields, but for number `skip` (-1: none), as a jsonb object. */
-static Jsonb *
+/* The fields, but for number `skip` (-1: none), as an object. */
+static PpObject *
 build_flat(const PpEntry *entry, int skip)
 {
 	static PpNameOrder kept;
@@ -87,7 +87,7 @@ build_flat(const PpEntry *entry, int skip)
 	PpPair *pairs = palloc(Max(max, 1) * sizeof(PpPair));
 	int n = 0;
 	bool are_kept;
-	Jsonb *result;
+	PpObject *result;
 
 	for (int i = 0; i < max; i++)
 		if (i != skip)
@@ -111,21 +111,22 @@ build_flat(const PpEntry *entry, int skip)
 }
 
 /* The JSON object in a data or payload field. */
-static Jsonb *
+static PpObject *
 parse_object(const PpString *name, PpString value)
 {
+	PpObject *object;
 	Jsonb *jb;
 
 	value = to_server(value, "value of a field", name);
-	if ((jb = pp_json_parse_object(value.data, value.len)) != NULL)
-		return jb;
+	if ((object = pp_json_parse_object(value.data, value.len)) != NULL)
+		return object;
 	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(value.data)));
 	if (!JB_ROOT_IS_OBJECT(jb))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("field \"%s\" is not a JSON object", pnstrdup(name->data, name->len)),
 				 errdetail("It is a JSON %s.", JB_ROOT_IS_SCALAR(jb) ? "scalar" : "array")));
-	return jb;
+	return pp_object_of_jsonb(jb);
 }
 
 /* Which field holds the event as JSON: data, or else payload; -1: none, the entry is flat. */
@@ -144,30 +145,32 @@ find_json_field(const PpEntry *entry)
 	return payload;
 }
 
+/* The event type, if it is a string and not empty; else NULL. */
+static const PpString *
+find_type(const PpObject *object)
+{
+	static PpPlace place;
+	const PpPair *pair =
+		object ? pp_object_find(object, "event_type", strlen("event_type"), &place) : NULL;
+
+	return pair != NULL && pair->type == JENTRY_ISSTRING && pair->value.len > 0 ? &pair->value
+																				: NULL;
+}
+
 /* Is its event type one of those that the pipeline wants?  No type at all is always wanted. */
 static bool
 type_is_wanted(const PpEntry *entry, List *event_types)
 {
-	JsonbValue value;
+	const PpString *type;
 	ListCell *lc;
 
 	if (event_types == NIL)
 		return true;
-	if (!(entry->envelope != NULL &&
-		  getKeyJsonValueFromContainer(&entry->envelope->root, "event_type", 10, &value) &&
-		  value.type == jbvString && value.val.string.len > 0) &&
-		!getKeyJsonValueFromContainer(&entry->event->root, "event_type", 10, &value))
-		return true;
-	if (value.type != jbvString || value.val.string.len == 0)
+	if ((type = find_type(entry->envelope)) == NULL && (type = find_type(entry->event)) == NULL)
 		return true;
 	foreach (lc, event_types)
-	{
-		const char *type = lfirst(lc);
-
-		if (strlen(type) == value.val.string.len &&
-			memcmp(type, value.val.string.val, value.val.string.len) == 0)
+		if (string_is(type, lfirst(lc)))
 			return true;
-	}
 	return false;
 }
 

@@ -1,6 +1,6 @@
 /*
  * event_json.c
- *		A JSON object to jsonb in one pass.
+ *		A JSON object in one pass.
  *
  * That is done for every entry of most producers, and jsonb_in() takes four times as long for it.  What
  * is not a string, a number, a boolean or null is left to jsonb_in(): arrays and objects in it one by one;
@@ -354,23 +354,21 @@ take_pairs(Scan *s, PpPair *pairs)
 
 /*
  * pp_json_parse_object
- *		The object in `text`, which must be in the server's encoding and valid, in the current memory
- *		context; NULL when there is none, or it is not so simple: jsonb_in() says which.  Throws what
- *		jsonb_in() says of an array or object in it.
+ *		The object in `text`, which must be in the server's encoding and valid, and stay where it is; in
+ *		the current memory context; NULL when there is none, or it is not so simple: jsonb_in() says
+ *		which.  Throws what jsonb_in() says of an array or object in it.
  */
-Jsonb *
+PpObject *
 pp_json_parse_object(const char *text, size_t len)
 {
 	static PpNameOrder kept;
 	Scan scan = {.at = text, .end = text + len};
 	PpPair *pairs = palloc(MAX_PAIRS * sizeof(PpPair));
-	Jsonb *result = NULL;
+	PpObject *result = NULL;
 	int n;
 
 	if ((n = take_pairs(&scan, pairs)) >= 0)
 		result = pp_object_make(&kept, pp_names_are_kept(&kept, pairs, n), pairs, n);
-	if (scan.scratch != NULL)
-		pfree(scan.scratch);
 	pfree(pairs);
 	return result;
 }

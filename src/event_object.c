@@ -1,25 +1,35 @@
 /*
  * event_object.c
- *		A jsonb object, written directly in the binary form of utils/jsonb.h.
+ *		An object: the names and values that an event has, or an envelope.
  *
- * Through JsonbValues it takes three times as long, and this is done for every entry.
+ * It has what a jsonb of it would have, in the same order, but its values stay where they are: what
+ * goes from a field into a column is copied once then, and not into a jsonb and out of it again.  A
+ * jsonb is made of it for those who need one, directly in the binary form of utils/jsonb.h: through
+ * JsonbValues that takes three times as long.
  */
-#include "event_internal.h"
+#include "event_object.h"
 
 #include "mb/pg_wchar.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 
-/* jsonb's order of keys: shorter first, then by bytes; equal names in the order they came. */
+/* jsonb's order of keys: shorter first, then by bytes. */
+static inline int
+compare_names(const PpString *x, const PpString *y)
+{
+	if (x->len != y->len)
+		return x->len < y->len ? -1 : 1;
+	return memcmp(x->data, y->data, x->len);
+}
+
+/* Equal names in the order they came. */
 static int
 compare_pairs(const void *a, const void *b)
 {
 	const PpPair *x = a;
 	const PpPair *y = b;
-	int order;
+	int order = compare_names(&x->name, &y->name);
 
-	if (x->name.len != y->name.len)
-		return x->name.len < y->name.len ? -1 : 1;
-	order = memcmp(x->name.data, y->name.data, x->name.len);
 	return order != 0 ? order : x->position - y->position;
 }
 
@@ -46,9 +56,11 @@ pp_names_are_kept(const PpNameOrder *kept, const PpPair *pairs, int n)
 static void
 keep_names(PpNameOrder *kept, const PpPair *pairs, int n, const PpPair *sorted, int unique)
 {
+	static uint64 last_set;
 	size_t used = 0;
 
 	kept->n = 0;
+	kept->name_set = 0;
 	if (n > PP_MAX_KEPT_NAMES || GetDatabaseEncoding() != PG_UTF8)
 		return;
 	for (int i = 0; i < n; i++)
@@ -65,6 +77,7 @@ keep_names(PpNameOrder *kept, const PpPair *pairs, int n, const PpPair *sorted, 
 		kept->positions[i] = sorted[i].position;
 	kept->unique = unique;
 	kept->n = n;
+	kept->name_set = ++last_set;
 }
 
 /* Sorts the pairs; of equal names the last counts. Returns how many there are then. */
@@ -77,8 +90,7 @@ sort_pairs(PpPair *sorted, const PpPair *pairs, int n)
 	qsort(sorted, n, sizeof(PpPair), compare_pairs);
 	for (int i = 0; i < n; i++)
 	{
-		if (unique > 0 && sorted[unique - 1].name.len == sorted[i].name.len &&
-			memcmp(sorted[unique - 1].name.data, sorted[i].name.data, sorted[i].name.len) == 0)
+		if (unique > 0 && compare_names(&sorted[unique - 1].name, &sorted[i].name) == 0)
 			unique--;
 		sorted[unique++] = sorted[i];
 	}
@@ -107,58 +119,195 @@ put(JEntry *entry, JEntry type, const PpString *s, char *base, uint32 *total)
 	*entry = type | JENTRY_HAS_OFF | *total;
 }
 
-static Jsonb *
-write_object(const PpPair *pairs, int n)
+/* How many bytes names and values take in a jsonb, at most.  Throws when it cannot hold them. */
+static Size
+jsonb_bytes(const PpObject *object)
 {
 	Size bytes = 0;
-	Size size;
-	Jsonb *jb;
-	char *data;
-	uint32 total = 0;
 
-	for (int i = 0; i < n; i++)
-		bytes += pairs[i].name.len + pairs[i].value.len +
-				 (is_aligned(pairs[i].type) ? sizeof(int32) : 0);
-	if (bytes > JENTRY_OFFLENMASK || n > JB_CMASK)
+	for (int i = 0; i < object->n; i++)
+		bytes += object->pairs[i].name.len + object->pairs[i].value.len +
+				 (is_aligned(object->pairs[i].type) ? sizeof(int32) : 0);
+	if (bytes > JENTRY_OFFLENMASK || object->n > JB_CMASK)
 		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 						errmsg("entry is too large for a jsonb event"),
 						errdetail("It has %zu bytes; the limit is %u.", bytes, JENTRY_OFFLENMASK)));
-	size = offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + 2 * n * sizeof(JEntry);
-	jb = palloc(size + bytes);
+	return bytes;
+}
+
+/*
+ * pp_object_jsonb
+ *		The same as jsonb, in the current memory context.
+ */
+Jsonb *
+pp_object_jsonb(const PpObject *object)
+{
+	int n = object->n;
+	Size size = offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + 2 * n * sizeof(JEntry);
+	Jsonb *jb = palloc(size + jsonb_bytes(object));
+	char *data = (char *) jb + size;
+	uint32 total = 0;
+
 	jb->root.header = (uint32) n | JB_FOBJECT;
-	data = (char *) jb + size;
 	for (int i = 0; i < n; i++)
-		put(&jb->root.children[i], JENTRY_ISSTRING, &pairs[i].name, data, &total);
+		put(&jb->root.children[i], JENTRY_ISSTRING, &object->pairs[i].name, data, &total);
 	for (int i = 0; i < n; i++)
-		put(&jb->root.children[n + i], pairs[i].type, &pairs[i].value, data, &total);
+		put(&jb->root.children[n + i], object->pairs[i].type, &object->pairs[i].value, data,
+			&total);
 	SET_VARSIZE(jb, size + total);
 	return jb;
 }
 
+static PpObject *
+allocate(int n)
+{
+	PpObject *object = palloc(offsetof(PpObject, pairs) + n * sizeof(PpPair));
+
+	object->name_set = 0;
+	object->n = n;
+	return object;
+}
+
 /*
  * pp_object_make
- *		The jsonb object of these pairs; of equal names the last counts.  are_kept: as
- *		pp_names_are_kept() said; else the order of the names is kept.  In the current memory context.
+ *		The object of these pairs, whose names and values stay where they are; of equal names the last
+ *		counts.  are_kept: as pp_names_are_kept() said; else the order of the names is kept.  In the
+ *		current memory context.  Throws when it is too large for a jsonb.
  */
-Jsonb *
+PpObject *
 pp_object_make(PpNameOrder *kept, bool are_kept, const PpPair *pairs, int n)
 {
-	PpPair *sorted = palloc(Max(n, 1) * sizeof(PpPair));
-	int unique;
-	Jsonb *result;
+	PpObject *object = allocate(n);
 
 	if (are_kept)
 	{
-		unique = kept->unique;
-		for (int i = 0; i < unique; i++)
-			sorted[i] = pairs[kept->positions[i]];
+		object->n = kept->unique;
+		for (int i = 0; i < object->n; i++)
+			object->pairs[i] = pairs[kept->positions[i]];
 	}
 	else
 	{
-		unique = sort_pairs(sorted, pairs, n);
-		keep_names(kept, pairs, n, sorted, unique);
+		object->n = sort_pairs(object->pairs, pairs, n);
+		keep_names(kept, pairs, n, object->pairs, object->n);
 	}
-	result = write_object(sorted, unique);
-	pfree(sorted);
-	return result;
+	object->name_set = kept->name_set;
+	(void) jsonb_bytes(object);
+	return object;
+}
+
+/*
+ * pp_object_of_jsonb
+ *		The object that a jsonb is, which has to stay where it is.
+ */
+PpObject *
+pp_object_of_jsonb(const Jsonb *jb)
+{
+	PpObject *object = allocate(JB_ROOT_COUNT(jb));
+	JsonbIterator *it = JsonbIteratorInit(unconstify(JsonbContainer *, &jb->root));
+	JsonbValue v;
+
+	(void) JsonbIteratorNext(&it, &v, true); /* the object begins */
+	for (int i = 0; i < object->n; i++)
+	{
+		PpPair *pair = &object->pairs[i];
+
+		(void) JsonbIteratorNext(&it, &v, true);
+		pair->name = (PpString){v.val.string.val, v.val.string.len};
+		pair->value = (PpString){"", 0};
+		pair->position = i;
+		(void) JsonbIteratorNext(&it, &v, true);
+		switch (v.type)
+		{
+			case jbvString:
+				pair->type = JENTRY_ISSTRING;
+				pair->value = (PpString){v.val.string.val, v.val.string.len};
+				break;
+			case jbvNumeric:
+				pair->type = JENTRY_ISNUMERIC;
+				pair->value = (PpString){(char *) v.val.numeric, VARSIZE_ANY(v.val.numeric)};
+				break;
+			case jbvBool:
+				pair->type = v.val.boolean ? JENTRY_ISBOOL_TRUE : JENTRY_ISBOOL_FALSE;
+				break;
+			case jbvBinary:
+				pair->type = JENTRY_ISCONTAINER;
+				pair->value = (PpString){(char *) v.val.binary.data, v.val.binary.len};
+				break;
+			default:
+				pair->type = JENTRY_ISNULL;
+		}
+	}
+	return object;
+}
+
+static int
+find_position(const PpObject *object, const PpString *name)
+{
+	int low = 0;
+	int high = object->n;
+
+	while (low < high)
+	{
+		int middle = (low + high) / 2;
+		int order = compare_names(name, &object->pairs[middle].name);
+
+		if (order == 0)
+			return middle;
+		if (order < 0)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return -1;
+}
+
+/*
+ * pp_object_find
+ *		The pair of this name; NULL: there is none.  *place, at first all zero and always for this name, is
+ *		where it was the last time: mostly nothing has to be compared then.
+ */
+const PpPair *
+pp_object_find(const PpObject *object, const char *name, size_t len, PpPlace *place)
+{
+	if (object->name_set == 0 || object->name_set != place->name_set)
+	{
+		place->position = find_position(object, &(PpString){name, len});
+		place->name_set = object->name_set;
+	}
+	return place->position < 0 ? NULL : &object->pairs[place->position];
+}
+
+/*
+ * pp_pair_text
+ *		What ->> makes of the value, perhaps where it is, perhaps in the current memory context.  False:
+ *		it is null.
+ */
+bool
+pp_pair_text(const PpPair *pair, PpString *text)
+{
+	char *made;
+
+	switch (pair->type)
+	{
+		case JENTRY_ISSTRING:
+			*text = pair->value;
+			return true;
+		case JENTRY_ISNUMERIC:
+			made = DatumGetCString(
+				DirectFunctionCall1(numeric_out, PointerGetDatum(pair->value.data)));
+			break;
+		case JENTRY_ISBOOL_TRUE:
+			made = "true";
+			break;
+		case JENTRY_ISBOOL_FALSE:
+			made = "false";
+			break;
+		case JENTRY_ISCONTAINER:
+			made = JsonbToCString(NULL, (JsonbContainer *) pair->value.data, (int) pair->value.len);
+			break;
+		default:
+			return false;
+	}
+	*text = (PpString){made, strlen(made)};
+	return true;
 }

@@ -92,7 +92,7 @@ is_envelope_field(const char *field)
 static PpKeyField *
 make_field(const char *name, bool in_envelope)
 {
-	PpKeyField *field = palloc(sizeof(PpKeyField));
+	PpKeyField *field = palloc0(sizeof(PpKeyField));
 
 	field->name = name;
 	field->len = (int) strlen(name);

@@ -8,7 +8,6 @@
 #include "key.h"
 
 #include "common/hashfn.h"
-#include "utils/fmgrprotos.h"
 
 static uint64
 hash_text(uint64 hash, const char *text, int len)
@@ -18,32 +17,14 @@ hash_text(uint64 hash, const char *text, int len)
 
 /* What ->> makes of a value goes into the hash, so that 7 in JSON meets '7'; false: it is NULL. */
 static bool
-hash_value(uint64 *hash, JsonbValue *value, bool empty_is_null)
+hash_value(uint64 *hash, const PpPair *pair, bool empty_is_null)
 {
-	char *text;
+	PpString text;
 
-	switch (value->type)
-	{
-		case jbvString:
-			if (empty_is_null && value->val.string.len == 0)
-				return false;
-			*hash = hash_text(*hash, value->val.string.val, value->val.string.len);
-			return true;
-		case jbvNumeric:
-			text = DatumGetCString(
-				DirectFunctionCall1(numeric_out, NumericGetDatum(value->val.numeric)));
-			break;
-		case jbvBool:
-			text = pstrdup(value->val.boolean ? "true" : "false");
-			break;
-		case jbvBinary:
-			text = JsonbToCString(NULL, value->val.binary.data, value->val.binary.len);
-			break;
-		default:
-			return false;
-	}
-	*hash = hash_text(*hash, text, (int) strlen(text));
-	pfree(text);
+	if (!pp_pair_text(pair, &text) ||
+		(empty_is_null && pair->type == JENTRY_ISSTRING && text.len == 0))
+		return false;
+	*hash = hash_text(*hash, text.data, (int) text.len);
 	return true;
 }
 
@@ -60,13 +41,12 @@ hash_column(uint64 *hash, const PpKeyColumn *column, const PpEntry *entry)
 	}
 	foreach (lc, column->sources)
 	{
-		const PpKeyField *field = lfirst(lc);
-		Jsonb *from = field->in_envelope ? entry->envelope : entry->event;
-		JsonbValue value;
+		PpKeyField *field = lfirst(lc);
+		const PpObject *from = field->in_envelope ? entry->envelope : entry->event;
+		const PpPair *pair =
+			from ? pp_object_find(from, field->name, field->len, &field->place) : NULL;
 
-		if (from != NULL &&
-			getKeyJsonValueFromContainer(&from->root, field->name, field->len, &value) &&
-			hash_value(hash, &value, column->empty_is_null))
+		if (pair != NULL && hash_value(hash, pair, column->empty_is_null))
 			return true;
 	}
 	return false;

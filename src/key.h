@@ -5,7 +5,7 @@
 #ifndef PP_KEY_H
 #define PP_KEY_H
 
-#include "batch.h"
+#include "event_object.h"
 #include "nodes/pg_list.h"
 
 /* A field that a column may be filled from. */
@@ -14,6 +14,7 @@ typedef struct PpKeyField
 	const char *name;
 	int len;
 	bool in_envelope;
+	PpPlace place;
 } PpKeyField;
 
 /* A column of the key. */

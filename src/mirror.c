@@ -14,6 +14,7 @@
 #include "mb/pg_wchar.h"
 #include "utils/jsonb.h"
 
+#include "event_object.h"
 #include "stats.h"
 
 #define OWN_WORDS 13
@@ -57,8 +58,10 @@ send_letter(PpWorker *w, const char *stream, const PpEntry *entry)
 	words[n++] = in_utf8(entry->error->message);
 	if (entry->bytes <= MAX_BYTES && entry->event != NULL)
 	{
+		Jsonb *event = pp_object_jsonb(entry->event);
+
 		words[n++] = as_string("data");
-		words[n++] = in_utf8(JsonbToCString(NULL, &entry->event->root, VARSIZE(entry->event)));
+		words[n++] = in_utf8(JsonbToCString(NULL, &event->root, VARSIZE(event)));
 	}
 	else if (entry->bytes <= MAX_BYTES)
 		/* A field without a value would make Redis refuse all of it. */

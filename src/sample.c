@@ -16,14 +16,30 @@
 #include "utils/memutils.h"
 
 #include "errors.h"
+#include "event_object.h"
 #include "suspect.h"
 
 #define MAX_SAMPLE_BYTES (64 * 1024)
 
-static Jsonb *
-copy_jsonb(const Jsonb *jb)
+/* Is it small, also as jsonb?  A number may be longer than its text. */
+static bool
+is_small(const PpEntry *entry)
 {
-	return jb ? memcpy(palloc(VARSIZE(jb)), jb, VARSIZE(jb)) : NULL;
+	Jsonb *event;
+	bool small;
+
+	if (entry->bytes > MAX_SAMPLE_BYTES)
+		return false;
+	event = pp_object_jsonb(entry->event);
+	small = VARSIZE(event) <= MAX_SAMPLE_BYTES;
+	pfree(event);
+	return small;
+}
+
+static PpObject *
+copy_object(const PpObject *object)
+{
+	return object ? pp_object_of_jsonb(pp_object_jsonb(object)) : NULL;
 }
 
 /* Keeps a copy of an entry that passed, in place of the last one, unless it is large. */
@@ -32,14 +48,14 @@ pp_sample_keep(PpApply *a, const PpEntry *entry)
 {
 	MemoryContext old;
 
-	if (entry->bytes > MAX_SAMPLE_BYTES || VARSIZE(entry->event) > MAX_SAMPLE_BYTES)
+	if (!is_small(entry))
 		return;
 	MemoryContextReset(a->sample_cxt);
 	old = MemoryContextSwitchTo(a->sample_cxt);
 	a->sample = palloc0(sizeof(PpEntry));
 	a->sample->id = entry->id;
-	a->sample->event = copy_jsonb(entry->event);
-	a->sample->envelope = copy_jsonb(entry->envelope);
+	a->sample->event = copy_object(entry->event);
+	a->sample->envelope = copy_object(entry->envelope);
 	MemoryContextSwitchTo(old);
 }
 

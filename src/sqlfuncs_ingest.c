@@ -24,6 +24,7 @@
 
 #include "apply_internal.h"
 #include "event.h"
+#include "event_object.h"
 
 #define CHUNK      1000 /* events that are run together, at most */
 #define TIDY_CALLS 64   /* one of so many adds up rows … */
@@ -77,11 +78,13 @@ make_batch(Jsonb *event, const PpPipeline *p, PpBatch *batch, int *wanted)
 	for (int i = 0; i < batch->n; i++)
 	{
 		PpEntry *entry = &batch->entries[i];
+		Jsonb *one;
 
 		if (is_array)
 			(void) JsonbIteratorNext(&it, &value, true);
-		entry->event = is_array ? JsonbValueToJsonb(&value) : event;
-		check_object(entry->event, i, is_array);
+		one = is_array ? JsonbValueToJsonb(&value) : event;
+		check_object(one, i, is_array);
+		entry->event = pp_object_of_jsonb(one);
 		pp_event_filter(entry, p->event_types);
 		*wanted += entry->verdict == PP_VERDICT_OPEN;
 	}

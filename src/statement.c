@@ -2,8 +2,7 @@
  * statement.c
  *		A pipeline's statement: prepared, and run over a set of entries.
  *
- * The entries are a relation, postpipe_batch, that the statement reads: an ephemeral named
- * relation registered with SPI, as the transition tables of triggers are.
+ * The entries are a relation, postpipe_batch, that the statement reads (batch_relation.c).
  *
  * The statement runs as the target's owner, or for a statement of the user as the pipeline's
  * owner, security-restricted, in a GUC nest level that is rolled back after each run, so that
@@ -13,8 +12,6 @@
  * kept plan, and a join that is right for 1000 entries is wrong for one.
  */
 #include "statement.h"
-
-#include <limits.h>
 
 #include "access/table.h"
 #include "access/xact.h"
@@ -37,17 +34,17 @@
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
-#include "utils/tuplestore.h"
 
+#include "batch_relation.h"
 #include "bulk_insert.h"
 #include "compat.h"
 #include "shmem.h"
 #include "target.h"
 
-#define BATCH_NAME    "postpipe_batch"
-#define BATCH_COLUMNS 6
-#define PLANS         (2 * PP_FORMS) /* for a few and for many entries, of each form */
-#define SMALL_BATCH   16             /* entries, up to which the plan for a few is used */
+#define PLANS       (2 * PP_FORMS) /* for a few and for many entries, of each form */
+#define SMALL_BATCH 16             /* entries, up to which the plan for a few is used */
+#define FEW         1              /* what the planner is told then … */
+#define MANY        1000           /* … and else */
 
 struct PpStatement
 {
@@ -93,20 +90,6 @@ role_changed(Datum arg, int cache_id, uint32 hash)
 	relations_changed = true;
 }
 
-static TupleDesc
-batch_descriptor(const PpExtension *ext)
-{
-	TupleDesc desc = CreateTemplateTupleDesc(BATCH_COLUMNS);
-
-	TupleDescInitEntry(desc, 1, "id", pp_id_type_oid(ext), -1, 0);
-	TupleDescInitEntry(desc, 2, "ord", INT4OID, -1, 0);
-	TupleDescInitEntry(desc, 3, "stream", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, 4, "event", JSONBOID, -1, 0);
-	TupleDescInitEntry(desc, 5, "envelope", JSONBOID, -1, 0);
-	TupleDescInitEntry(desc, 6, "added_at", TIMESTAMPTZOID, -1, 0);
-	return desc;
-}
-
 /*
  * pp_statement_create
  *		For one pipeline, living in `cxt`.  Needs a transaction.  One per process: the invalidation
@@ -123,7 +106,7 @@ pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipel
 	s->run_cxt = AllocSetContextCreate(cxt, "postpipe statement run", PP_BATCH_CONTEXT_SIZES);
 	s->ext = ext;
 	s->pipeline = pipeline;
-	s->desc = batch_descriptor(ext);
+	s->desc = pp_batch_descriptor(ext);
 	/* In a background worker nobody else arms it; in a backend the session has its own. */
 	if (pp_my_proc != NULL && !get_timeout_active(STATEMENT_TIMEOUT))
 		s->timeout_ms = pp_pipeline_option_ms(pipeline, "statement_timeout", StatementTimeout);
@@ -323,50 +306,6 @@ pp_statement_sql(const PpStatement *s)
 	return s->made->forms[PP_FORM_WHOLE];
 }
 
-/* The batch as a tuplestore in memory. */
-static Tuplestorestate *
-make_relation(PpStatement *s, PpEntry **entries, int n)
-{
-	Tuplestorestate *store = tuplestore_begin_heap(false, false, INT_MAX / 2);
-	Datum values[BATCH_COLUMNS];
-	bool nulls[BATCH_COLUMNS] = {0};
-
-	values[2] = CStringGetTextDatum(s->pipeline->stream);
-	for (int i = 0; i < n; i++)
-	{
-		values[0] = PointerGetDatum(&entries[i]->id);
-		values[1] = Int32GetDatum(i + 1);
-		values[3] = PointerGetDatum(entries[i]->event);
-		values[4] = PointerGetDatum(entries[i]->envelope);
-		nulls[4] = entries[i]->envelope == NULL;
-		values[5] = TimestampTzGetDatum(pp_id_time(entries[i]->id));
-		tuplestore_putvalues(store, s->desc, values, nulls);
-	}
-	return store;
-}
-
-static EphemeralNamedRelation
-register_batch(PpStatement *s, PpEntry **entries, int n)
-{
-	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
-	MemoryContext old;
-	int rc;
-
-	enr->md.name = BATCH_NAME;
-	enr->md.reliddesc = InvalidOid;
-	enr->md.tupdesc = s->desc;
-	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
-	enr->md.enrtuples = n <= SMALL_BATCH ? 1 : 1000;
-	enr->reldata = make_relation(s, entries, n);
-	/* SPI's list of relations must live as long as SPI's connection, not as long as this run. */
-	old = MemoryContextSwitchTo(TopTransactionContext);
-	rc = SPI_register_relation(enr);
-	MemoryContextSwitchTo(old);
-	if (rc != SPI_OK_REL_REGISTER)
-		elog(ERROR, "could not register relation %s: %s", BATCH_NAME, SPI_result_code_string(rc));
-	return enr;
-}
-
 static void
 count_startup(DestReceiver *self, int operation, TupleDesc typeinfo)
 {
@@ -546,7 +485,7 @@ pp_statement_find_bad(PpStatement *s, PpEntry **entries, int n, bool *bad)
 static int
 run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 {
-	EphemeralNamedRelation batch;
+	PpBatchRelation *batch;
 	SPIPlanPtr plan;
 	MemoryContext old;
 	Oid save_user;
@@ -555,10 +494,11 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 	int not_inserted = 0;
 
 	/* One that an aborted run left behind lives in run_cxt: away with it before the reset. */
-	(void) SPI_unregister_relation(BATCH_NAME);
+	pp_batch_unregister();
 	MemoryContextReset(s->run_cxt);
 	old = MemoryContextSwitchTo(s->run_cxt);
-	batch = register_batch(s, entries, n);
+	batch =
+		pp_batch_register(s->desc, s->pipeline->stream, entries, n, n <= SMALL_BATCH ? FEW : MANY);
 
 	GetUserIdAndSecContext(&save_user, &save_context);
 	SetUserIdAndSecContext(s->role, save_context | SECURITY_RESTRICTED_OPERATION);
@@ -577,7 +517,10 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 	plan = get_plan(s, n, form);
 	s->over_entries = n > 0;
 	if (form != PP_FORM_PLAIN || !s->bulk || !pp_bulk_insert(plan, batch))
+	{
+		pp_batch_fill(batch);
 		not_inserted = execute(plan, bad);
+	}
 
 	s->over_entries = false;
 	if (s->timeout_ms > 0)
@@ -585,7 +528,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 	s->started_at = 0;
 	AtEOXact_GUC(false, nest);
 	SetUserIdAndSecContext(save_user, save_context);
-	(void) SPI_unregister_relation(BATCH_NAME);
+	pp_batch_unregister();
 	MemoryContextSwitchTo(old);
 	return not_inserted;
 }

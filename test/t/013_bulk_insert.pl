@@ -141,6 +141,44 @@ $redis->pipeline(map { [ 'XADD', 'stream:many', '*', id => $_->[0], v => $_->[1]
 settled('many', $n + 3 . '|0');
 is(sql(q(SELECT v FROM many WHERE id = 'new')), 'second', 'the same key twice in a batch');
 
+# --- Full batches through buffers of their own, also after one that failed in the middle.
+$from = log_offset($node);
+for my $first (8001, 9001, 10001)
+{
+	sql(q(SELECT postpipe_pause('many')));
+	sql(q(SELECT postpipe_wait_state('many', 'paused')));
+	$redis->pipeline(map { [ 'XADD', 'stream:many', '*', id => $_ == 9500 ? 'new' : "full $_", v => "v$_", n => $_ ] } $first .. $first + 999);
+	sql(q(SELECT postpipe_resume('many')));
+	wait_sql($node, 'postgres', "SELECT count(*) FROM many WHERE v = 'v@{[ $first + 999 ]}'", 1, "full batch from $first");
+}
+like(join('', log_lines($node, qr/Insert on many/, $from)), qr/./, 'one conflicted');
+is(sql(q(SELECT count(*), count(DISTINCT v) FROM many WHERE n > 8000)), '3000|3000', 'each row is there');
+
+# --- What an event may have comes to the same, row by row or in bulk: the trigger makes it row by row.
+my @columns = 'id int, t text, "Empty" text, c varchar(40), i bigint, f float8, b bool, n numeric, ts timestamptz, plain timestamp, j jsonb, a text[], source text, event_type text, d text DEFAULT ' . q('default');
+sql("CREATE TABLE same_bulk (@columns); CREATE TABLE same_rows (@columns); CREATE FUNCTION pass() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+	CREATE TRIGGER pass BEFORE INSERT ON same_rows FOR EACH ROW EXECUTE FUNCTION pass()");
+my @events = (
+	[ id => 1, t => 'text', Empty => '', c => "caf\x{e9}", i => '-9007199254740993', f => '1e300', b => 'yes', n => '1.50', ts => '2026-01-02T03:04:05+02:00', plain => '2026-01-02T03:04:05+02:00', j => '{"a": [1]}', a => '["x", null]', source => 'field', d => 'given' ],
+	[ id => 2 ], [ id => 3, map { $_ => '' } qw(t Empty c i f b n ts plain j a source event_type d) ],
+	[ id => 40, t => 'first', id => 4, t => 'last' ], [ d => 'other order', t => 'x', id => 5 ], [ id => 6, unknown => 'u', t => 'x' ],
+	[ data => '{"id": 7, "t": 1.50, "Empty": true, "c": false, "i": 12, "f": -0.5, "b": true, "n": 1e2, "j": {"b": 1, "a": [true, null]}, "a": ["x", "y"], "d": null}' ],
+	[ data => '{"id": "8", "t": "\\\\u00e9\\\\n\\\\ud83d\\\\ude00", "Empty": "", "i": "", "j": [], "a": [], "source": {"deep": "er"}, "d": ""}' ],
+	[ data => '{"id": 9, "t": null, "id": 10}', source => 'envelope', event_type => 'type' ], [ payload => '{"id": 11, "source": "inner", "ts": "2026-01-01"}', source => 'outer' ],
+	[ data => '{"id": 12, "t": "a", "t": "b", "f": 3}', event_type => '' ], [ data => '{"id": 13, "t": {}, "c": [1, "2", {"x": "y"}]}' ]);
+for my $table ('same_bulk', 'same_rows')
+{
+	$redis->pipeline(map { [ 'XADD', 'stream:same', '*', map { utf8::encode(my $bytes = $_); $bytes } @$_ ] } @events) if $table eq 'same_bulk';
+	$from = log_offset($node);
+	sql("SELECT postpipe_create_pipeline('$table', 'stream:same', target => '$table')");
+	settled($table, @events . '|0');
+	(($table eq 'same_bulk') == (join('', log_lines($node, qr/Insert on $table/, $from)) eq '')) ? pass("$table: by its way") : fail("$table: by its way");
+}
+is(sql('SELECT count(*), count(bulk.id) FROM same_rows FULL JOIN same_bulk bulk ON same_rows::text = bulk::text'), '12|12', 'the same rows');
+is(sql(q(SELECT t, "Empty", c, i, n, j, a, d FROM same_bulk WHERE id = 7)), '1.50|true|false|12|100|{"a": [true, null], "b": 1}|{x,y}|default', '... of JSON values');
+is(sql(q(SELECT string_agg(coalesce(source, 'null'), ' ' ORDER BY id) FROM same_bulk WHERE id IN (10, 11)) ), 'envelope inner', '... of an envelope');
+is(sql(q(SELECT t, i IS NULL, d FROM same_bulk WHERE id IN (3, 4) ORDER BY id)), "|t|\nlast|t|default", '... of what is empty, and of a name that repeats');
+
 $node->stop;
 done_testing();
 

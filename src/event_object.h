@@ -1,0 +1,42 @@
+/*
+ * event_object.h
+ *		An object: the names and values that an event has, or an envelope.
+ */
+#ifndef PP_EVENT_OBJECT_H
+#define PP_EVENT_OBJECT_H
+
+#include "batch.h"
+
+#define PP_MAX_KEPT_NAMES 64
+#define PP_MAX_KEPT_BYTES 2048
+
+/*
+ * The order of an object's names, kept from the one before: producers write the same names in the same
+ * order again and again, and to sort them takes longer than to compare them.
+ */
+typedef struct PpNameOrder
+{
+	uint64 name_set; /* see PpObject */
+	int n;           /* pairs; 0: none is kept */
+	size_t lengths[PP_MAX_KEPT_NAMES];
+	char names[PP_MAX_KEPT_BYTES];    /* one after the other */
+	int positions[PP_MAX_KEPT_NAMES]; /* of the sorted pairs, without repeated names */
+	int unique;
+} PpNameOrder;
+
+/* Where a name is in objects with the same names. */
+typedef struct PpPlace
+{
+	uint64 name_set;
+	int position; /* -1: it is not there */
+} PpPlace;
+
+extern bool pp_names_are_kept(const PpNameOrder *kept, const PpPair *pairs, int n);
+extern PpObject *pp_object_make(PpNameOrder *kept, bool are_kept, const PpPair *pairs, int n);
+extern PpObject *pp_object_of_jsonb(const Jsonb *jb);
+extern Jsonb *pp_object_jsonb(const PpObject *object);
+extern const PpPair *pp_object_find(const PpObject *object, const char *name, size_t len,
+									PpPlace *place);
+extern bool pp_pair_text(const PpPair *pair, PpString *text);
+
+#endif /* PP_EVENT_OBJECT_H */
