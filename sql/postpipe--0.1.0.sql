@@ -224,6 +224,13 @@ CREATE FUNCTION @extschema@.postpipe_resume(pipeline text, take_over boolean DEF
     RETURNS void AS 'MODULE_PATHNAME', 'postpipe_resume' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_wait_state(pipeline text, state text, timeout interval DEFAULT '30s')   -- 'paused' = no transaction of it is open any more
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_wait_state' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+-- Look, before and after
+CREATE FUNCTION @extschema@.postpipe_test(pipeline text, entries integer DEFAULT 10, from_id text DEFAULT NULL, statement text DEFAULT NULL,
+        OUT id @extschema@.postpipe_id, OUT ok boolean, OUT sqlstate text, OUT message text, OUT detail text, OUT result jsonb)   -- statement: try another one
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_test' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_peek(pipeline text, from_id text DEFAULT '-', to_id text DEFAULT '+', max_entries integer DEFAULT 10,
+        OUT id @extschema@.postpipe_id, OUT added_at timestamptz, OUT event jsonb, OUT envelope jsonb, OUT status text)            -- applied | filtered | dead | retrying | pending | unread
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_peek' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_wait(pipeline text, id @extschema@.postpipe_id, timeout interval DEFAULT '10s')
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_wait' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_rewind(pipeline text, to_id text DEFAULT NULL, to_time timestamptz DEFAULT NULL)  -- applies AGAIN, on purpose: opens an epoch; needs a paused pipeline
@@ -350,6 +357,8 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_pause,
     @extschema@.postpipe_resume,
     @extschema@.postpipe_wait_state,
+    @extschema@.postpipe_test,
+    @extschema@.postpipe_peek,
     @extschema@.postpipe_wait,
     @extschema@.postpipe_rewind,
     @extschema@.postpipe_replay,
@@ -393,6 +402,8 @@ COMMENT ON FUNCTION @extschema@.postpipe_drop_pipeline IS 'drops a pipeline; ref
 COMMENT ON FUNCTION @extschema@.postpipe_pause IS 'stops reading of a pipeline at commit; nothing is lost';
 COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over arms one that comes from another server';
 COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state (running: or idle); false when time is up';
+COMMENT ON FUNCTION @extschema@.postpipe_test IS 'runs the statement, or another one, over entries of the stream and rolls it back: a verdict for each entry';
+COMMENT ON FUNCTION @extschema@.postpipe_peek IS 'entries of the stream as the pipeline sees them, and what became of each';
 COMMENT ON FUNCTION @extschema@.postpipe_wait IS 'waits until an entry is applied; false when time is up';
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
 COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';

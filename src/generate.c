@@ -290,18 +290,30 @@ make_insert(Relation target, List *columns)
 
 /* An insert with what becomes of rows that are there; `newer` is as of newer_condition(). */
 static char *
-make_upsert(const char *insert, const PpPipeline *p, Relation target, List *columns,
-			const char *newer)
+make_upsert(const char *insert, const PpPipeline *p, List *columns, const char *newer)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, insert);
 	append_conflict_clause(&sql, p, columns, newer);
-	/* A partitioned table's rows have no system columns to tell an insert from an update. */
-	if (target->rd_rel->relkind == RELKIND_RELATION)
-		appendStringInfoString(&sql, "\nRETURNING (t.xmax = 0) AS inserted");
 	return sql.data;
+}
+
+/* The same, which tells which rows it did not insert, where that can be told. */
+static char *
+tell_inserted(const char *upsert, Relation target)
+{
+	/* A partitioned table's rows have no system columns to tell an insert from an update. */
+	if (target->rd_rel->relkind != RELKIND_RELATION)
+		return pstrdup(upsert);
+	return psprintf("%s\nRETURNING (t.xmax = 0) AS inserted", upsert);
+}
+
+static char *
+show_rows(const char *sql)
+{
+	return psprintf("%s\nRETURNING t.*", sql);
 }
 
 /* Would a DELETE do more than that? */
@@ -381,6 +393,7 @@ pp_generate(const PpExtension *ext, const PpPipeline *p, Relation target)
 	List *key = p->key != NIL ? p->key : primary_key(target);
 	List *columns = pp_generate_columns(p, target, key);
 	char *insert = make_insert(target, columns);
+	char *upsert;
 	bool nulls_alike;
 
 	check_key(p, target, key, columns);
@@ -390,14 +403,16 @@ pp_generate(const PpExtension *ext, const PpPipeline *p, Relation target)
 	if (key == NIL || strcmp(p->on_conflict, "error") == 0)
 	{
 		g->forms[PP_FORM_WHOLE] = g->forms[PP_FORM_PLAIN] = insert;
+		g->forms[PP_FORM_SHOW] = show_rows(insert);
 		return g;
 	}
-	g->forms[PP_FORM_WHOLE] =
-		make_upsert(insert, p, target, columns, newer_condition(ext, p, columns));
+	upsert = make_upsert(insert, p, columns, newer_condition(ext, p, columns));
+	g->forms[PP_FORM_WHOLE] = tell_inserted(upsert, target);
+	g->forms[PP_FORM_SHOW] = show_rows(upsert);
 	if (find_arbiter(target, columns, &nulls_alike))
 		g->forms[PP_FORM_PLAIN] = insert;
 	if (strcmp(p->on_conflict, "update") == 0)
-		g->forms[PP_FORM_OLDER] = make_upsert(insert, p, target, columns, "false");
+		g->forms[PP_FORM_OLDER] = tell_inserted(make_upsert(insert, p, columns, "false"), target);
 	g->key = make_key(columns, nulls_alike);
 	return g;
 }

@@ -15,6 +15,7 @@ typedef enum PpForm
 	PP_FORM_OLDER,     /* their keys were written by later entries: they fill what is NULL */
 	PP_FORM_CHECK,     /* writes nothing: the positions of entries whose values fit no type */
 	PP_FORM_DELETE,    /* removes the rows of these keys; only where nothing else happens then */
+	PP_FORM_SHOW,      /* as the whole one, and returns the rows that it wrote */
 	PP_FORMS
 } PpForm;
 

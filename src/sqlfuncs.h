@@ -10,6 +10,7 @@
 #include "pipeline.h"
 #include "redis.h"
 #include "shmem.h"
+#include "stream.h"
 #include "stream_group.h"
 
 #include "fmgr.h"
@@ -38,11 +39,27 @@ extern void pp_function_apply_end(PpApply *a);
 PP_NORETURN extern void pp_function_throw(const PpEntryError *error);
 extern void pp_function_count(const char *pipeline, PpCounter counter, uint64 n);
 
+#define PP_FUNCTION_REPLY ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
+
 /* sqlfuncs_redis.c */
 extern PpRedis *pp_function_connect(void);
 extern PpReply *pp_function_reply(PpRedis *conn);
 PP_NORETURN extern void pp_function_fail(const PpReply *reply);
 extern bool pp_function_failed_with(const PpReply *reply, const char *code);
+
+/* A range of a stream that is read page by page. */
+typedef struct PpRange
+{
+	const char *stream;
+	PpId after; /* what was read ends with it */
+	PpId last;
+	int page; /* entries that the next page has, at most */
+} PpRange;
+
+/* sqlfuncs_range.c */
+extern PpRange pp_function_range(const PpPipeline *p, const char *from, const char *to);
+extern bool pp_function_next_page(PpRedis *conn, PpRange *range, int max, PpBatch *batch);
+extern PpStreamFacts pp_function_group(PpRedis *conn, const PpPipeline *p);
 
 /* sqlfuncs_consumers.c */
 extern PpConsumer *pp_function_consumers(PpRedis *conn, const PpPipeline *p, int *n);

@@ -26,7 +26,6 @@
 #include "guc.h"
 #include "ledger.h"
 #include "stats.h"
-#include "stream.h"
 
 #define ACK_PAGE 1000
 

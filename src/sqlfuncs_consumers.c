@@ -20,7 +20,6 @@
 #include "consumer.h"
 #include "ledger.h"
 #include "store.h"
-#include "stream.h"
 
 #define PENDING_PAGE 1000
 

@@ -33,7 +33,7 @@ pp_function_connect(void)
 	if (!pp_redis_start(conn, &url) ||
 		pp_redis_receive(conn, NULL, REDIS_MS, PP_WAIT_REDIS_CONNECT) == PP_REDIS_FAILED)
 		fail(pp_redis_error(conn));
-	pp_redis_reply_target(conn, CurrentMemoryContext, (size_t) 1024 * 1024 * 1024);
+	pp_redis_reply_target(conn, CurrentMemoryContext, PP_FUNCTION_REPLY);
 	return conn;
 }
 

@@ -18,9 +18,6 @@
 #include "dead_letter.h"
 #include "event.h"
 #include "stats.h"
-#include "stream.h"
-
-#define MAX_REPLY ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
 
 PG_FUNCTION_INFO_V1(postpipe_skip);
 
@@ -49,7 +46,6 @@ read_entry(const PpExtension *ext, const PpPipeline *p, PpId id)
 
 	pp_require_group(ext, p);
 	conn = pp_function_connect();
-	pp_redis_reply_target(conn, CurrentMemoryContext, MAX_REPLY);
 	pp_stream_send_range(conn, p->stream, pp_id_previous(id), id, 1);
 	reply = pp_function_reply(conn);
 	if (!pp_stream_parse_range(reply, &found, &error))

@@ -38,6 +38,7 @@
 #include "batch_relation.h"
 #include "bulk_insert.h"
 #include "compat.h"
+#include "returned.h"
 #include "shmem.h"
 #include "target.h"
 
@@ -63,15 +64,6 @@ struct PpStatement
 	TimestampTz started_at; /* of the run that is under way; 0: none is */
 	bool over_entries;      /* it has some, and has not ended */
 };
-
-/* Counts what RETURNING returns, without keeping it. */
-typedef struct CountReceiver
-{
-	DestReceiver pub;
-	int column; /* of a boolean "inserted"; -1: there is none */
-	int not_inserted;
-	bool *bad; /* PP_FORM_CHECK: by position, from 0 */
-} CountReceiver;
 
 /* Set by invalidation: some relation has changed, look at the definition again. */
 static bool relations_changed = true;
@@ -306,43 +298,6 @@ pp_statement_sql(const PpStatement *s)
 	return s->made->forms[PP_FORM_WHOLE];
 }
 
-static void
-count_startup(DestReceiver *self, int operation, TupleDesc typeinfo)
-{
-	CountReceiver *count = (CountReceiver *) self;
-
-	count->column = -1;
-	for (int i = 0; i < typeinfo->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(typeinfo, i);
-
-		if (att->atttypid == BOOLOID && strcmp(NameStr(att->attname), "inserted") == 0)
-			count->column = i + 1;
-	}
-}
-
-static bool
-count_tuple(TupleTableSlot *slot, DestReceiver *self)
-{
-	CountReceiver *count = (CountReceiver *) self;
-	bool isnull;
-
-	if (count->bad != NULL)
-		count->bad[DatumGetInt32(slot_getattr(slot, 1, &isnull)) - 1] = true;
-	if (count->column > 0)
-	{
-		Datum inserted = slot_getattr(slot, count->column, &isnull);
-
-		count->not_inserted += !isnull && !DatumGetBool(inserted);
-	}
-	return true;
-}
-
-static void
-count_nothing(DestReceiver *self)
-{
-}
-
 /* Of the tables that a plan writes.  It must not be saved yet: then no resource owner has it. */
 static void
 check_written(PpStatement *s, SPIPlanPtr plan)
@@ -432,31 +387,20 @@ pp_statement_failed_on_entries(PpStatement *s)
 	return failed;
 }
 
-/* Runs a plan; returns how many rows it said it did not insert. With `bad`, it is the check. */
-static int
-execute(SPIPlanPtr plan, bool *bad)
+static void
+execute(SPIPlanPtr plan, PpReturned *returned)
 {
-	CountReceiver count = {{0}};
-	SPIExecuteOptions options = {0};
-	int rc;
+	SPIExecuteOptions options = {.dest = &returned->pub};
+	int rc = SPI_execute_plan_extended(plan, &options);
 
-	count.pub.receiveSlot = count_tuple;
-	count.pub.rStartup = count_startup;
-	count.pub.rShutdown = count_nothing;
-	count.pub.rDestroy = count_nothing;
-	count.pub.mydest = DestNone;
-	count.bad = bad;
-	options.dest = (DestReceiver *) &count;
-	rc = SPI_execute_plan_extended(plan, &options);
 	if (rc == SPI_ERROR_COPY || rc == SPI_ERROR_TRANSACTION)
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						errmsg("a pipeline's statement cannot be COPY or a transaction command")));
 	if (rc < 0)
 		elog(ERROR, "could not run the statement: %s", SPI_result_code_string(rc));
-	return count.not_inserted;
 }
 
-static int run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad);
+static void run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned);
 
 /*
  * pp_statement_run
@@ -468,7 +412,11 @@ static int run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 int
 pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form)
 {
-	return run(s, entries, n, form, NULL);
+	PpReturned returned;
+
+	pp_returned_init(&returned);
+	run(s, entries, n, form, &returned);
+	return returned.not_inserted;
 }
 
 /*
@@ -479,11 +427,32 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form)
 void
 pp_statement_find_bad(PpStatement *s, PpEntry **entries, int n, bool *bad)
 {
-	(void) run(s, entries, n, PP_FORM_CHECK, bad);
+	PpReturned returned;
+
+	pp_returned_init(&returned);
+	returned.bad = bad;
+	run(s, entries, n, PP_FORM_CHECK, &returned);
 }
 
-static int
-run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
+/*
+ * pp_statement_show
+ *		As pp_statement_run() in the whole form, with one entry.  Appends the rows that it wrote (or those
+ *		that a user's statement returns), as the elements of a JSON array.  False: it returns none.
+ */
+bool
+pp_statement_show(PpStatement *s, PpEntry *entry, StringInfo rows)
+{
+	PpForm form = s->made->forms[PP_FORM_SHOW] != NULL ? PP_FORM_SHOW : PP_FORM_WHOLE;
+	PpReturned returned;
+
+	pp_returned_init(&returned);
+	returned.rows = rows;
+	run(s, &entry, 1, form, &returned);
+	return returned.any;
+}
+
+static void
+run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 {
 	PpBatchRelation *batch;
 	SPIPlanPtr plan;
@@ -491,7 +460,6 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 	Oid save_user;
 	int save_context;
 	int nest;
-	int not_inserted = 0;
 
 	/* One that an aborted run left behind lives in run_cxt: away with it before the reset. */
 	pp_batch_unregister();
@@ -519,7 +487,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 	if (form != PP_FORM_PLAIN || !s->bulk || !pp_bulk_insert(plan, batch))
 	{
 		pp_batch_fill(batch);
-		not_inserted = execute(plan, bad);
+		execute(plan, returned);
 	}
 
 	s->over_entries = false;
@@ -530,5 +498,4 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, bool *bad)
 	SetUserIdAndSecContext(save_user, save_context);
 	pp_batch_unregister();
 	MemoryContextSwitchTo(old);
-	return not_inserted;
 }

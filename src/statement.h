@@ -8,6 +8,8 @@
 #include "batch.h"
 #include "generate.h"
 
+#include "lib/stringinfo.h"
+
 typedef struct PpStatement PpStatement;
 
 extern PpStatement *pp_statement_create(MemoryContext cxt, const PpExtension *ext,
@@ -21,6 +23,7 @@ extern bool pp_statement_failed(PpStatement *s);
 extern bool pp_statement_has(const PpStatement *s, PpForm form);
 extern bool pp_statement_failed_on_entries(PpStatement *s);
 extern void pp_statement_find_bad(PpStatement *s, PpEntry **entries, int n, bool *bad);
+extern bool pp_statement_show(PpStatement *s, PpEntry *entry, StringInfo rows);
 extern int pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form);
 
 #endif /* PP_STATEMENT_H */

@@ -23,6 +23,12 @@ SELECT pg_temp.has_signature('postpipe_drop_pipeline',
 SELECT pg_temp.has_signature('postpipe_pause', 'pipeline text, reason text DEFAULT NULL::text', 'void');
 SELECT pg_temp.has_signature('postpipe_resume', 'pipeline text, take_over boolean DEFAULT false', 'void');
 SELECT pg_temp.has_signature('postpipe_wait_state', 'pipeline text, state text, timeout interval DEFAULT ''00:00:30''::interval', 'boolean');
+SELECT pg_temp.has_signature('postpipe_test',
+'pipeline text, entries integer DEFAULT 10, from_id text DEFAULT NULL::text, statement text DEFAULT NULL::text,
+OUT id postpipe_id, OUT ok boolean, OUT sqlstate text, OUT message text, OUT detail text, OUT result jsonb', 'SETOF record');
+SELECT pg_temp.has_signature('postpipe_peek',
+'pipeline text, from_id text DEFAULT ''-''::text, to_id text DEFAULT ''+''::text, max_entries integer DEFAULT 10,
+OUT id postpipe_id, OUT added_at timestamp with time zone, OUT event jsonb, OUT envelope jsonb, OUT status text', 'SETOF record');
 SELECT pg_temp.has_signature('postpipe_wait', 'pipeline text, id postpipe_id, timeout interval DEFAULT ''00:00:10''::interval', 'boolean');
 SELECT pg_temp.has_signature('postpipe_rewind',
 'pipeline text, to_id text DEFAULT NULL::text, to_time timestamp with time zone DEFAULT NULL::timestamp with time zone', 'bigint');
@@ -56,7 +62,7 @@ SELECT pg_temp.has_signature('postpipe_id_hash', 'postpipe_id', 'integer');
 -- Each function under a view has the version of its row type in its name, and returns a set.
 SELECT is_empty($$
     SELECT proname FROM pg_proc WHERE proname LIKE 'postpipe%' AND proretset AND proname !~ '_0_1$'
-        AND proname NOT IN ('postpipe_consumers', 'postpipe_pending', 'postpipe_reap_consumers', 'postpipe_prometheus') $$, 'the functions under views are versioned');
+        AND proname NOT IN ('postpipe_test', 'postpipe_peek', 'postpipe_consumers', 'postpipe_pending', 'postpipe_reap_consumers', 'postpipe_prometheus') $$, 'the functions under views are versioned');
 SELECT is_empty($$
     SELECT proname FROM pg_proc WHERE proname ~ '^postpipe_.*_0_1$' AND prosrc <> proname $$, '... and so are their symbols');
 
