@@ -66,6 +66,9 @@ demo:
 test:
 	@PG_CONFIG="$(PG_CONFIG)" test/run
 
+smoke:
+	@PSQL="$(bindir)/psql" test/smoke
+
 torture:
 	@PG_CONFIG="$(PG_CONFIG)" test/torture $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(TORTURE)
 
@@ -79,8 +82,9 @@ help:
 	@echo "make, make install, make installcheck, make clean   build for the server of PG_CONFIG"
 	@echo "make demo                                           see it work: private PostgreSQL and Redis, ends by itself"
 	@echo "make test                                           every test; test/run FILE ... runs some of them"
+	@echo "make smoke                                          does it work on the server of PGHOST, PGPORT, PGDATABASE?"
 	@echo "make torture                                        random crashes for SECONDS=600, with SEED=n; see test/torture"
 	@echo "make check-style                                    formatting, layers, exported symbols, version"
 	@echo "make bench                                          measurements, with options in BENCH; see bench/README.md"
 
-.PHONY: check-preload demo test torture bench check-style help
+.PHONY: check-preload demo test smoke torture bench check-style help

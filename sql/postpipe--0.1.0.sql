@@ -262,6 +262,11 @@ CREATE FUNCTION @extschema@.postpipe_publish(pipeline text, event jsonb, max_len
 CREATE FUNCTION @extschema@.postpipe_ingest(pipeline text, event jsonb, id @extschema@.postpipe_id DEFAULT NULL) RETURNS bigint
     AS 'MODULE_PATHNAME', 'postpipe_ingest' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
+CREATE FUNCTION @extschema@.postpipe_check(for_pipeline text DEFAULT NULL,
+        OUT pipeline text, OUT check_name text, OUT status text, OUT detail text, OUT hint text)          -- ok | warning | error; `check` is a reserved word
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_check' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_selftest(timeout interval DEFAULT '30s', OUT step text, OUT ok boolean, OUT detail text)  -- own stream, group and table: production's foreign keys would refuse a test event
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_selftest' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_reset_stats(pipeline text DEFAULT NULL) RETURNS void AS 'MODULE_PATHNAME', 'postpipe_reset_stats' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_version(OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean) AS 'MODULE_PATHNAME', 'postpipe_version' LANGUAGE C STABLE PARALLEL SAFE;
 
@@ -371,6 +376,8 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_reap_consumers,
     @extschema@.postpipe_publish,
     @extschema@.postpipe_ingest,
+    @extschema@.postpipe_check,
+    @extschema@.postpipe_selftest,
     @extschema@.postpipe_reset_stats,
     @extschema@.postpipe_version,
     @extschema@.postpipe_stats_0_1,
@@ -383,7 +390,7 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_histograms_0_1,
     @extschema@.postpipe_prometheus
     FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_lost_0_1(), @extschema@.postpipe_events_0_1(), @extschema@.postpipe_latency_0_1(), @extschema@.postpipe_metrics_0_1(), @extschema@.postpipe_histograms_0_1(), @extschema@.postpipe_prometheus(), @extschema@.postpipe_version() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION @extschema@.postpipe_stats_0_1(), @extschema@.postpipe_workers_0_1(), @extschema@.postpipe_audit_0_1(), @extschema@.postpipe_lost_0_1(), @extschema@.postpipe_events_0_1(), @extschema@.postpipe_latency_0_1(), @extschema@.postpipe_metrics_0_1(), @extschema@.postpipe_histograms_0_1(), @extschema@.postpipe_prometheus(), @extschema@.postpipe_check(text), @extschema@.postpipe_version() TO pg_monitor;
 GRANT SELECT ON @extschema@.postpipe_stats, @extschema@.postpipe_status, @extschema@.postpipe_workers, @extschema@.postpipe_audit, @extschema@.postpipe_lost, @extschema@.postpipe_events, @extschema@.postpipe_latency, @extschema@.postpipe_metrics, @extschema@.postpipe_histograms TO pg_monitor;
 GRANT SELECT ON @extschema@.postpipe_pipelines, @extschema@.postpipe_dlq TO PUBLIC;
 
@@ -416,6 +423,8 @@ COMMENT ON FUNCTION @extschema@.postpipe_claim IS 'hands what is pending for oth
 COMMENT ON FUNCTION @extschema@.postpipe_reap_consumers IS 'deletes foreign consumers that have nothing pending and were idle for min_idle; a dry run shows which';
 COMMENT ON FUNCTION @extschema@.postpipe_publish IS 'adds an event to the stream of a pipeline, at once and not at commit; returns its ID';
 COMMENT ON FUNCTION @extschema@.postpipe_ingest IS 'applies events as the pipeline does, without Redis and in this transaction; returns how many';
+COMMENT ON FUNCTION @extschema@.postpipe_check IS 'what is wrong with servers and pipelines, one line for each thing that was looked at, with what to run';
+COMMENT ON FUNCTION @extschema@.postpipe_selftest IS 'an event from XADD to its row and its acknowledgement, step by step, in a stream and a table of its own';
 COMMENT ON FUNCTION @extschema@.postpipe_reset_stats IS 'sets the counters of a pipeline, or of all, back to 0; the audit is not touched';
 COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, the SQL objects and hiredis';
 COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';

@@ -97,7 +97,7 @@ find_letters(const PpExtension *ext, const PpPipeline *p, PpId *ids, int n, Look
 								   "WHERE pipeline = $1 AND id OPERATOR(%1$s.=) ANY ($2) "
 								   "ORDER BY epoch",
 								   ext->schema_name),
-						  2, types, values, NULL, true, 0);
+						  2, types, values, NULL, false, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple tuple = SPI_tuptable->vals[i];

@@ -52,6 +52,10 @@ OUT consumer text, OUT idle_seconds double precision, OUT pending bigint, OUT re
 SELECT pg_temp.has_signature('postpipe_skip', 'pipeline text, id postpipe_id, reason text DEFAULT NULL::text', 'boolean');
 SELECT pg_temp.has_signature('postpipe_publish', 'pipeline text, event jsonb, max_len bigint DEFAULT NULL::bigint', 'postpipe_id');
 SELECT pg_temp.has_signature('postpipe_ingest', 'pipeline text, event jsonb, id postpipe_id DEFAULT NULL::postpipe_id', 'bigint');
+SELECT pg_temp.has_signature('postpipe_check',
+'for_pipeline text DEFAULT NULL::text, OUT pipeline text, OUT check_name text, OUT status text, OUT detail text, OUT hint text', 'SETOF record');
+SELECT pg_temp.has_signature('postpipe_selftest',
+'timeout interval DEFAULT ''00:00:30''::interval, OUT step text, OUT ok boolean, OUT detail text', 'SETOF record');
 SELECT pg_temp.has_signature('postpipe_reset_stats', 'pipeline text DEFAULT NULL::text', 'void');
 SELECT pg_temp.has_signature('postpipe_version', 'OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean', 'record');
 SELECT pg_temp.has_signature('postpipe_prometheus', '', 'SETOF text');
@@ -62,7 +66,7 @@ SELECT pg_temp.has_signature('postpipe_id_hash', 'postpipe_id', 'integer');
 -- Each function under a view has the version of its row type in its name, and returns a set.
 SELECT is_empty($$
     SELECT proname FROM pg_proc WHERE proname LIKE 'postpipe%' AND proretset AND proname !~ '_0_1$'
-        AND proname NOT IN ('postpipe_test', 'postpipe_peek', 'postpipe_consumers', 'postpipe_pending', 'postpipe_reap_consumers', 'postpipe_prometheus') $$, 'the functions under views are versioned');
+        AND proname NOT IN ('postpipe_check', 'postpipe_selftest', 'postpipe_test', 'postpipe_peek', 'postpipe_consumers', 'postpipe_pending', 'postpipe_reap_consumers', 'postpipe_prometheus') $$, 'the functions under views are versioned');
 SELECT is_empty($$
     SELECT proname FROM pg_proc WHERE proname ~ '^postpipe_.*_0_1$' AND prosrc <> proname $$, '... and so are their symbols');
 

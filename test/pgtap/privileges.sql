@@ -9,7 +9,7 @@ CREATE ROLE postpipe_reader IN ROLE pg_read_all_data;
 CREATE TEMP TABLE wanted (object text, nobody boolean, monitor boolean);
 INSERT INTO wanted VALUES
     ('postpipe_create_pipeline', false, false), ('postpipe_alter_pipeline', false, false), ('postpipe_drop_pipeline', false, false), ('postpipe_pause', false, false),
-    ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_wait', false, false), ('postpipe_test', false, false), ('postpipe_peek', false, false), ('postpipe_rewind', false, false),
+    ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_wait', false, false), ('postpipe_test', false, false), ('postpipe_check', false, true), ('postpipe_selftest', false, false), ('postpipe_peek', false, false), ('postpipe_rewind', false, false),
     ('postpipe_replay', false, false), ('postpipe_discard', false, false),
     ('postpipe_consumers', false, false), ('postpipe_pending', false, false), ('postpipe_create_group', false, false),
     ('postpipe_claim', false, false), ('postpipe_skip', false, false), ('postpipe_publish', false, false), ('postpipe_ingest', false, false), ('postpipe_reap_consumers', false, false), ('postpipe_lost_0_1', false, true), ('postpipe_lost', false, true),
@@ -40,6 +40,7 @@ SET LOCAL ROLE postpipe_monitor;
 SELECT lives_ok('SELECT * FROM ' || v, 'pg_monitor reads ' || v)
 FROM unnest('{postpipe_stats,postpipe_status,postpipe_workers,postpipe_audit,postpipe_lost,postpipe_pipelines,postpipe_dlq}'::text[]) v;
 SELECT lives_ok('SELECT * FROM postpipe_version()', 'pg_monitor asks for the version');
+SELECT lives_ok('SELECT * FROM postpipe_check()', 'pg_monitor asks the doctor');
 SELECT throws_ok('SELECT * FROM postpipe_dead_letter', '42501', NULL, 'pg_monitor does not read dead letters');
 SELECT throws_ok('SELECT * FROM postpipe_pipeline', '42501', NULL, 'pg_monitor does not read the table of definitions');
 SELECT throws_ok($$ SELECT postpipe_pause('posts') $$, '42501', NULL, 'pg_monitor does not pause');
