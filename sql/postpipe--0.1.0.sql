@@ -235,6 +235,9 @@ CREATE FUNCTION @extschema@.postpipe_wait(pipeline text, id @extschema@.postpipe
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_wait' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_rewind(pipeline text, to_id text DEFAULT NULL, to_time timestamptz DEFAULT NULL)  -- applies AGAIN, on purpose: opens an epoch; needs a paused pipeline
     RETURNS bigint AS 'MODULE_PATHNAME', 'postpipe_rewind' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;    -- entries that will be read
+CREATE FUNCTION @extschema@.postpipe_backfill(pipeline text, from_id text DEFAULT '-', to_id text DEFAULT '+', into_table regclass DEFAULT NULL, again boolean DEFAULT false,
+        OUT entries bigint, OUT applied bigint, OUT deduplicated bigint, OUT failed bigint)                            -- XRANGE; the group is not touched
+    RETURNS record AS 'MODULE_PATHNAME', 'postpipe_backfill' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 -- Dead letters: one filter, two verbs. since and until are about the first failure; the earliest entries come first.
 CREATE FUNCTION @extschema@.postpipe_replay(pipeline text, ids @extschema@.postpipe_id[] DEFAULT NULL, sqlstate text DEFAULT NULL, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_entries integer DEFAULT NULL,
@@ -366,6 +369,7 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_peek,
     @extschema@.postpipe_wait,
     @extschema@.postpipe_rewind,
+    @extschema@.postpipe_backfill,
     @extschema@.postpipe_replay,
     @extschema@.postpipe_discard,
     @extschema@.postpipe_skip,
@@ -413,6 +417,7 @@ COMMENT ON FUNCTION @extschema@.postpipe_test IS 'runs the statement, or another
 COMMENT ON FUNCTION @extschema@.postpipe_peek IS 'entries of the stream as the pipeline sees them, and what became of each';
 COMMENT ON FUNCTION @extschema@.postpipe_wait IS 'waits until an entry is applied; false when time is up';
 COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
+COMMENT ON FUNCTION @extschema@.postpipe_backfill IS 'a range of the stream through the statement, into the target or another table; the group is not touched';
 COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';
 COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters; they stay counted in postpipe_audit';
 COMMENT ON FUNCTION @extschema@.postpipe_skip IS 'makes a dead letter of an entry that is unread, pending or tried again, without running it; false when it is settled or not there';

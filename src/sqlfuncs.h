@@ -59,6 +59,10 @@ typedef struct PpRange
 /* sqlfuncs_range.c */
 extern PpRange pp_function_range(const PpPipeline *p, const char *from, const char *to);
 extern bool pp_function_next_page(PpRedis *conn, PpRange *range, int max, PpBatch *batch);
+extern int pp_id_compare_pointers(const void *a, const void *b);
+extern PpId *pp_function_page_ids(const PpBatch *batch);
+extern void pp_function_find_pending(PpRedis *conn, const PpPipeline *p, const PpId *ids, int n,
+									 bool *pending);
 extern PpStreamFacts pp_function_group(PpRedis *conn, const PpPipeline *p);
 
 /* sqlfuncs_consumers.c */

@@ -22,8 +22,6 @@
 #include "ledger.h"
 #include "store.h"
 
-#define PENDING_PAGE 1000
-
 PG_FUNCTION_INFO_V1(postpipe_peek);
 
 /* What is known of an entry of a page. */
@@ -33,49 +31,6 @@ typedef struct Look
 	bool settled;
 	const char *letter; /* its state; NULL: it has none */
 } Look;
-
-static int
-compare_ids(const void *a, const void *b)
-{
-	return pp_id_compare(*(const PpId *) a, *(const PpId *) b);
-}
-
-static PpId *
-page_ids(const PpBatch *batch)
-{
-	PpId *ids = palloc(batch->n * sizeof(PpId));
-
-	for (int i = 0; i < batch->n; i++)
-		ids[i] = batch->entries[i].id;
-	return ids;
-}
-
-/* Marks what is pending in the group, for whomever. */
-static void
-find_pending(PpRedis *conn, const PpPipeline *p, const PpId *ids, int n, Look *looks)
-{
-	PpId after = pp_id_previous(ids[0]);
-	PpReply *reply;
-
-	do
-	{
-		pp_stream_send_pending(conn, p->stream, p->group, after, ids[n - 1], PENDING_PAGE);
-		reply = pp_function_reply(conn);
-		if (reply->type != PP_REPLY_ARRAY)
-			pp_function_fail(reply);
-		for (size_t i = 0; i < reply->len; i++)
-		{
-			PpRedisError error;
-			PpId *found;
-
-			if (!pp_stream_parse_pending(&reply->items[i], &after, &error))
-				pp_function_fail(reply);
-			found = bsearch(&after, ids, n, sizeof(PpId), compare_ids);
-			if (found != NULL)
-				looks[found - ids].pending = true;
-		}
-	} while (reply->len == PENDING_PAGE);
-}
 
 /* Finds the letters of the page; of several with one ID, the latest epoch's counts. */
 static void
@@ -103,7 +58,7 @@ find_letters(const PpExtension *ext, const PpPipeline *p, PpId *ids, int n, Look
 		HeapTuple tuple = SPI_tuptable->vals[i];
 		bool isnull;
 		Datum id = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull);
-		PpId *found = bsearch(DatumGetPointer(id), ids, n, sizeof(PpId), compare_ids);
+		PpId *found = bsearch(DatumGetPointer(id), ids, n, sizeof(PpId), pp_id_compare_pointers);
 
 		looks[found - ids].letter =
 			MemoryContextStrdup(cxt, SPI_getvalue(tuple, SPI_tuptable->tupdesc, 2));
@@ -154,15 +109,16 @@ static void
 peek_page(FunctionCallInfo fcinfo, const PpExtension *ext, const PpPipeline *p, PpRedis *conn,
 		  const PpStreamFacts *facts, PpBatch *batch)
 {
-	PpId *ids = page_ids(batch);
+	PpId *ids = pp_function_page_ids(batch);
 	Look *looks = palloc0(batch->n * sizeof(Look));
 	bool *settled = palloc(batch->n * sizeof(bool));
+	bool *pending = palloc0(batch->n * sizeof(bool));
 
 	if (facts->group_exists)
-		find_pending(conn, p, ids, batch->n, looks);
+		pp_function_find_pending(conn, p, ids, batch->n, pending);
 	pp_ledger_settled(ext, p->name, ids, batch->n, settled);
 	for (int i = 0; i < batch->n; i++)
-		looks[i].settled = settled[i];
+		looks[i] = (Look){pending[i], settled[i], NULL};
 	find_letters(ext, p, ids, batch->n, looks);
 	emit_page(fcinfo, p, facts, batch, looks);
 }

@@ -11,6 +11,7 @@
 
 
 #define PAGE_ENTRIES 100
+#define PENDING_PAGE 1000
 #define PAGE_BYTES   ((size_t) 1024 * 1024)
 
 /* An ID as XRANGE takes it; `name` is the argument's, seq that of an ID without one. */
@@ -95,4 +96,48 @@ pp_function_group(PpRedis *conn, const PpPipeline *p)
 	if (!pp_stream_parse_group(reply, p->group, &facts, &error))
 		pp_function_fail(reply);
 	return facts;
+}
+
+/* For bsearch(), of PpId. */
+int
+pp_id_compare_pointers(const void *a, const void *b)
+{
+	return pp_id_compare(*(const PpId *) a, *(const PpId *) b);
+}
+
+PpId *
+pp_function_page_ids(const PpBatch *batch)
+{
+	PpId *ids = palloc(batch->n * sizeof(PpId));
+
+	for (int i = 0; i < batch->n; i++)
+		ids[i] = batch->entries[i].id;
+	return ids;
+}
+
+/* Sets pending[i] of those of the IDs, in stream order, that are pending in the group, for whomever. */
+void
+pp_function_find_pending(PpRedis *conn, const PpPipeline *p, const PpId *ids, int n, bool *pending)
+{
+	PpId after = pp_id_previous(ids[0]);
+	PpReply *reply;
+
+	do
+	{
+		pp_stream_send_pending(conn, p->stream, p->group, after, ids[n - 1], PENDING_PAGE);
+		reply = pp_function_reply(conn);
+		if (reply->type != PP_REPLY_ARRAY)
+			pp_function_fail(reply);
+		for (size_t i = 0; i < reply->len; i++)
+		{
+			PpRedisError error;
+			PpId *found;
+
+			if (!pp_stream_parse_pending(&reply->items[i], &after, &error))
+				pp_function_fail(reply);
+			found = bsearch(&after, ids, n, sizeof(PpId), pp_id_compare_pointers);
+			if (found != NULL)
+				pending[found - ids] = true;
+		}
+	} while (reply->len == PENDING_PAGE);
 }

@@ -32,6 +32,9 @@ OUT id postpipe_id, OUT added_at timestamp with time zone, OUT event jsonb, OUT 
 SELECT pg_temp.has_signature('postpipe_wait', 'pipeline text, id postpipe_id, timeout interval DEFAULT ''00:00:10''::interval', 'boolean');
 SELECT pg_temp.has_signature('postpipe_rewind',
 'pipeline text, to_id text DEFAULT NULL::text, to_time timestamp with time zone DEFAULT NULL::timestamp with time zone', 'bigint');
+SELECT pg_temp.has_signature('postpipe_backfill',
+'pipeline text, from_id text DEFAULT ''-''::text, to_id text DEFAULT ''+''::text, into_table regclass DEFAULT NULL::regclass, again boolean DEFAULT false,
+OUT entries bigint, OUT applied bigint, OUT deduplicated bigint, OUT failed bigint', 'record');
 SELECT pg_temp.has_signature('postpipe_replay',
 'pipeline text, ids postpipe_id[] DEFAULT NULL::postpipe_id[], sqlstate text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone,
 until timestamp with time zone DEFAULT NULL::timestamp with time zone, max_entries integer DEFAULT NULL::integer, OUT matched bigint, OUT applied bigint, OUT failed bigint', 'record');

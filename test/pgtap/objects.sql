@@ -61,7 +61,7 @@ SELECT is_empty($$ SELECT oid::regprocedure FROM member_function WHERE prokind =
 SELECT set_eq($$
     SELECT proname::text, provolatile::text, proparallel::text, proisstrict FROM member_function WHERE proname !~ '^postpipe_id_' AND prokind = 'f' $$, $$ VALUES
     ('postpipe_create_pipeline', 'v', 'u', false), ('postpipe_alter_pipeline', 'v', 'u', false), ('postpipe_drop_pipeline', 'v', 'u', true), ('postpipe_pause', 'v', 'u', false),
-    ('postpipe_resume', 'v', 'u', true), ('postpipe_wait_state', 'v', 'u', true), ('postpipe_wait', 'v', 'u', true), ('postpipe_test', 'v', 'u', false), ('postpipe_check', 'v', 'u', false), ('postpipe_selftest', 'v', 'u', false), ('postpipe_peek', 'v', 'u', true), ('postpipe_rewind', 'v', 'u', false),
+    ('postpipe_resume', 'v', 'u', true), ('postpipe_wait_state', 'v', 'u', true), ('postpipe_wait', 'v', 'u', true), ('postpipe_test', 'v', 'u', false), ('postpipe_backfill', 'v', 'u', false), ('postpipe_check', 'v', 'u', false), ('postpipe_selftest', 'v', 'u', false), ('postpipe_peek', 'v', 'u', true), ('postpipe_rewind', 'v', 'u', false),
     ('postpipe_replay', 'v', 'u', false), ('postpipe_discard', 'v', 'u', false),
     ('postpipe_consumers', 'v', 'u', true), ('postpipe_pending', 'v', 'u', true), ('postpipe_create_group', 'v', 'u', true),
     ('postpipe_claim', 'v', 'u', false), ('postpipe_skip', 'v', 'u', false), ('postpipe_publish', 'v', 'u', false), ('postpipe_ingest', 'v', 'u', false), ('postpipe_reap_consumers', 'v', 'u', false), ('postpipe_lost_0_1', 'v', 'u', false),

@@ -9,7 +9,7 @@ CREATE ROLE postpipe_reader IN ROLE pg_read_all_data;
 CREATE TEMP TABLE wanted (object text, nobody boolean, monitor boolean);
 INSERT INTO wanted VALUES
     ('postpipe_create_pipeline', false, false), ('postpipe_alter_pipeline', false, false), ('postpipe_drop_pipeline', false, false), ('postpipe_pause', false, false),
-    ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_wait', false, false), ('postpipe_test', false, false), ('postpipe_check', false, true), ('postpipe_selftest', false, false), ('postpipe_peek', false, false), ('postpipe_rewind', false, false),
+    ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_wait', false, false), ('postpipe_test', false, false), ('postpipe_backfill', false, false), ('postpipe_check', false, true), ('postpipe_selftest', false, false), ('postpipe_peek', false, false), ('postpipe_rewind', false, false),
     ('postpipe_replay', false, false), ('postpipe_discard', false, false),
     ('postpipe_consumers', false, false), ('postpipe_pending', false, false), ('postpipe_create_group', false, false),
     ('postpipe_claim', false, false), ('postpipe_skip', false, false), ('postpipe_publish', false, false), ('postpipe_ingest', false, false), ('postpipe_reap_consumers', false, false), ('postpipe_lost_0_1', false, true), ('postpipe_lost', false, true),
@@ -57,10 +57,10 @@ RESET ROLE;
 
 -- A right to call a function is no right on somebody else's pipeline.
 GRANT EXECUTE ON FUNCTION postpipe_pause, postpipe_resume, postpipe_drop_pipeline, postpipe_wait_state, postpipe_rewind, postpipe_create_pipeline,
-    postpipe_consumers, postpipe_pending, postpipe_create_group, postpipe_claim, postpipe_reap_consumers, postpipe_replay, postpipe_discard, postpipe_publish, postpipe_ingest, postpipe_skip, postpipe_test, postpipe_peek TO postpipe_operator;
+    postpipe_consumers, postpipe_pending, postpipe_create_group, postpipe_claim, postpipe_reap_consumers, postpipe_replay, postpipe_discard, postpipe_publish, postpipe_ingest, postpipe_skip, postpipe_backfill, postpipe_test, postpipe_peek TO postpipe_operator;
 SET LOCAL ROLE postpipe_operator;
 SELECT throws_ok(format('SELECT %s', call), '42501', NULL, call || ' by one who does not own it')
-FROM unnest(ARRAY['postpipe_pause(''posts'')', 'postpipe_test(''posts'')', 'postpipe_peek(''posts'')', 'postpipe_resume(''posts'')', 'postpipe_resume(''posts'', true)', 'postpipe_drop_pipeline(''posts'')',
+FROM unnest(ARRAY['postpipe_pause(''posts'')', 'postpipe_test(''posts'')', 'postpipe_backfill(''posts'')', 'postpipe_peek(''posts'')', 'postpipe_resume(''posts'')', 'postpipe_resume(''posts'', true)', 'postpipe_drop_pipeline(''posts'')',
     'postpipe_consumers(''posts'')', 'postpipe_pending(''posts'')', 'postpipe_create_group(''posts'')', 'postpipe_claim(''posts'')',
     'postpipe_reap_consumers(''posts'')', 'postpipe_rewind(''posts'')', 'postpipe_replay(''posts'')', 'postpipe_discard(''posts'')', 'postpipe_publish(''posts'', ''{}'')', 'postpipe_ingest(''posts'', ''{}'')', 'postpipe_skip(''posts'', ''1-1'')', 'postpipe_wait_state(''posts'', ''idle'', ''0s'')']) call;
 SELECT throws_ok($$ INSERT INTO postpipe_pipeline (pipeline, owner, stream, consumer_group, search_path) VALUES ('x', 10, 's', 'g', '') $$, '42501', NULL,

@@ -61,7 +61,7 @@ wait_sql($node, 'postgres', 'SELECT max(id) FROM full_up', '500', '... until it 
 
 # --- Waiting for a state costs no memory, however many states pass by.
 my $out = '';
-my $wait = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q(SELECT pg_backend_pid()), '-c', q(SELECT postpipe_wait_state('hits', 'paused', '60 s')) ], '<', \undef, '>', \$out);
+my $wait = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q(SELECT pg_backend_pid()), '-c', q(SELECT postpipe_wait_state('hits', 'paused', '1 hour')) ], '<', \undef, '>', \$out);
 my $pid;
 wait_for { $wait->pump_nb; ($pid) = $out =~ /^(\d+)\n/ } 'a session';
 wait_sql($node, 'postgres', qq(SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND query LIKE '%wait_state%'), '1', '... waits for a state');

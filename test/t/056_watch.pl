@@ -59,7 +59,7 @@ wait_sql($node, 'postgres', 'SELECT count(*) >= 46 FROM t_slow', 't', 'the other
 # For as long as Redis is asked for its numbers some times, which is longer than an answer may take.
 for my $i (1 .. 5)
 {
-	my $measured = sql(q(SELECT measured_at FROM postpipe_stats WHERE pipeline = 'slow'));
+	my $measured = sql(q(SELECT coalesce(measured_at, '-infinity') FROM postpipe_stats WHERE pipeline = 'slow'));
 	$redis->command('XADD', 'stream:slow', '*', 'v', "during $i");
 	wait_sql($node, 'postgres', "SELECT count(*) FROM t_slow WHERE v = 'during $i'", 1, "$i: what comes meanwhile is applied");
 	wait_sql($node, 'postgres', "SELECT measured_at > '$measured' FROM postpipe_stats WHERE pipeline = 'slow'", 't', "$i: Redis was asked again");
