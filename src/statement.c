@@ -122,11 +122,12 @@ check_owner(const PpStatement *s)
 	const PpPipeline *p = s->pipeline;
 
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(p->owner)))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("owner of pipeline \"%s\" does not exist", p->name),
-						errhint("Give it another one: UPDATE %s.postpipe_pipeline SET owner = "
-								"'...' WHERE pipeline = '%s'.",
-								s->ext->schema_name, p->name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("owner of pipeline \"%s\" does not exist", p->name),
+				 errhint("Give it another one: SELECT postpipe_alter_pipeline('%s', owner => "
+						 "'...').",
+						 p->name)));
 }
 
 static void
