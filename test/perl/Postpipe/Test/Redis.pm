@@ -70,14 +70,22 @@ sub start
 	  (defined $self->{password} ? "requirepass $self->{password}" : ()), @{ $self->{conf} };
 	close($fh);
 
-	$self->{pid} = fork // die "fork: $!";
-	if ($self->{pid} == 0)
-	{
-		exec('redis-server', $config) or POSIX::_exit(127);
-	}
-	my $is_up = wait_for { waitpid($self->{pid}, POSIX::WNOHANG()) == 0 or die 'redis-server ended'; $self->_is_up($opt{loading}) } 'Redis starts', 20;
+	$self->_launch($config);
+	# It ends when somebody's connection has its port, or that of a cluster's bus, for the moment.
+	my $is_up = wait_for {
+		waitpid($self->{pid}, POSIX::WNOHANG()) == 0 or $self->_launch($config);
+		$self->_is_up($opt{loading})
+	} 'Redis starts';
 	return $self if $is_up;
 	die "redis-server did not start:\n" . (-e $self->logfile ? slurp_file($self->logfile) : '');
+}
+
+sub _launch
+{
+	my ($self, $config) = @_;
+	$self->{pid} = fork // die "fork: $!";
+	return if $self->{pid};
+	exec('redis-server', $config) or POSIX::_exit(127);
 }
 
 # It listens, and has loaded its data.
