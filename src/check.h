@@ -10,19 +10,18 @@
 typedef struct PpCheck
 {
 	FunctionCallInfo fcinfo;
-	const char *name;
+	const struct PpCheckRule *rule; /* that is looked at */
 	const PpExtension *ext;
 	const PpPipeline *p; /* NULL: of the server */
 	List *pipelines;     /* all of this database */
 	PpRedis *conn;       /* NULL: Redis cannot be asked … */
 	char *no_redis;      /* … for this reason */
-	bool reported;       /* this check has a line */
 } PpCheck;
 
 typedef struct PpCheckRule
 {
 	const char *name;
-	void (*look)(PpCheck *c);
+	void (*look)(PpCheck *c); /* NULL: it is no function of its own */
 } PpCheckRule;
 
 /* sqlfuncs_check.c: a line each. */
@@ -31,7 +30,6 @@ extern void pp_check_warning(PpCheck *c, const char *detail, const char *hint);
 extern void pp_check_error(PpCheck *c, const char *detail, const char *hint);
 extern bool pp_check_has_redis(PpCheck *c);
 extern char **pp_check_ask(PpCheck *c, const char *sql);
-extern char *pp_check_info(PpCheck *c, const char *section, const char *name);
 
 /* Each ends with a rule without a name. */
 extern const PpCheckRule pp_check_server_rules[];   /* check_server.c */

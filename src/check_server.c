@@ -9,7 +9,6 @@
 #include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
-#include "postmaster/bgworker_internals.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -96,7 +95,7 @@ look_at_workers(PpCheck *c)
 					 "is %d",
 					 wanted, pp_guc_max_workers),
 			"Raise postpipe.max_workers and restart the server.");
-	/* The launcher, a supervisor, and one for parallel queries and others. */
+	/* With the launcher and a supervisor. */
 	else if (wanted + 2 > max_worker_processes)
 		pp_check_error(c,
 					   psprintf("%d workers, a supervisor and the launcher need more than "
@@ -113,21 +112,19 @@ static void
 look_at_redis(PpCheck *c)
 {
 	PpRedisUrl url;
-	char *version;
-	char *role;
+	const char *version;
 
 	if (!pp_check_has_redis(c))
 		return;
 	pp_guc_redis_url(&url);
-	version = pp_check_info(c, "server", "redis_version");
-	role = pp_check_info(c, "replication", "role");
-	if (version == NULL)
+	version = pp_redis_version(c->conn);
+	if (version[0] == '\0')
 		pp_check_warning(c, psprintf("%s answers, and does not tell its version", url.display),
 						 NULL);
 	else if (strtod(version, NULL) < MIN_REDIS)
 		pp_check_error(c, psprintf("%s has version %s", url.display, version),
 					   "Redis 6.2 or later, or Valkey, is needed.");
-	else if (role != NULL && strcmp(role, "master") != 0)
+	else if (pp_redis_role(c->conn)[0] != '\0' && strcmp(pp_redis_role(c->conn), "master") != 0)
 		pp_check_error(c, psprintf("%s is a replica", url.display),
 					   "postpipe.redis_url must name the master.");
 	else
@@ -137,14 +134,19 @@ look_at_redis(PpCheck *c)
 static void
 look_at_eviction(PpCheck *c)
 {
-	char *policy;
-	char *limit;
+	char policy[32];
+	char limit[32];
+	PpReply *reply;
 
 	if (!pp_check_has_redis(c))
 		return;
-	policy = pp_check_info(c, "memory", "maxmemory_policy");
-	limit = pp_check_info(c, "memory", "maxmemory");
-	if (policy == NULL || limit == NULL)
+	pp_redis_send(c->conn, "INFO memory");
+	reply = pp_function_reply(c->conn);
+	if (!pp_reply_is(reply, PP_REPLY_STRING, 0))
+		pp_function_fail(reply);
+	pp_redis_info(reply, "maxmemory_policy", policy, sizeof(policy));
+	pp_redis_info(reply, "maxmemory", limit, sizeof(limit));
+	if (policy[0] == '\0' || limit[0] == '\0')
 		pp_check_warning(c, "Redis does not tell its maxmemory-policy", NULL);
 	else if (strncmp(policy, "allkeys-", strlen("allkeys-")) == 0)
 		pp_check_warning(c,

@@ -7,6 +7,7 @@
 #include "utils/builtins.h"
 
 #include "consumer.h"
+#include "owner_key.h"
 #include "redis_reply.h"
 
 #define MAX_LAG        0.9                       /* as the alert PostpipeTrimmingAhead has it … */
@@ -42,7 +43,7 @@ make_word(const PpPipeline *p, const char *word, size_t len)
 	const char *text = len != 2 || word[0] != '$' ? pnstrdup(word, len)
 					   : word[1] == 's'           ? p->stream
 					   : word[1] == 'g'           ? p->group
-										: psprintf("postpipe:{%s}:%s", p->stream, p->group);
+												  : pp_owner_key_name(p);
 
 	return (PpString){text, strlen(text)};
 }

@@ -297,17 +297,13 @@ delete_old(PpApply *a, void *arg)
 	PpLedger *ledger = pp_apply_ledger(a);
 	Oid id_type = pp_id_type_oid(ledger->ext);
 	Oid types[] = {TEXTOID, TIMESTAMPTZOID, id_type, get_array_type(id_type)};
-	Datum *holes = palloc((prune->num_holes + 1) * sizeof(Datum));
 	Datum values[4];
 
 	leave_out_settled(ledger, prune);
-	for (int i = 0; i < prune->num_holes; i++)
-		holes[i] = PointerGetDatum(&prune->holes[i]);
 	values[0] = CStringGetTextDatum(ledger->pipeline);
 	values[1] = TimestampTzGetDatum(prune->before);
 	values[2] = PointerGetDatum(&prune->upto);
-	values[3] = PointerGetDatum(
-		construct_array(holes, prune->num_holes, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
+	values[3] = pp_store_id_array(ledger->ext, prune->holes, prune->num_holes);
 	SPI_execute_with_args(
 		psprintf("WITH page AS (DELETE " OLD_ROWS "RETURNING last_id, epoch) "
 				 "UPDATE %1$s.postpipe_progress SET holes = $4, pruned_id = greatest(pruned_id, "

@@ -162,18 +162,14 @@ pp_ledger_set_base(PpLedger *ledger, const PpBase *base)
 {
 	Oid id_type = pp_id_type_oid(ledger->ext);
 	Oid types[] = {TEXTOID, INT4OID, INT8OID, id_type, get_array_type(id_type)};
-	Datum *holes = palloc((base->num_holes + 1) * sizeof(Datum));
 	Datum values[5];
 	char nulls[] = "     ";
 
-	for (int i = 0; i < base->num_holes; i++)
-		holes[i] = PointerGetDatum(&base->holes[i]);
 	values[0] = CStringGetTextDatum(ledger->pipeline);
 	values[1] = Int32GetDatum(ledger->epoch);
 	values[2] = Int64GetDatum(base->added);
 	values[3] = PointerGetDatum(&base->settled);
-	values[4] = PointerGetDatum(
-		construct_array(holes, base->num_holes, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
+	values[4] = pp_store_id_array(ledger->ext, base->holes, base->num_holes);
 	nulls[2] = base->added < 0 ? 'n' : ' ';
 	nulls[3] = pp_id_is_zero(base->settled) ? 'n' : ' ';
 	SPI_execute_with_args(

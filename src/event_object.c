@@ -119,9 +119,17 @@ put(JEntry *entry, JEntry type, const PpString *s, char *base, uint32 *total)
 	*entry = type | JENTRY_HAS_OFF | *total;
 }
 
-/* How many bytes names and values take in a jsonb, at most.  Throws when it cannot hold them. */
-static Size
-jsonb_bytes(const PpObject *object)
+/* How many bytes a jsonb before names and values has. */
+static inline Size
+head_size(const PpObject *object)
+{
+	return offsetof(Jsonb, root) + offsetof(JsonbContainer, children) +
+		   2 * object->n * sizeof(JEntry);
+}
+
+/* The size of a jsonb of it, at most.  Throws when there can be none. */
+Size
+pp_object_size(const PpObject *object)
 {
 	Size bytes = 0;
 
@@ -132,7 +140,7 @@ jsonb_bytes(const PpObject *object)
 		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 						errmsg("entry is too large for a jsonb event"),
 						errdetail("It has %zu bytes; the limit is %u.", bytes, JENTRY_OFFLENMASK)));
-	return bytes;
+	return head_size(object) + bytes;
 }
 
 /*
@@ -143,8 +151,8 @@ Jsonb *
 pp_object_jsonb(const PpObject *object)
 {
 	int n = object->n;
-	Size size = offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + 2 * n * sizeof(JEntry);
-	Jsonb *jb = palloc(size + jsonb_bytes(object));
+	Size size = head_size(object);
+	Jsonb *jb = palloc(pp_object_size(object));
 	char *data = (char *) jb + size;
 	uint32 total = 0;
 
@@ -191,7 +199,7 @@ pp_object_make(PpNameOrder *kept, bool are_kept, const PpPair *pairs, int n)
 		keep_names(kept, pairs, n, object->pairs, object->n);
 	}
 	object->name_set = kept->name_set;
-	(void) jsonb_bytes(object);
+	(void) pp_object_size(object);
 	return object;
 }
 

@@ -34,6 +34,7 @@ typedef struct PpPlace
 extern bool pp_names_are_kept(const PpNameOrder *kept, const PpPair *pairs, int n);
 extern PpObject *pp_object_make(PpNameOrder *kept, bool are_kept, const PpPair *pairs, int n);
 extern PpObject *pp_object_of_jsonb(const Jsonb *jb);
+extern Size pp_object_size(const PpObject *object);
 extern Jsonb *pp_object_jsonb(const PpObject *object);
 extern const PpPair *pp_object_find(const PpObject *object, const char *name, size_t len,
 									PpPlace *place);

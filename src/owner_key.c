@@ -17,6 +17,13 @@
 
 #include "owner.h"
 
+/* The name of the key. */
+char *
+pp_owner_key_name(const PpPipeline *p)
+{
+	return psprintf("postpipe:{%s}:%s", p->stream, p->group);
+}
+
 /* Our name in the key. */
 void
 pp_owner_write_name(const PpWorker *w, char *owner, Size size)

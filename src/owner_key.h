@@ -21,6 +21,7 @@ typedef struct PpOwnerKey
 	PpBase begin;
 } PpOwnerKey;
 
+extern char *pp_owner_key_name(const PpPipeline *p);
 extern void pp_owner_write_name(const PpWorker *w, char *owner, Size size);
 extern void pp_owner_write_instance(char *instance, Size size);
 extern bool pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error);

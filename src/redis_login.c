@@ -88,9 +88,9 @@ pp_redis_start(PpRedis *conn, const PpRedisUrl *url)
 	return true;
 }
 
-/* The value of "name:value" in INFO's text. */
-static void
-copy_info(const PpReply *info, const char *name, char *dst, size_t size)
+/* The value of "name:value" in INFO's text; empty: it does not say. */
+void
+pp_redis_info(const PpReply *info, const char *name, char *dst, size_t size)
 {
 	const char *p = info->str;
 	size_t len = strlen(name);
@@ -116,8 +116,8 @@ learn_eviction(PpRedis *conn, const PpReply *info)
 {
 	char limit[32];
 
-	copy_info(info, "maxmemory", limit, sizeof(limit));
-	copy_info(info, "maxmemory_policy", conn->eviction, sizeof(conn->eviction));
+	pp_redis_info(info, "maxmemory", limit, sizeof(limit));
+	pp_redis_info(info, "maxmemory_policy", conn->eviction, sizeof(conn->eviction));
 	if (strcmp(limit, "0") == 0 || strncmp(conn->eviction, "allkeys-", strlen("allkeys-")) != 0)
 		conn->eviction[0] = '\0';
 }
@@ -127,9 +127,9 @@ learn_server(PpRedis *conn, const PpReply *info)
 {
 	char run_id[sizeof(conn->run_id)];
 
-	copy_info(info, "run_id", run_id, sizeof(run_id));
-	copy_info(info, "redis_version", conn->version, sizeof(conn->version));
-	copy_info(info, "role", conn->role, sizeof(conn->role));
+	pp_redis_info(info, "run_id", run_id, sizeof(run_id));
+	pp_redis_info(info, "redis_version", conn->version, sizeof(conn->version));
+	pp_redis_info(info, "role", conn->role, sizeof(conn->role));
 	learn_eviction(conn, info);
 	if (conn->old_client_id != 0 && run_id[0] != '\0' && strcmp(run_id, conn->run_id) == 0)
 	{

@@ -21,21 +21,6 @@
 
 #define MAX_SAMPLE_BYTES (64 * 1024)
 
-/* Is it small, also as jsonb?  A number may be longer than its text. */
-static bool
-is_small(const PpEntry *entry)
-{
-	Jsonb *event;
-	bool small;
-
-	if (entry->bytes > MAX_SAMPLE_BYTES)
-		return false;
-	event = pp_object_jsonb(entry->event);
-	small = VARSIZE(event) <= MAX_SAMPLE_BYTES;
-	pfree(event);
-	return small;
-}
-
 static PpObject *
 copy_object(const PpObject *object)
 {
@@ -48,7 +33,8 @@ pp_sample_keep(PpApply *a, const PpEntry *entry)
 {
 	MemoryContext old;
 
-	if (!is_small(entry))
+	/* A number may be longer than its text. */
+	if (entry->bytes > MAX_SAMPLE_BYTES || pp_object_size(entry->event) > MAX_SAMPLE_BYTES)
 		return;
 	MemoryContextReset(a->sample_cxt);
 	old = MemoryContextSwitchTo(a->sample_cxt);

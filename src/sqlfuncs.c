@@ -8,6 +8,7 @@
 #include "sqlfuncs.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
@@ -23,10 +24,12 @@
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "dead_letter.h"
+#include "event.h"
 #include "guc.h"
 #include "ledger.h"
 #include "stats.h"
@@ -79,6 +82,61 @@ pp_required_text_arg(FunctionCallInfo fcinfo, int n, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name)));
 	return text_to_cstring(PG_GETARG_TEXT_PP(n));
+}
+
+/* The ledger has to be seen as it is now, not as it was when the transaction began. */
+void
+pp_require_read_committed(const char *function)
+{
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s must be called in a transaction with isolation level read committed",
+						function)));
+}
+
+/* An argument that is a number of things, or throws. */
+int
+pp_positive_arg(FunctionCallInfo fcinfo, int n, const char *name)
+{
+	int value = PG_GETARG_INT32(n);
+
+	if (value < 1)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("%s must be greater than zero", name)));
+	return value;
+}
+
+/*
+ * pp_function_attempt
+ *		Does `work` in a subtransaction that is rolled back in any case.  Returns NULL, or the error that
+ *		it failed with, in the current memory context; but a cancel or a shutdown goes on.
+ */
+PpEntryError *
+pp_function_attempt(void (*work)(void *arg), void *arg)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	PpEntryError *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(cxt);
+	PG_TRY();
+	{
+		work(arg);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(cxt);
+		if (geterrcode() == ERRCODE_QUERY_CANCELED || geterrcode() == ERRCODE_ADMIN_SHUTDOWN)
+			PG_RE_THROW();
+		error = pp_entry_error_capture(cxt);
+	}
+	PG_END_TRY();
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(cxt);
+	CurrentResourceOwner = owner;
+	return error;
 }
 
 /* Deletes the row of a pipeline, if it has one. */

@@ -21,6 +21,9 @@ extern void pp_require_extension(PpExtension *ext);
 extern PpPipeline *pp_require_pipeline(const PpExtension *ext, const char *name);
 extern char *pp_text_arg(FunctionCallInfo fcinfo, int n);
 extern char *pp_required_text_arg(FunctionCallInfo fcinfo, int n, const char *name);
+extern void pp_require_read_committed(const char *function);
+extern int pp_positive_arg(FunctionCallInfo fcinfo, int n, const char *name);
+extern PpEntryError *pp_function_attempt(void (*work)(void *arg), void *arg);
 extern void pp_pipeline_delete(const PpExtension *ext, const char *name);
 
 /* sqlfuncs_define.c */
@@ -36,6 +39,10 @@ extern PpPipeline *pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtensio
 extern void pp_function_refuse_deferred(const PpExtension *ext, const char *function);
 extern PpApply *pp_function_apply_begin(MemoryContext cxt, const PpExtension *ext, PpPipeline *p);
 extern void pp_function_apply_end(PpApply *a);
+extern void pp_function_run(PpApply *a, PpBatch *batch);
+extern void pp_function_isolate(PpApply *a, PpBatch *batch);
+extern bool pp_function_record_ingested(const PpExtension *ext, const PpPipeline *p, const PpId *id,
+										int64 applied);
 PP_NORETURN extern void pp_function_throw(const PpEntryError *error);
 extern void pp_function_count(const char *pipeline, PpCounter counter, uint64 n);
 

@@ -9,10 +9,12 @@
 
 #include "access/xact.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 
 #include "apply_internal.h"
@@ -81,6 +83,69 @@ pp_function_apply_end(PpApply *a)
 {
 	pp_statement_destroy(a->statement);
 	pp_dead_letter_forget_plans(&a->ledger);
+}
+
+/*
+ * pp_function_run
+ *		Runs the statement over the open entries, as a worker does; an error is thrown as it comes.
+ */
+void
+pp_function_run(PpApply *a, PpBatch *batch)
+{
+	PpApplyResult result = {0};
+	PpEntry **open;
+	int n;
+
+	MemoryContextReset(a->call_cxt);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "could not connect to SPI");
+	pp_statement_prepare(a->statement);
+	n = pp_apply_collect_open(a, batch, &open);
+	(void) pp_apply_number_waves(pp_statement_key(a->statement), open, n);
+	pp_apply_run_waves(a, open, n, false, &result);
+	SPI_finish();
+}
+
+/*
+ * pp_function_isolate
+ *		Runs the statement over the open entries and gives those that fail the verdict "dead"; an error
+ *		that is not an entry's is thrown.
+ */
+void
+pp_function_isolate(PpApply *a, PpBatch *batch)
+{
+	PpApplyResult result = {0};
+	PpEntryError *error;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "could not connect to SPI");
+	pp_statement_prepare(a->statement);
+	error = pp_apply_isolate(a, batch, &result);
+	SPI_finish();
+	if (error != NULL)
+		pp_function_throw(error);
+}
+
+/*
+ * pp_function_record_ingested
+ *		Puts on record that so many events came in without a worker, under an ID or (NULL) none.  False:
+ *		one with this ID is on record.
+ */
+bool
+pp_function_record_ingested(const PpExtension *ext, const PpPipeline *p, const PpId *id,
+							int64 applied)
+{
+	Oid types[] = {TEXTOID, pp_id_type_oid(ext), INT8OID};
+	Datum values[] = {CStringGetTextDatum(p->name), PointerGetDatum(id), Int64GetDatum(applied)};
+	bool nulls[] = {false, id == NULL, false};
+
+	return pp_store_execute(
+			   ext,
+			   psprintf("INSERT INTO %1$s.postpipe_ingested (pipeline, id, epoch, applied) "
+						"SELECT $1, $2, coalesce(max(epoch), 1), $3 FROM %1$s.postpipe_epoch "
+						"WHERE pipeline = $1 ON CONFLICT (pipeline, id) DO NOTHING",
+						ext->schema_name),
+			   3, types, values, nulls) > 0;
 }
 
 /* An error that is not an entry's goes to the caller, as it came. */

@@ -14,7 +14,6 @@
 #include "sqlfuncs.h"
 
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -45,23 +44,6 @@ typedef struct Backfill
 	int64 deduplicated;
 	int64 failed;
 } Backfill;
-
-/* Puts an entry on record, or without an ID so many.  False: it is there already. */
-static bool
-record(Backfill *b, const PpId *id, int64 entries)
-{
-	Oid types[] = {TEXTOID, pp_id_type_oid(&b->ext), INT8OID};
-	Datum values[] = {CStringGetTextDatum(b->p->name), PointerGetDatum(id), Int64GetDatum(entries)};
-	bool nulls[] = {false, id == NULL, false};
-
-	return pp_store_execute(
-			   &b->ext,
-			   psprintf("INSERT INTO %1$s.postpipe_ingested (pipeline, id, epoch, applied) "
-						"SELECT $1, $2, coalesce(max(epoch), 1), $3 FROM %1$s.postpipe_epoch "
-						"WHERE pipeline = $1 ON CONFLICT (pipeline, id) DO NOTHING",
-						b->ext.schema_name),
-			   3, types, values, nulls) > 0;
-}
 
 /* What failed is not on record. */
 static void
@@ -97,7 +79,7 @@ choose(Backfill *b, PpBatch *batch)
 		if (unread)
 			b->left++;
 		else if (entry->verdict == PP_VERDICT_OPEN && !b->again &&
-				 (settled[i] || !record(b, &entry->id, 1)))
+				 (settled[i] || !pp_function_record_ingested(&b->ext, b->p, &entry->id, 1)))
 			b->deduplicated++;
 		else
 			continue;
@@ -142,20 +124,11 @@ count(Backfill *b, PpBatch *batch)
 static void
 run_page(Backfill *b, PpBatch *batch)
 {
-	PpApplyResult result = {0};
-	PpEntryError *error;
-
 	for (int i = 0; i < batch->n; i++)
 		pp_event_normalize(&batch->entries[i], b->p->event_types);
 	if (!b->elsewhere)
 		choose(b, batch);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "could not connect to SPI");
-	pp_statement_prepare(b->a->statement);
-	error = pp_apply_isolate(b->a, batch, &result);
-	SPI_finish();
-	if (error != NULL)
-		pp_function_throw(error);
+	pp_function_isolate(b->a, batch);
 	b->entries += batch->n;
 	count(b, batch);
 }
@@ -220,11 +193,7 @@ postpipe_backfill(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_backfill()");
-	/* The ledger has to be seen as it is now, not as it was when the transaction began. */
-	if (IsolationUsesXactSnapshot())
-		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-						errmsg("postpipe_backfill() must be called in a transaction with isolation "
-							   "level read committed")));
+	pp_require_read_committed("postpipe_backfill()");
 	pp_require_extension(&b.ext);
 	b.p = pp_require_pipeline(&b.ext, name);
 	range = pp_function_range(b.p, from, to);
@@ -248,7 +217,7 @@ postpipe_backfill(PG_FUNCTION_ARGS)
 	pp_redis_close(b.conn);
 	MemoryContextDelete(cxt);
 	if (!b.elsewhere && b.again && b.applied > 0)
-		(void) record(&b, NULL, b.applied);
+		(void) pp_function_record_ingested(&b.ext, b.p, NULL, b.applied);
 	if (!b.elsewhere)
 		pp_function_count(b.p->name, PP_COUNT_INGESTED, b.applied);
 	if (b.left > 0)

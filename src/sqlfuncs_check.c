@@ -8,15 +8,11 @@
  */
 #include "check.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
-#include "event.h"
-#include "redis_reply.h"
 #include "store.h"
 
 PG_FUNCTION_INFO_V1(postpipe_check);
@@ -27,12 +23,11 @@ report(PpCheck *c, const char *status, const char *detail, const char *hint)
 	PpRow row = {0};
 
 	pp_row_text(&row, c->p ? c->p->name : NULL);
-	pp_row_text(&row, c->name);
+	pp_row_text(&row, c->rule->name);
 	pp_row_text(&row, status);
 	pp_row_text(&row, detail);
 	pp_row_text(&row, hint);
 	pp_row_emit(c->fcinfo, &row);
-	c->reported = true;
 }
 
 /* All is well with what was looked at. */
@@ -95,57 +90,19 @@ pp_check_ask(PpCheck *c, const char *sql)
 	return row;
 }
 
-/* What INFO says of a name, or NULL. */
-char *
-pp_check_info(PpCheck *c, const char *section, const char *name)
+static void
+look(void *arg)
 {
-	size_t len = strlen(name);
-	PpReply *reply;
+	PpCheck *c = arg;
 
-	pp_redis_send(c->conn, "INFO %s", section);
-	reply = pp_function_reply(c->conn);
-	if (!pp_reply_is(reply, PP_REPLY_STRING, 0))
-		pp_function_fail(reply);
-	for (const char *line = reply->str; line != NULL; line = strchr(line, '\n'))
-	{
-		line += *line == '\n';
-		if (strncmp(line, name, len) == 0 && line[len] == ':')
-			return pnstrdup(line + len + 1, strcspn(line + len + 1, "\r\n"));
-	}
-	return NULL;
-}
-
-/* Does `work`, and returns the error that it failed with, or NULL.  A cancel goes on. */
-static PpEntryError *
-attempt(PpCheck *c, void (*work)(PpCheck *c))
-{
-	MemoryContext cxt = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	PpEntryError *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(cxt);
-	PG_TRY();
-	{
-		work(c);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(cxt);
-		if (geterrcode() == ERRCODE_QUERY_CANCELED || geterrcode() == ERRCODE_ADMIN_SHUTDOWN)
-			PG_RE_THROW();
-		error = pp_entry_error_capture(cxt);
-	}
-	PG_END_TRY();
-	RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(cxt);
-	CurrentResourceOwner = owner;
-	return error;
+	c->rule->look(c);
 }
 
 static void
-connect(PpCheck *c)
+connect(void *arg)
 {
+	PpCheck *c = arg;
+
 	c->conn = pp_function_connect();
 }
 
@@ -157,9 +114,8 @@ run_rules(PpCheck *c, const PpCheckRule *rules)
 		PpEntryError *error;
 
 		CHECK_FOR_INTERRUPTS();
-		c->name = rules->name;
-		c->reported = false;
-		error = attempt(c, rules->look);
+		c->rule = rules;
+		error = pp_function_attempt(look, c);
 		if (error != NULL)
 			pp_check_error(c, error->message, error->hint);
 		/* What was sent before may still be answered: that would be taken for another answer. */
@@ -167,7 +123,7 @@ run_rules(PpCheck *c, const PpCheckRule *rules)
 		{
 			pp_redis_close(c->conn);
 			c->conn = NULL;
-			error = attempt(c, connect);
+			error = pp_function_attempt(connect, c);
 			c->no_redis = error ? error->message : NULL;
 		}
 	}
@@ -177,10 +133,10 @@ run_rules(PpCheck *c, const PpCheckRule *rules)
 static void
 look_at_connection(PpCheck *c)
 {
-	PpEntryError *error;
+	static const PpCheckRule rule = {"redis", NULL};
+	PpEntryError *error = pp_function_attempt(connect, c);
 
-	c->name = "redis";
-	error = attempt(c, connect);
+	c->rule = &rule;
 	if (error == NULL)
 		return;
 	c->conn = NULL;
@@ -193,7 +149,8 @@ Datum
 postpipe_check(PG_FUNCTION_ARGS)
 {
 	char *only = pp_text_arg(fcinfo, 0);
-	PpCheck c = {.fcinfo = fcinfo, .name = "library"};
+	static const PpCheckRule library = {"library", NULL};
+	PpCheck c = {.fcinfo = fcinfo, .rule = &library};
 	PpExtension ext;
 	ListCell *lc;
 	bool found = only == NULL;

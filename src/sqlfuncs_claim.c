@@ -292,11 +292,7 @@ postpipe_claim(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_claim()");
-	/* The ledger has to be seen as it is now, not as it was when the transaction began. */
-	if (IsolationUsesXactSnapshot())
-		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-						errmsg("postpipe_claim() must be called in a transaction with isolation "
-							   "level read committed")));
+	pp_require_read_committed("postpipe_claim()");
 	pp_require_extension(&c.ext);
 	c.p = pp_require_pipeline(&c.ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
 	pp_require_group(&c.ext, c.p);

@@ -198,7 +198,7 @@ emit_pending(FunctionCallInfo fcinfo, const PpExtension *ext, const PpPipeline *
 Datum
 postpipe_pending(PG_FUNCTION_ARGS)
 {
-	int left = PG_GETARG_INT32(1);
+	int left;
 	PpId last = {0, 0};
 	PpExtension ext;
 	PpPipeline *p;
@@ -208,9 +208,7 @@ postpipe_pending(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	if (left < 1)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("max_entries must be greater than zero")));
+	left = pp_positive_arg(fcinfo, 1, "max_entries");
 	conn = pp_function_connect();
 	while (left > 0)
 	{

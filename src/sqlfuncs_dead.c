@@ -98,21 +98,13 @@ lock_letters(const PpExtension *ext, Filter *filter, int *n)
 static int
 replay_chunk(PpApply *a, PpLetterKey *keys, int n, PpBatch *batch, PpApplyResult *total)
 {
-	PpEntryError *error;
-	PpApplyResult result = {0};
 	int taken;
 
 	MemoryContextReset(batch->cxt);
 	pp_store_begin(a->ext);
 	taken = pp_retry_make_batch(a, keys, Min(n, CHUNK), CHUNK_BYTES, batch);
 	pp_store_end();
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "could not connect to SPI");
-	pp_statement_prepare(a->statement);
-	error = pp_apply_isolate(a, batch, &result);
-	SPI_finish();
-	if (error != NULL)
-		pp_function_throw(error);
+	pp_function_isolate(a, batch);
 	pp_store_begin(a->ext);
 	pp_retry_record(a, batch, true);
 	pp_overtaken_mark(a, batch);

@@ -104,23 +104,6 @@ number_entries(PpBatch *batch, const PpId *given)
 		batch->entries[i].id = (PpId){first.ms, first.seq + i};
 }
 
-/* Records the call.  False: one with this ID is on record. */
-static bool
-record_call(const PpExtension *ext, const PpPipeline *p, const PpId *id, int applied)
-{
-	Oid types[] = {TEXTOID, pp_id_type_oid(ext), INT8OID};
-	Datum values[] = {CStringGetTextDatum(p->name), PointerGetDatum(id), Int64GetDatum(applied)};
-	bool nulls[] = {false, id == NULL, false};
-
-	return pp_store_execute(
-			   ext,
-			   psprintf("INSERT INTO %1$s.postpipe_ingested (pipeline, id, epoch, applied) "
-						"SELECT $1, $2, coalesce(max(epoch), 1), $3 FROM %1$s.postpipe_epoch "
-						"WHERE pipeline = $1 ON CONFLICT (pipeline, id) DO NOTHING",
-						ext->schema_name),
-			   3, types, values, nulls) > 0;
-}
-
 /* Adds up rows that nobody else is about to. */
 static void
 tidy(const PpExtension *ext, const PpPipeline *p)
@@ -143,22 +126,10 @@ tidy(const PpExtension *ext, const PpPipeline *p)
 		2, types, values, NULL);
 }
 
-/* Runs the statement over the entries, as a worker does; an error is thrown as it comes. */
 static void
 run_chunk(PpApply *a, PpBatch *batch)
 {
-	PpApplyResult result = {0};
-	PpEntry **open;
-	int n;
-
-	MemoryContextReset(a->call_cxt);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "could not connect to SPI");
-	pp_statement_prepare(a->statement);
-	n = pp_apply_collect_open(a, batch, &open);
-	(void) pp_apply_number_waves(pp_statement_key(a->statement), open, n);
-	pp_apply_run_waves(a, open, n, false, &result);
-	SPI_finish();
+	pp_function_run(a, batch);
 	pp_store_begin(a->ext);
 	pp_overtaken_mark(a, batch);
 	pp_store_end();
@@ -214,7 +185,7 @@ postpipe_ingest(PG_FUNCTION_ARGS)
 	old = MemoryContextSwitchTo(batch.cxt);
 	make_batch(PG_GETARG_JSONB_P(1), p, &batch, &wanted);
 	number_entries(&batch, id);
-	if ((id != NULL || wanted > 0) && !record_call(&ext, p, id, wanted))
+	if ((id != NULL || wanted > 0) && !pp_function_record_ingested(&ext, p, id, wanted))
 		wanted = 0;
 	else if (wanted > 0)
 	{

@@ -11,7 +11,6 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -37,16 +36,9 @@ static void
 find_letters(const PpExtension *ext, const PpPipeline *p, PpId *ids, int n, Look *looks)
 {
 	MemoryContext cxt = CurrentMemoryContext;
-	Oid id_type = pp_id_type_oid(ext);
-	Oid types[] = {TEXTOID, get_array_type(id_type)};
-	Datum *elems = palloc(n * sizeof(Datum));
-	Datum values[2];
+	Oid types[] = {TEXTOID, get_array_type(pp_id_type_oid(ext))};
+	Datum values[] = {CStringGetTextDatum(p->name), pp_store_id_array(ext, ids, n)};
 
-	for (int i = 0; i < n; i++)
-		elems[i] = PointerGetDatum(&ids[i]);
-	values[0] = CStringGetTextDatum(p->name);
-	values[1] =
-		PointerGetDatum(construct_array(elems, n, id_type, sizeof(PpId), false, TYPALIGN_DOUBLE));
 	pp_store_begin(ext);
 	SPI_execute_with_args(psprintf("SELECT id, state FROM %1$s.postpipe_dead_letter "
 								   "WHERE pipeline = $1 AND id OPERATOR(%1$s.=) ANY ($2) "
@@ -127,7 +119,7 @@ peek_page(FunctionCallInfo fcinfo, const PpExtension *ext, const PpPipeline *p, 
 Datum
 postpipe_peek(PG_FUNCTION_ARGS)
 {
-	int left = PG_GETARG_INT32(3);
+	int left;
 	PpBatch batch = {0};
 	MemoryContext old;
 	PpStreamFacts facts;
@@ -140,9 +132,7 @@ postpipe_peek(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	if (left < 1)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("max_entries must be greater than zero")));
+	left = pp_positive_arg(fcinfo, 3, "max_entries");
 	range = pp_function_range(p, text_to_cstring(PG_GETARG_TEXT_PP(1)),
 							  text_to_cstring(PG_GETARG_TEXT_PP(2)));
 	conn = pp_function_connect();

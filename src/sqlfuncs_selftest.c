@@ -18,9 +18,7 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "apply_internal.h"
@@ -154,17 +152,7 @@ count_rows(Selftest *s, const char *condition)
 static char *
 apply(Selftest *s)
 {
-	PpApplyResult result = {0};
-	PpEntry **open;
-	int n;
-
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "could not connect to SPI");
-	pp_statement_prepare(s->a->statement);
-	n = pp_apply_collect_open(s->a, &s->batch, &open);
-	(void) pp_apply_number_waves(pp_statement_key(s->a->statement), open, n);
-	pp_apply_run_waves(s->a, open, n, false, &result);
-	SPI_finish();
+	pp_function_run(s->a, &s->batch);
 	CommandCounterIncrement();
 	expect("rows", count_rows(s, "true"), EVENTS - 1);
 	expect("rows with the values of the last event",
@@ -240,65 +228,33 @@ static const struct
 
 /* Does all steps, and throws in the first one that fails. */
 static void
-run_steps(Selftest *s)
+run_steps(void *arg)
 {
+	Selftest *s = arg;
+
 	for (int i = 0; i < (int) lengthof(steps); i++)
 	{
 		s->step = steps[i].name;
 		CHECK_FOR_INTERRUPTS();
 		if (GetCurrentTimestamp() >= s->end)
-			ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED), errmsg("time is up")));
+			ereport(ERROR, (errcode(ERRCODE_OPERATOR_INTERVENTION), errmsg("time is up")));
 		emit(s, true, steps[i].run(s));
 	}
 }
 
-/* After an error, with what is left of the connection. */
+/* What is left when a step failed, as far as the connection allows. */
 static void
-delete_stream(Selftest *s)
+leave(Selftest *s)
 {
 	PpReply *reply;
 
+	if (s->a != NULL)
+		pp_function_apply_end(s->a);
 	if (s->conn == NULL)
 		return;
 	pp_redis_send(s->conn, "DEL %s", s->p.stream);
 	(void) pp_redis_receive(s->conn, &reply, 1000, PP_WAIT_REDIS_REPLY);
-}
-
-/* The steps in a subtransaction that is rolled back; what fails is the last row. */
-static void
-run_and_roll_back(Selftest *s)
-{
-	MemoryContext cxt = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(cxt);
-	PG_TRY();
-	{
-		run_steps(s);
-	}
-	PG_CATCH();
-	{
-		PpEntryError *error;
-		bool cancelled = geterrcode() == ERRCODE_QUERY_CANCELED && GetCurrentTimestamp() < s->end;
-
-		MemoryContextSwitchTo(cxt);
-		if (cancelled || geterrcode() == ERRCODE_ADMIN_SHUTDOWN)
-		{
-			delete_stream(s);
-			PG_RE_THROW();
-		}
-		error = pp_entry_error_capture(cxt);
-		delete_stream(s);
-		emit(s, false,
-			 error->hint ? psprintf("%s (%s)", error->message, error->hint) : error->message);
-	}
-	PG_END_TRY();
-	if (s->a != NULL)
-		pp_function_apply_end(s->a);
-	RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(cxt);
-	CurrentResourceOwner = owner;
+	pp_redis_close(s->conn);
 }
 
 /* postpipe_selftest(timeout): a row for each step; the first one that fails is the last. */
@@ -306,6 +262,7 @@ Datum
 postpipe_selftest(PG_FUNCTION_ARGS)
 {
 	Selftest s = {.fcinfo = fcinfo, .step = "timeout"};
+	PpEntryError *error;
 	int64 ms = PG_ARGISNULL(0) ? 30000 : pp_interval_ms(PG_GETARG_INTERVAL_P(0));
 
 	pp_require_preload();
@@ -325,8 +282,17 @@ postpipe_selftest(PG_FUNCTION_ARGS)
 	s.p.search_path = "pg_catalog, pg_temp";
 	s.p.workers = 1;
 	s.p.options = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
-	run_and_roll_back(&s);
-	if (s.conn != NULL)
-		pp_redis_close(s.conn);
+	PG_TRY();
+	{
+		error = pp_function_attempt(run_steps, &s);
+		if (error != NULL)
+			emit(&s, false,
+				 error->hint ? psprintf("%s (%s)", error->message, error->hint) : error->message);
+	}
+	PG_FINALLY();
+	{
+		leave(&s);
+	}
+	PG_END_TRY();
 	return (Datum) 0;
 }

@@ -133,11 +133,7 @@ postpipe_skip(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("postpipe_skip()");
 	if (PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("id must not be NULL")));
-	/* The ledger has to be seen as it is now, not as it was when the transaction began. */
-	if (IsolationUsesXactSnapshot())
-		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-						errmsg("postpipe_skip() must be called in a transaction with isolation "
-							   "level read committed")));
+	pp_require_read_committed("postpipe_skip()");
 	id = *(PpId *) PG_GETARG_POINTER(1);
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, name);

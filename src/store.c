@@ -64,6 +64,18 @@ pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *
 	return processed;
 }
 
+/* IDs as an array for SQL. */
+Datum
+pp_store_id_array(const PpExtension *ext, const PpId *ids, int n)
+{
+	Datum *elems = palloc((n + 1) * sizeof(Datum));
+
+	for (int i = 0; i < n; i++)
+		elems[i] = PointerGetDatum(&ids[i]);
+	return PointerGetDatum(
+		construct_array(elems, n, pp_id_type_oid(ext), sizeof(PpId), false, TYPALIGN_DOUBLE));
+}
+
 /*
  * pp_store_execute_plan
  *		In our own processes: runs a statement whose plan is kept in *plan.  SPI must be connected;

@@ -6,11 +6,13 @@
 #define PP_STORE_H
 
 #include "pipeline.h"
+#include "stream_id.h"
 
 #include "executor/spi.h"
 
 extern void pp_store_begin(const PpExtension *ext);
 extern void pp_store_end(void);
+extern Datum pp_store_id_array(const PpExtension *ext, const PpId *ids, int n);
 extern uint64 pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
 							   const Datum *values, const bool *nulls);
 extern uint64 pp_store_execute_plan(SPIPlanPtr *plan, const char *sql, int nargs, const Oid *types,

@@ -23,6 +23,7 @@
 #include "held.h"
 #include "inflight.h"
 #include "owner.h"
+#include "owner_key.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
@@ -381,7 +382,7 @@ set_up(PpWorker *w)
 	pp_report_consumer(w->consumer, NULL);
 	open_pipeline(w);
 	MemoryContextSwitchTo(w->cxt);
-	w->owner_name = psprintf("postpipe:{%s}:%s", w->def->stream, w->def->group);
+	w->owner_name = pp_owner_key_name(w->def);
 	pp_inflight_open(w->def->name, pp_my_proc->worker, w->def->version);
 	w->redis = pp_redis_create(w->cxt, w->consumer);
 }
