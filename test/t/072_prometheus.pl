@@ -80,7 +80,7 @@ for my $db (sort keys %streams)
 my $wrong;
 wait_for { !($wrong = differences()) } 'Prometheus has the samples of postpipe_metrics' or diag($wrong);
 is(join(' ', names_without_value()), '', 'each name was seen with a value');
-cmp_ok(@{ query('postpipe_measured_timestamp_seconds > time() - 600') }, '==', 2, 'when it was measured, which changes meanwhile');
+wait_for { @{ query('postpipe_measured_timestamp_seconds > time() - 600') } == 2 } 'when it was measured, which changes meanwhile';
 my $metadata = api('metadata');
 for my $line (split /\n/, sql('postgres', q(SELECT DISTINCT CASE WHEN type = 'histogram' THEN regexp_replace(name, '_(bucket|sum|count)$', '') ELSE name END, type FROM postpipe_metrics ORDER BY 1)))
 {
