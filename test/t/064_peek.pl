@@ -61,7 +61,7 @@ like(error(q(SELECT * FROM postpipe_peek('typed'))), qr/WRONGTYPE/, 'a key of an
 
 # --- What cannot be asked.
 like(error(q(SELECT * FROM postpipe_peek('looked', 'yesterday'))), qr/invalid from_id "yesterday".*HINT:.*entry ID/s, 'an ID that is none');
-like(error(q(SELECT * FROM postpipe_peek('looked', to_id => '(x'))), qr/invalid to_id "\(x"/, '... with a bracket');
+like(error(q{SELECT * FROM postpipe_peek('looked', to_id => '(x')}), qr/invalid to_id "\(x"/, '... with a bracket');
 like(error(q(SELECT * FROM postpipe_peek('looked', max_entries => 0))), qr/max_entries must be greater than zero/, 'no entries');
 like(error(q(SELECT * FROM postpipe_peek('absent'))), qr/pipeline "absent" does not exist/, 'no such pipeline');
 $redis->stop;
