@@ -141,15 +141,6 @@ ask(PpMeasure *m, List *pipelines)
 	m->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS);
 }
 
-static double
-seconds_since(PpId id)
-{
-	TimestampTz at = pp_id_time(id);
-	TimestampTz now = GetCurrentTimestamp();
-
-	return at >= now ? 0 : (double) (now - at) / USECS_PER_SEC;
-}
-
 static void
 add_sample(PpPipe *pipe, TimestampTz now, uint64 settled)
 {
@@ -196,10 +187,8 @@ answer(PpMeasure *m, Question *q)
 			result.lag_seconds =
 				(double) (facts.last_generated.ms - facts.last_delivered.ms) / 1000;
 		else if (facts.undelivered > 0)
-			result.lag_seconds = seconds_since(facts.first_entry);
-		result.oldest_pending_seconds = -1;
-		if (facts.pending > 0 && !pp_id_is_zero(facts.oldest_pending))
-			result.oldest_pending_seconds = seconds_since(facts.oldest_pending);
+			result.lag_seconds = pp_id_age(facts.first_entry, result.at);
+		result.oldest_pending = facts.oldest_pending;
 		result.unacknowledged = pp_pipe_unacknowledged(q->pipe);
 		if (result.unacknowledged != q->unacknowledged)
 			result.unacknowledged = -1;

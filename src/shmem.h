@@ -138,7 +138,7 @@ typedef struct PpMeasured
 	int64 consumers; /* of the group */
 	int64 bytes;     /* that the stream takes in Redis */
 	double lag_seconds;
-	double oldest_pending_seconds;
+	PpId oldest_pending;  /* 0-0: none, or unknown */
 	int64 unacknowledged; /* of the pending ones, so many are settled already */
 	uint64 settled; /* pp_pipe_settled() just before and just after: equal if all stood still */
 	bool still;

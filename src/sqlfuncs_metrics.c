@@ -1,7 +1,6 @@
 /*
  * sqlfuncs_metrics.c
- *		The functions under postpipe_latency, postpipe_histograms and postpipe_metrics, and the text that
- *		Prometheus reads.
+ *		The function under postpipe_metrics, and the text that Prometheus reads.
  *
  * Every sample is a row of postpipe_metrics.  Most of them are numbers of the other views, read through
  * these, so that all of them say the same; what is not known is NULL, and is left out of the text.  The
@@ -20,104 +19,8 @@
 
 #include "store.h"
 
-PG_FUNCTION_INFO_V1(postpipe_latency_0_1);
-PG_FUNCTION_INFO_V1(postpipe_histograms_0_1);
 PG_FUNCTION_INFO_V1(postpipe_metrics_0_1);
 PG_FUNCTION_INFO_V1(postpipe_prometheus);
-
-static const struct
-{
-	const char *name;
-	const char *label;
-	const char *value;
-	const char *view; /* what postpipe_latency calls it; NULL: it is not in there */
-} kinds[PP_HIST_NUM] = {
-	[PP_HIST_UPSERT] = {"post_persist_latency_seconds", "operation", "upsert", "upsert"},
-	[PP_HIST_ACK] = {"post_persist_latency_seconds", "operation", "ack", "ack"},
-	[PP_HIST_BATCH] = {"post_persist_latency_seconds", "operation", "batch", "batch"},
-	[PP_HIST_END_TO_END] = {"postpipe_end_to_end_seconds", NULL, NULL, "end_to_end"},
-	[PP_HIST_PROCESSED] = {"post_persist_batch_size", "status", "processed", NULL},
-	[PP_HIST_FAILED] = {"post_persist_batch_size", "status", "failed", NULL},
-};
-
-/* A copy of a pipeline's histograms; NULL: it has no slot, so nothing was observed. */
-static PpHistograms *
-copy_histograms(const PpPipeline *p)
-{
-	PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
-	PpHistograms *copy;
-
-	if (pipe == NULL)
-		return NULL;
-	copy = palloc(sizeof(PpHistograms));
-	LWLockAcquire(&pipe->lock, LW_SHARED);
-	*copy = pipe->histograms;
-	LWLockRelease(&pipe->lock);
-	return copy;
-}
-
-/* postpipe_latency: a row per pipeline and operation, of the last five to six minutes. */
-Datum
-postpipe_latency_0_1(PG_FUNCTION_ARGS)
-{
-	static const double quantiles[] = {0.5, 0.95, 0.99};
-	TimestampTz now = GetCurrentTimestamp();
-	PpExtension ext;
-	ListCell *lc;
-
-	pp_require_preload();
-	InitMaterializedSRF(fcinfo, 0);
-	pp_require_extension(&ext);
-	foreach (lc, pp_pipeline_list(&ext))
-	{
-		const PpPipeline *p = lfirst(lc);
-		PpHistograms *h = copy_histograms(p);
-
-		for (int kind = 0; kind < PP_HIST_LATENCIES; kind++)
-		{
-			PpRecent recent;
-			uint64 count = h ? pp_histogram_recent(h, kind, now, &recent) : 0;
-			PpRow row = {0};
-
-			pp_row_text(&row, p->name);
-			pp_row_text(&row, kinds[kind].view);
-			pp_row_int8(&row, (int64) count, h == NULL);
-			for (int i = 0; i < lengthof(quantiles); i++)
-				pp_row_float8(&row,
-							  count ? pp_histogram_quantile(kind, &recent, count, quantiles[i]) : 0,
-							  count == 0);
-			pp_row_float8(&row, count ? recent.max : 0, count == 0);
-			pp_row_emit(fcinfo, &row);
-		}
-	}
-	return (Datum) 0;
-}
-
-/* {"datname": …, "pipeline": …, "stream": …, "group": …}, and the histogram's own label */
-static Datum
-histogram_labels(const PpPipeline *p, int kind)
-{
-	Oid types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
-	Datum values[5] = {CStringGetTextDatum(p->name), CStringGetTextDatum(p->stream),
-					   CStringGetTextDatum(p->group)};
-	char nulls[] = "     ";
-	bool isnull;
-
-	if (kinds[kind].label == NULL)
-		nulls[3] = nulls[4] = 'n';
-	else
-	{
-		values[3] = CStringGetTextDatum(kinds[kind].label);
-		values[4] = CStringGetTextDatum(kinds[kind].value);
-	}
-	SPI_execute_with_args(
-		"SELECT jsonb_build_object('datname', current_database(), 'pipeline', $1, "
-		"'stream', replace(regexp_replace($2, '^stream:', ''), ':', '.'), "
-		"'group', $3) || CASE WHEN $4 IS NULL THEN '{}' ELSE "
-		"jsonb_build_object($4, $5) END",
-		5, types, values, nulls, true, 0);
-	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-}
 
 static Datum
 text_array(Datum *elems, int n)
@@ -132,76 +35,17 @@ int8_array(Datum *elems, int n)
 		construct_array(elems, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
-/* The buckets that are shown, cumulative, without the one above all bounds. */
-static void
-put_buckets(PpRow *row, int kind, const PpHistogram *h)
-{
-	int n;
-	const double *bounds = pp_histogram_bounds(kind, &n);
-	Datum *le = palloc(n * sizeof(Datum));
-	Datum *buckets = palloc(n * sizeof(Datum));
-	uint64 below = 0;
-	int shown = 0;
-
-	for (int i = 0; i < n; i++)
-	{
-		below += h->counts[i];
-		if (!pp_histogram_is_shown(kind, i))
-			continue;
-		le[shown] = Float8GetDatum(bounds[i]);
-		buckets[shown++] = Int64GetDatum((int64) below);
-	}
-	pp_row_put(row,
-			   PointerGetDatum(construct_array(le, shown, FLOAT8OID, sizeof(float8),
-											   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
-			   false);
-	pp_row_put(row, int8_array(buckets, shown), false);
-}
-
-/* postpipe_histograms: a row per pipeline and histogram. */
-Datum
-postpipe_histograms_0_1(PG_FUNCTION_ARGS)
-{
-	PpExtension ext;
-	List *pipelines;
-	ListCell *lc;
-
-	pp_require_preload();
-	InitMaterializedSRF(fcinfo, 0);
-	pp_require_extension(&ext);
-	pipelines = pp_pipeline_list(&ext);
-	pp_store_begin(&ext);
-	foreach (lc, pipelines)
-	{
-		const PpPipeline *p = lfirst(lc);
-		PpHistograms *h = copy_histograms(p);
-
-		for (int kind = 0; kind < PP_HIST_NUM && h != NULL; kind++)
-		{
-			PpRow row = {0};
-
-			pp_row_text(&row, kinds[kind].name);
-			pp_row_put(&row, histogram_labels(p, kind), false);
-			put_buckets(&row, kind, &h->all[kind]);
-			pp_row_float8(&row, h->all[kind].sum, false);
-			pp_row_int8(&row, (int64) h->all[kind].count, false);
-			pp_row_emit(fcinfo, &row);
-		}
-	}
-	pp_store_end();
-	return (Datum) 0;
-}
-
 /*
- * What no view has, as parameters: of each pipeline the entries, consumers and bytes that were measured
- * (-1: not known), and of each SQLSTATE of each pipeline how many entries died with it.
+ * What no view has, as parameters: of each pipeline the entries, consumers, bytes and time of the oldest
+ * pending entry (ms) that were measured (-1: not known), and of each SQLSTATE of each pipeline how many
+ * entries died with it.
  */
 static void
 get_unviewed(const List *pipelines, Datum *values)
 {
 	int n = list_length(pipelines);
 	Datum *names = palloc(Max(n, 1) * sizeof(Datum));
-	Datum *measured[3];
+	Datum *measured[4];
 	Datum *error_names = palloc(Max(n, 1) * PP_ERROR_CODES * sizeof(Datum));
 	Datum *codes = palloc(Max(n, 1) * PP_ERROR_CODES * sizeof(Datum));
 	Datum *counts = palloc(Max(n, 1) * PP_ERROR_CODES * sizeof(Datum));
@@ -231,6 +75,8 @@ get_unviewed(const List *pipelines, Datum *values)
 		measured[0][i] = Int64GetDatum(m.at != 0 ? m.standing.length : -1);
 		measured[1][i] = Int64GetDatum(m.at != 0 ? m.consumers : -1);
 		measured[2][i] = Int64GetDatum(m.at != 0 ? m.bytes : -1);
+		measured[3][i] =
+			Int64GetDatum(pp_id_is_zero(m.oldest_pending) ? -1 : (int64) m.oldest_pending.ms);
 		for (int e = 0; e < num; e++)
 		{
 			error_names[num_errors] = names[i];
@@ -242,9 +88,9 @@ get_unviewed(const List *pipelines, Datum *values)
 	values[0] = text_array(names, n);
 	for (int i = 0; i < lengthof(measured); i++)
 		values[1 + i] = int8_array(measured[i], n);
-	values[4] = text_array(error_names, num_errors);
-	values[5] = text_array(codes, num_errors);
-	values[6] = int8_array(counts, num_errors);
+	values[5] = text_array(error_names, num_errors);
+	values[6] = text_array(codes, num_errors);
+	values[7] = int8_array(counts, num_errors);
 }
 
 /*
@@ -253,11 +99,13 @@ get_unviewed(const List *pipelines, Datum *values)
  */
 static const char metrics_query[] =
 	"WITH pipelines AS MATERIALIZED (SELECT s.*, m.stream_entries, m.consumers, m.stream_bytes, "
+	"m.oldest_pending, "
 	"jsonb_build_object('datname', current_database(), 'pipeline', s.pipeline, 'stream', "
 	"replace(regexp_replace(s.stream, '^stream:', ''), ':', '.'), 'group', s.consumer_group) AS base "
 	"FROM %1$s.postpipe_stats s LEFT JOIN (SELECT u.pipeline, nullif(u.entries, -1) AS "
-	"stream_entries, nullif(u.consumers, -1) AS consumers, nullif(u.bytes, -1) AS stream_bytes FROM "
-	"unnest($1, $2, $3, $4) AS u (pipeline, entries, consumers, bytes)) m USING (pipeline)), "
+	"stream_entries, nullif(u.consumers, -1) AS consumers, nullif(u.bytes, -1) AS stream_bytes, "
+	"nullif(u.oldest, -1) / 1000.0 AS oldest_pending FROM "
+	"unnest($1, $2, $3, $4, $5) AS u (pipeline, entries, consumers, bytes, oldest)) m USING (pipeline)), "
 	"letters AS (SELECT pipeline, state, count(*) AS n, min(first_failed_at) AS oldest "
 	"FROM %1$s.postpipe_dead_letter GROUP BY pipeline, state), "
 	"samples AS ("
@@ -273,8 +121,8 @@ static const char metrics_query[] =
 	"('stream_consumer_lag', '{}', lag, 'gauge', 'Entries not delivered to the group yet.'), "
 	"('postpipe_lag_seconds', '{}', lag_seconds, 'gauge', 'How far the group is behind the newest "
 	"entry.'), "
-	"('postpipe_oldest_pending_seconds', '{}', CASE WHEN pending = 0 THEN 0 ELSE "
-	"oldest_pending_seconds END, 'gauge', 'Age of the oldest pending entry.'), "
+	"('postpipe_oldest_pending_timestamp_seconds', '{}', oldest_pending, 'gauge', 'When the oldest "
+	"pending entry was added.'), "
 	"('postpipe_last_read_timestamp_seconds', '{}', extract(epoch FROM last_read_at), 'gauge', 'When "
 	"entries were read last.'), "
 	"('postpipe_last_commit_timestamp_seconds', '{}', extract(epoch FROM last_applied_at), 'gauge', "
@@ -311,9 +159,14 @@ static const char metrics_query[] =
 	"('postpipe_dead_letters', coalesce(l.n, 0)::float8, 'Dead letters now, by state.'), "
 	"('postpipe_oldest_dead_letter_timestamp_seconds', extract(epoch FROM l.oldest), 'When the "
 	"oldest of them failed first.')) v (name, value, help) "
+	"UNION ALL SELECT 'postpipe_info', jsonb_build_object('datname', current_database(), 'version', "
+	"v.library, 'redis_version', coalesce(w.redis_version, ''), 'hiredis_version', v.hiredis), 1, "
+	"'gauge', 'Versions.', 'postpipe_info', 0, 0 FROM %1$s.postpipe_version() v LEFT JOIN (SELECT "
+	"DISTINCT redis_version FROM %1$s.postpipe_workers WHERE datname = current_database() AND "
+	"redis_version IS NOT NULL) w ON true "
 	"UNION ALL SELECT 'post_persist_dlq_total', p.base || jsonb_build_object('base_event', p.base -> "
 	"'stream', 'error_code', u.code), u.n, 'counter', 'Entries that died, by SQLSTATE.', "
-	"'post_persist_dlq_total', 0, 0 FROM pipelines p JOIN unnest($5, $6, $7) AS u (pipeline, code, n) "
+	"'post_persist_dlq_total', 0, 0 FROM pipelines p JOIN unnest($6, $7, $8) AS u (pipeline, code, n) "
 	"USING (pipeline) "
 	"UNION ALL SELECT 'postpipe_audit_balance', p.base, a.balance, 'gauge', 'Entries that nothing "
 	"accounts for; 0 is well.', 'postpipe_audit_balance', 0, 0 FROM pipelines p JOIN (SELECT DISTINCT "
@@ -337,7 +190,7 @@ static void
 read_metrics(void)
 {
 	Oid types[] = {TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID,
-				   TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID};
+				   INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID};
 	Datum values[lengthof(types)];
 	PpExtension ext;
 	List *pipelines;

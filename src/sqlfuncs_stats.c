@@ -224,7 +224,8 @@ put_stats(PpRow *row, const PpExtension *ext, const PpPipeline *p)
 	pp_row_int8(row, m->pending, !known || m->pending < 0);
 	pp_row_int8(row, m->lag, !known || m->lag < 0);
 	pp_row_float8(row, m->lag_seconds, !known || m->lag_seconds < 0);
-	pp_row_float8(row, m->oldest_pending_seconds, !known || m->oldest_pending_seconds < 0);
+	pp_row_float8(row, pp_id_age(m->oldest_pending, m->at),
+				  !known || pp_id_is_zero(m->oldest_pending));
 	put_dead_letters(row, ext, p->name);
 	known = !none && entries_per_second(pipe, settled, &rate);
 	pp_row_float8(row, rate, !known);

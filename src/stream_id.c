@@ -136,3 +136,12 @@ pp_id_time(PpId id)
 		return DT_NOEND;
 	return (TimestampTz) (id.ms * 1000 - (uint64) UNIX_EPOCH_OFFSET);
 }
+
+/* Seconds since an ID was given; 0 when it is of a time to come. */
+double
+pp_id_age(PpId id, TimestampTz now)
+{
+	TimestampTz at = pp_id_time(id);
+
+	return at >= now ? 0 : (double) (now - at) / USECS_PER_SEC;
+}

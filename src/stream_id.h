@@ -23,6 +23,7 @@ extern int pp_id_compare(PpId a, PpId b);
 extern PpId pp_id_previous(PpId id);
 extern PpId pp_id_at_time(TimestampTz at);
 extern TimestampTz pp_id_time(PpId id);
+extern double pp_id_age(PpId id, TimestampTz now);
 
 static inline bool
 pp_id_is_zero(PpId id)

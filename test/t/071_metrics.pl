@@ -35,7 +35,9 @@ for my $pair (qw(postpipe_entries_read_total=entries_read postpipe_batches_total
 	my ($name, $column) = split /=/, $pair;
 	is(metric($name), sql("SELECT $column FROM postpipe_stats"), "$name is $column");
 }
-is(sql(q(SELECT DISTINCT labels - '{le,operation,status,state,error_code,base_event}'::text[] FROM postpipe_metrics)), '{"group": "g\"\\\\\nx", "stream": "m.parsed", "datname": "postgres", "pipeline": "m"}', 'the labels of each sample');
+is(sql(q(SELECT DISTINCT labels - '{le,operation,status,state,error_code,base_event}'::text[] FROM postpipe_metrics WHERE name <> 'postpipe_info')), '{"group": "g\"\\\\\nx", "stream": "m.parsed", "datname": "postgres", "pipeline": "m"}', 'the labels of each sample');
+is(sql(q(SELECT labels - 'redis_version' FROM postpipe_metrics WHERE name = 'postpipe_info' AND value = 1)), sql(q(SELECT jsonb_build_object('datname', 'postgres', 'version', library, 'hiredis_version', hiredis) FROM postpipe_version())), 'the versions');
+is(sql(q(SELECT labels ->> 'redis_version' FROM postpipe_metrics WHERE name = 'postpipe_info')), $redis->command('INFO', 'server') =~ /^redis_version:(\S+?)\r?$/m ? $1 : 'unknown', '... and that of Redis');
 is(sql(q(SELECT count(*) FROM (SELECT FROM postpipe_metrics GROUP BY name, labels HAVING count(*) > 1) x)), 0, 'no sample is there twice');
 
 # Histograms: cumulative, the sum of what was seen, the same in both views.

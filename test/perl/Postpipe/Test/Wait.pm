@@ -4,6 +4,7 @@ package Postpipe::Test::Wait;
 use strict;
 use warnings;
 use Exporter 'import';
+use List::Util qw(max min);
 use Test::More ();
 use Time::HiRes ();
 
@@ -14,19 +15,20 @@ our @on_timeout;
 
 our $default_timeout = 120;
 
-# poll(condition, seconds): calls it every 20 ms until it returns a true value, and returns that; an exception counts as
-# false. Returns nothing when the time is up; in a list also the last value and the last exception.
+# poll(condition, seconds): calls it until it returns a true value, and returns that; an exception counts as false. It is
+# called every 20 ms, and less often the longer it takes: a condition is mostly a psql, and several files share two cores. Returns nothing when the time is up; in a list also the last value and the last exception.
 sub poll
 {
 	my ($condition, $timeout) = @_;
-	my $deadline = Time::HiRes::time() + ($timeout // $default_timeout);
+	my $start = Time::HiRes::time();
 
 	while (1)
 	{
 		my $value = eval { $condition->() };
+		my $waited = Time::HiRes::time() - $start;
 		return $value if $value;
-		return wantarray ? (undef, $value, $@) : undef if Time::HiRes::time() >= $deadline;
-		select(undef, undef, undef, 0.02);
+		return wantarray ? (undef, $value, $@) : undef if $waited >= ($timeout // $default_timeout);
+		select(undef, undef, undef, min(0.3, max(0.02, $waited / 10)));
 	}
 }
 
