@@ -164,6 +164,28 @@ get_memory(PpMeasure *m, const Question *q)
 	return reply->type == PP_REPLY_INTEGER ? reply->integer : -1;
 }
 
+/*
+ * What Redis says of a group that stands amid its stream is wrong after a crash or a failover
+ * (stream_facts.c).  A worker that has looked at the stream since then knows better; until it has, the
+ * number is not known.
+ */
+static int64
+find_lag(PpMeasure *m, const Question *q, const PpStreamFacts *facts)
+{
+	PpPipe *pipe = q->pipe;
+	int64 lag = facts->undelivered;
+
+	if (!pp_stream_is_inside(facts))
+		return lag;
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	if (pipe->correction_run != 0 && pipe->correction_run != pp_redis_run(m->redis))
+		lag = -1;
+	else if (pipe->correction_known && lag >= 0 && facts->entries_read >= 0 && facts->added >= 0)
+		lag = facts->added - facts->entries_read - pipe->correction;
+	LWLockRelease(&pipe->lock);
+	return lag > facts->length ? -1 : Max(lag, -1);
+}
+
 /* All replies about one pipeline are there. */
 static void
 answer(PpMeasure *m, Question *q)
@@ -177,16 +199,16 @@ answer(PpMeasure *m, Question *q)
 	{
 		result.at = GetCurrentTimestamp();
 		result.pending = facts.group_exists ? facts.pending : -1;
-		result.lag = facts.undelivered;
+		result.lag = find_lag(m, q, &facts);
 		result.bytes = get_memory(m, q);
 		result.consumers = facts.group_exists ? facts.consumers : -1;
 		result.standing = (PpStanding){facts.last_delivered, facts.added, facts.length};
-		result.lag_seconds = facts.undelivered == 0 ? 0 : -1;
-		if (facts.undelivered > 0 && !pp_id_is_zero(facts.last_delivered) &&
+		result.lag_seconds = result.lag == 0 ? 0 : -1;
+		if (result.lag > 0 && !pp_id_is_zero(facts.last_delivered) &&
 			facts.last_generated.ms >= facts.last_delivered.ms)
 			result.lag_seconds =
 				(double) (facts.last_generated.ms - facts.last_delivered.ms) / 1000;
-		else if (facts.undelivered > 0)
+		else if (result.lag > 0)
 			result.lag_seconds = pp_id_age(facts.first_entry, result.at);
 		result.oldest_pending = facts.oldest_pending;
 		result.unacknowledged = pp_pipe_unacknowledged(q->pipe);

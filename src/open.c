@@ -23,7 +23,8 @@
 #include "process.h"
 #include "stats.h"
 
-#define MAX_HOLES 100000 /* more than that pending at the begin of an epoch are not noted */
+#define COUNT_PAGE 10000  /* entries that Redis counts at once, which takes some milliseconds */
+#define MAX_HOLES  100000 /* more than that pending at the begin of an epoch are not noted */
 
 static void
 begin_epoch(PpApply *a, void *cause)
@@ -158,6 +159,36 @@ get_holes(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *ba
 	return true;
 }
 
+/* Counts what the group has not delivered.  -1: Redis does not let us. */
+static bool
+count_undelivered(PpWorker *w, const PpStreamFacts *facts, int64 *undelivered, PpRedisError *error)
+{
+	PpId after = facts->last_delivered;
+	int64 n = COUNT_PAGE;
+
+	*undelivered = facts->undelivered;
+	if (!pp_stream_is_inside(facts))
+		return true;
+	for (*undelivered = 0; n == COUNT_PAGE; *undelivered += n)
+	{
+		PpReply *reply;
+
+		pp_consume_begin_replies(w);
+		pp_stream_send_count(w->redis, w->def->stream, after, facts->last_entry, COUNT_PAGE);
+		if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
+		{
+			*undelivered = -1;
+			if (error->class != PP_REDIS_CLASS_SETTING || !pp_redis_is_open(w->redis))
+				return false;
+			memset(error, 0, sizeof(*error));
+			return true;
+		}
+		if (!pp_stream_parse_count(reply, &n, &after, error))
+			return false;
+	}
+	return true;
+}
+
 /*
  * What an epoch begins with: what was delivered is settled, or none of ours, but for what is pending.
  * What is pending above that, because the group was set back, is not delivered yet.
@@ -166,17 +197,19 @@ static bool
 find_base(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *base,
 		  PpRedisError *error)
 {
+	int64 undelivered;
+
 	*base = (PpBase){.added = -1, .settled = facts->last_delivered};
 	/* Somebody may have set the group to an ID that does not exist yet. */
 	if (pp_id_compare(facts->last_generated, base->settled) < 0)
 		base->settled = facts->last_generated;
-	if (!get_holes(w, facts, cxt, base, error))
+	if (!get_holes(w, facts, cxt, base, error) || !count_undelivered(w, facts, &undelivered, error))
 		return false;
 	if (base->num_holes >= MAX_HOLES)
 		/* Too many to list: then what comes again from before the epoch is not known as settled. */
 		*base = (PpBase){.added = -1};
-	else if (facts->added >= 0 && facts->undelivered >= 0)
-		base->added = facts->added - facts->undelivered - base->num_holes;
+	else if (facts->added >= 0 && undelivered >= 0)
+		base->added = facts->added - undelivered - base->num_holes;
 	/*
 	 * The database has gone back to before an epoch began that has read the group: what was delivered
 	 * since then is not settled here.

@@ -13,6 +13,7 @@
 
 #include <sys/socket.h>
 
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
@@ -474,6 +475,15 @@ const char *
 pp_redis_version(const PpRedis *conn)
 {
 	return conn->version;
+}
+
+/* A number for this life of the server, which began when it was started; 0: it does not tell. */
+uint64
+pp_redis_run(const PpRedis *conn)
+{
+	return conn->run_id[0] == '\0' ? 0
+								   : hash_bytes_extended((const unsigned char *) conn->run_id,
+														 (int) strlen(conn->run_id), 1);
 }
 
 const char *

@@ -215,9 +215,10 @@ typedef struct PpPipe
 	PpStreamSeen stream;   /* by worker 1, when it looked last; this and below: see watch.c */
 	bool correction_known; /* of what Redis says that the group has read */
 	int64 correction;
-	uint64 corrections; /* how often it was set */
-	uint64 received;    /* new entries, by all workers, since the slot is in use */
-	uint64 reads;       /* reads of new entries, likewise */
+	uint64 correction_run; /* of which life of Redis; 0: not known */
+	uint64 corrections;    /* how often it was set */
+	uint64 received;       /* new entries, by all workers, since the slot is in use */
+	uint64 reads;          /* reads of new entries, likewise */
 	bool offset_known;
 	int64 offset; /* entries-read less this, when they agreed */
 	bool seen_known;

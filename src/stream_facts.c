@@ -88,7 +88,8 @@ find_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
  * What the group has not delivered yet.  XINFO's own lag does not exist in 6.2, is nil after
  * SETID, in a group made mid-stream and after XDEL, and counts entries that were trimmed unread;
  * where the reader stands before the first entry, or at the last one that is left, the number is
- * certain.
+ * certain.  Between them it is wrong after a crash or a failover: of the group's entries-read, Redis
+ * 7.0 to 8.0 replicates and logs only what XGROUP gave it (t_stream.c, streamPropagateXCLAIM()).
  */
 static int64
 count_undelivered(const PpStreamFacts *facts)
@@ -100,6 +101,15 @@ count_undelivered(const PpStreamFacts *facts)
 	if (pp_id_compare(facts->last_delivered, facts->first_entry) < 0)
 		return facts->length;
 	return facts->reported_lag <= facts->length ? facts->reported_lag : -1;
+}
+
+/* Is the reader somewhere between the first entry and the last one? */
+bool
+pp_stream_is_inside(const PpStreamFacts *facts)
+{
+	return facts->group_exists && facts->length > 0 &&
+		   pp_id_compare(facts->last_delivered, facts->first_entry) >= 0 &&
+		   pp_id_compare(facts->last_delivered, facts->last_entry) < 0;
 }
 
 static bool
@@ -205,4 +215,30 @@ pp_stream_parse_loose_facts(PpReply *const *replies, const char *group, PpStream
 {
 	nothing_known(facts);
 	return parse_answers(replies[0], replies[1], replies[2], group, facts, error);
+}
+
+static const char count_script[] =
+	"local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3]) "
+	"return {#entries, #entries > 0 and entries[#entries][1] or ARGV[1]}";
+
+/* Asks how many entries there are in after < ID <= last; they are counted up to `max`, in Redis. */
+void
+pp_stream_send_count(PpRedis *conn, const char *stream, PpId after, PpId last, int max)
+{
+	char from[PP_ID_LEN];
+	char to[PP_ID_LEN];
+
+	pp_id_print(after, from);
+	pp_id_print(last, to);
+	pp_redis_send(conn, "EVAL %s 1 %s %s %s %d", count_script, stream, from, to, max);
+}
+
+/* The reply: [number, ID of the last one that was counted]. */
+bool
+pp_stream_parse_count(const PpReply *reply, int64 *n, PpId *last, PpRedisError *error)
+{
+	if (pp_reply_is(reply, PP_REPLY_ARRAY, 2) && pp_reply_integer(&reply->items[0], n) &&
+		pp_stream_parse_id(&reply->items[1], last))
+		return true;
+	return pp_stream_unexpected(error, "EVAL");
 }

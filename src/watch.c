@@ -139,6 +139,7 @@ set_position(PpWorker *w, const PpStreamFacts *facts, int64 position)
 	w->pipe->corrections++;
 	w->pipe->correction_known = position >= 0 && facts->entries_read >= 0;
 	w->pipe->correction = position - facts->entries_read;
+	w->pipe->correction_run = pp_redis_run(w->redis);
 }
 
 /*
