@@ -4,7 +4,8 @@
 #   my $blocks = $manual->run(slurp_file('docs/operations.md'));
 #
 # sql goes to psql in one piece, sh to a shell line by line, ini into postgresql.conf. A line of sh that is in `programs` calls that
-# instead; redis-cli is told the port; make and apt-get are what CI does itself, and are not run. before and after are called with the code of each block.
+# instead; redis-cli is told the port; make and apt-get are what CI does itself, and are not run. before and after are called with
+# the code of each block and its language.
 package Postpipe::Test::Manual;
 
 use strict;
@@ -30,9 +31,9 @@ sub run
 	{
 		my ($language, $code) = ($1, $2);
 		$n++;
-		$self->{before}->($code);
+		$self->{before}->($code, $language);
 		$run{$language}->($self, $code, $n);
-		$self->{after}->($code);
+		$self->{after}->($code, $language);
 	}
 	return $n;
 }
