@@ -35,7 +35,7 @@ updated($_, $now, $fresh) for @versions;
 # --- A later one: the same, and a difference would be seen.
 write_file("$extension/postpipe--$after.sql", script($now));
 updated($now, $after, $fresh);
-for my $change ('GRANT SELECT ON postpipe_dlq TO pg_monitor', q(COMMENT ON VIEW postpipe_dlq IS 'x'), 'REVOKE EXECUTE ON FUNCTION postpipe_id_time FROM PUBLIC',
+for my $change ('GRANT DELETE ON postpipe_dlq TO pg_monitor', q(COMMENT ON VIEW postpipe_dlq IS 'x'), 'REVOKE EXECUTE ON FUNCTION postpipe_id_time FROM PUBLIC',
 	'ALTER EXTENSION postpipe DROP VIEW postpipe_status', 'ALTER TABLE postpipe_ledger ADD x int', 'DROP INDEX postpipe_ledger_age', 'ALTER FUNCTION postpipe_pause STRICT',
 	q(ALTER TABLE postpipe_pipeline ALTER workers SET DEFAULT 2), 'ALTER VIEW postpipe_dlq RESET (security_barrier)')
 {
