@@ -34,18 +34,19 @@ my @nodes;
 #
 # A running server that preloads postpipe. Without `redis` it is told of a port where nothing listens, never of the
 # default, where somebody's Redis may be. start => 0: not started. fresh => 1: initdb instead of a copy of the template;
-# all copies have the same system identifier, so use it where two servers meet at one Redis. Other options go to
+# all copies have the same system identifier, so use it where two servers meet at one Redis. install_path: another
+# installation than that in PATH. Other options go to
 # PostgreSQL::Test::Cluster->init (allows_streaming => 1 ...).
 sub pp_node
 {
 	my ($name, %opt) = @_;
-	my %ours = (start => 1, conf => '', databases => undef, redis => undef, fresh => 0);
+	my %ours = (start => 1, conf => '', databases => undef, redis => undef, fresh => 0, install_path => undef);
 	for my $key (keys %ours)
 	{
 		$ours{$key} = delete $opt{$key} if exists $opt{$key};
 	}
 
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node = PostgreSQL::Test::Cluster->new($name, install_path => $ours{install_path});
 	if ($ours{fresh} || $opt{extra}) { $node->init(%opt) }
 	else { _init_from_template($node, %opt) }
 
