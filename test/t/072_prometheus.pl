@@ -4,21 +4,13 @@
 use strict;
 use warnings;
 use FindBin;
-use HTTP::Tiny;
-use JSON::PP;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
-use Postpipe::Test::Program;
+use Postpipe::Test::Prometheus;
 
-for my $program (qw(prometheus promtool prometheus-postgres-exporter))
-{
-	plan(skip_all => "$program is not installed (apt-get install prometheus prometheus-postgres-exporter)")
-	  unless grep { -x "$_/$program" } split /:/, $ENV{PATH};
-}
+need_programs(qw(prometheus prometheus-postgres-exporter));
 
-my $dir = "$FindBin::RealBin/../../monitoring/prometheus";
-my $tmp = PostgreSQL::Test::Utils::tempdir_short();
-my $http = HTTP::Tiny->new(timeout => 20);
+my $dir = monitoring_dir() . '/prometheus';
 
 # --- The rules, without any server; each has a severity, says what it is, and has its section in the manual.
 command_ok([ 'promtool', 'check', 'rules', "$dir/alerts.yml" ], 'promtool check rules');
@@ -53,23 +45,13 @@ wait_sql($node, 'postgres', 'SELECT applied, dead, pending, lag FROM postpipe_au
 wait_sql($node, 'second', 'SELECT applied, retrying, pending, lag FROM postpipe_audit', '7|1|0|0', '... in both');
 
 # --- The text for node_exporter's textfile collector.
-my $text = "$tmp/postpipe.prom";
-append_to_file($text, sql('postgres', 'SELECT * FROM postpipe_prometheus()') . "\n");
-is(qx(promtool check metrics < $text 2>&1), '', 'promtool check metrics has no complaint about postpipe_prometheus()');
-is($?, 0, '... and succeeds');
+is(complaints(sql('postgres', 'SELECT * FROM postpipe_prometheus()') . "\n"), '', 'promtool check metrics has no complaint about postpipe_prometheus()');
 
 # --- The exporter, as docs have it, and Prometheus with the files of the repository; only ports and intervals are others.
-my ($exporter_port, $port) = map { PostgreSQL::Test::Cluster::get_free_port() } 1 .. 2;
-$ENV{DATA_SOURCE_NAME} = join ',', map { "user=prometheus host=@{[$node->host]} port=@{[$node->port]} dbname=$_ sslmode=disable" } sort keys %streams;
-my $exporter = Postpipe::Test::Program->new('prometheus-postgres-exporter', "--web.listen-address=127.0.0.1:$exporter_port",
-	"--extend.query-path=$dir/postgres_exporter.yaml", qw(--disable-default-metrics --disable-settings-metrics --no-collector.database --no-collector.bgwriter));
-copy("prometheus.yml", sub { s/localhost:9187/127.0.0.1:$exporter_port/; s/: 15s/: 3s/g; });
-copy('alerts.yml', sub { s/for: \S+/for: 1s/g; s/\[5m\]/[20s]/g; });
-my $prometheus = Postpipe::Test::Program->new('prometheus', "--config.file=$tmp/prometheus.yml", "--storage.tsdb.path=$tmp/data", "--web.listen-address=127.0.0.1:$port");
-wait_for { $http->get("http://127.0.0.1:$exporter_port/metrics")->{content} =~ /^stream_pending_size\{/m } 'the exporter answers';
-my $page = "$tmp/exporter.prom";
-append_to_file($page, $http->get("http://127.0.0.1:$exporter_port/metrics")->{content});
-is(qx(promtool check metrics < $page 2>&1), '', 'promtool check metrics has no complaint about the exporter');
+my $exporter = postgres_exporter($node, sort keys %streams);
+my $prometheus = Postpipe::Test::Prometheus->new(targets => { 'localhost:9187' => $exporter->address });
+wait_for { $exporter->page =~ /^stream_pending_size\{/m } 'the exporter answers';
+is(complaints($exporter->page), '', 'promtool check metrics has no complaint about the exporter');
 wait_for { @{ query('up == 1') } == 1 } 'Prometheus reads it';
 
 # --- Every sample that is known arrives, with its labels and its value, and nothing else does.
@@ -78,10 +60,10 @@ for my $db (sort keys %streams)
 	wait_sql($node, $db, q(SELECT count(*) FROM postpipe_metrics WHERE name IN ('stream_pending_size', 'stream_consumer_lag') AND value = 0), 2, "$db is at rest");
 }
 my $wrong;
-wait_for { !($wrong = differences()) } 'Prometheus has the samples of postpipe_metrics' or diag($wrong);
+wait_for { !($wrong = $prometheus->differences($node, sort keys %streams)) } 'Prometheus has the samples of postpipe_metrics' or diag($wrong);
 is(join(' ', names_without_value()), '', 'each name was seen with a value');
 wait_for { @{ query('postpipe_measured_timestamp_seconds > time() - 600') } == 2 } 'when it was measured, which changes meanwhile';
-my $metadata = api('metadata');
+my $metadata = $prometheus->api('metadata');
 for my $line (split /\n/, sql('postgres', q(SELECT DISTINCT CASE WHEN type = 'histogram' THEN regexp_replace(name, '_(bucket|sum|count)$', '') ELSE name END, type FROM postpipe_metrics ORDER BY 1)))
 {
 	my ($name, $type) = split /\|/, $line;
@@ -123,7 +105,7 @@ wait_for { !@{ firing('PostpipeRetrying') } && @{ query('postpipe_consumers') } 
 # --- The server is away.
 pp_balanced($node, $_) for sort keys %streams;
 $node->stop;
-wait_for { grep { $_->{labels}{alertname} eq 'PostpipeMetricsAbsent' && $_->{state} eq 'firing' } @{ api('alerts')->{alerts} } } 'the server is away: there are no metrics, which is an alert';
+wait_for { @{ firing('PostpipeMetricsAbsent') } } 'the server is away: there are no metrics, which is an alert';
 ok($exporter->is_up && $prometheus->is_up, 'the programs of others run to the end');
 done_testing();
 
@@ -136,67 +118,13 @@ sub add
 	return;
 }
 
-# A copy of a file of the repository, changed.
-sub copy
-{
-	my ($file, $change) = @_;
-	local $_ = slurp_file("$dir/$file");
-	$change->();
-	append_to_file("$tmp/$file", $_);
-	return;
-}
-
-sub api
-{
-	my ($path, %form) = @_;
-	my $url = "http://127.0.0.1:$port/api/v1/$path" . (%form ? '?' . $http->www_form_urlencode(\%form) : '');
-	my $answer = decode_json($http->get($url)->{content});
-	die "$url: $answer->{error}" unless $answer->{status} eq 'success';
-	return $answer->{data};
-}
-
-sub query { my ($promql) = @_; return api('query', query => $promql)->{result} }
-
-# The databases of which an alert fires.
-sub firing
-{
-	my ($name) = @_;
-	return [ sort map { $_->{labels}{datname} } grep { $_->{labels}{alertname} eq $name && $_->{state} eq 'firing' } @{ api('alerts')->{alerts} } ];
-}
+sub query { my ($promql) = @_; return $prometheus->query($promql) }
+sub firing { my ($name) = @_; return $prometheus->firing($name) }
 
 sub name_of_a_nan
 {
-	my ($nan) = grep { $_->{value}[1] eq 'NaN' } @{ query('{job="postpipe", __name__=~"(post_persist|stream|postpipe)_.*"}') };
+	my ($nan) = grep { $_->{value}[1] eq 'NaN' } @{ $prometheus->samples };
 	return $nan && $nan->{metric}{__name__};
-}
-
-# One text per sample. A bucket's bound is a number, which each program writes in its own way.
-sub as_text
-{
-	my ($name, $labels) = @_;
-	my %l = %$labels;
-	delete @l{qw(__name__ job instance)};
-	$l{le} = $l{le} eq '+Inf' ? 'Inf' : $l{le} + 0 if defined $l{le};
-	return "$name " . join ',', map { "$_=$l{$_}" } sort keys %l;
-}
-
-sub differences
-{
-	my (%there, %here);
-	my $metrics = q({job="postpipe", __name__=~"(post_persist|stream|postpipe)_.*"});
-
-	$there{ as_text($_->{metric}{__name__}, $_->{metric}) } = $_->{value}[1] + 0 for @{ query($metrics) };
-	for my $db (sort keys %streams)
-	{
-		for my $row (@{ decode_json(sql($db, q(SELECT json_agg(m) FROM postpipe_metrics m WHERE value IS NOT NULL))) })
-		{
-			$here{ as_text($row->{name}, $row->{labels}) } = $row->{value} + 0;
-		}
-	}
-	return join "\n", map {
-		my ($h, $t) = ($here{$_} // 'nothing', $there{$_} // 'nothing');
-		$h eq $t || (/^postpipe_measured/ && "$h$t" !~ /nothing/) || ("$h$t" !~ /nothing/ && abs($h - $t) < 1e-9 * abs($h)) ? () : "$_: $h here, $t there"
-	} sort keys %{ { %here, %there } };
 }
 
 sub names_without_value
