@@ -14,6 +14,14 @@ my @time_steps = (1, 2, 5, 10, 15, 30, map({ 60 * $_ } 1, 2, 5, 10, 15, 30), map
 
 sub utc { my ($time) = @_; return strftime('%Y-%m-%dT%H:%M:%SZ', gmtime $time) }
 
+# For people: 2026-01-31 12:00:00 to 12:15:00 UTC.
+sub span
+{
+	my ($from, $to) = map { strftime('%Y-%m-%d %H:%M:%S', gmtime $_) } @_;
+	my ($day) = split / /, $from;
+	return "$from to " . $to =~ s/\A$day //r . ' UTC';
+}
+
 # At most `most` marks. The date is below the first mark, and below that of each midnight.
 sub time_axis
 {

@@ -31,7 +31,7 @@ sub style
 .chart .s1{stroke:var(--c1);stroke-dasharray:6 4}
 .chart .s2{stroke:var(--c2);stroke-dasharray:1 4;stroke-width:2.6}
 .chart .dot{stroke-width:4;stroke-dasharray:none}
-.chart .hatch{stroke:var(--gap);stroke-width:1}
+.postpipe .hatch{stroke:var(--gap);stroke-width:1}
 END
 }
 

@@ -52,7 +52,7 @@ sub name
 sub html
 {
 	my ($run) = @_;
-	my $range = join ' to ', map { qq(<time datetime="$_">@{[ $_ =~ tr/TZ/ /dr =~ s/(\d) ?(\d\d:)/$1 $2/r ]}</time>) } map { Report::Axis::utc($_) } @$run{qw(from to)};
+	my $range = Report::Axis::span(@$run{qw(from to)});
 	my @pipelines = @{ $run->{pipelines} };
 	my $charts = join '', map { section($run, $pipelines[$_], 'p' . ($_ + 1)) } 0 .. $#pipelines;
 
@@ -62,7 +62,7 @@ sub html
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>postpipe, @{[ Report::Axis::utc($run->{from}) ]} to @{[ Report::Axis::utc($run->{to}) ]}</title>
+<title>postpipe, $range</title>
 <style>
 @{[ style() ]}</style>
 </head>
@@ -70,7 +70,7 @@ sub html
 <svg width="0" height="0" style="position:absolute" aria-hidden="true">@{[ Report::Chart::defs() ]}</svg>
 <main>
 <h1>postpipe</h1>
-<p>$range UTC, from @{[ escape($run->{source}) ]}; a point every $run->{step} s, rates and quantiles over $run->{window} s</p>
+<p>$range, from @{[ escape($run->{source}) ]}; a point every $run->{step} s, rates and quantiles over $run->{window} s</p>
 @{[ totals(@pipelines) ]}
 $charts</main>
 </body>
@@ -126,7 +126,7 @@ sub svg
 	my ($width, $height, $top) = (430, 230, 34);
 	my @charts = @{ $pipeline->{charts} };
 	my ($all_width, $all_height) = (2 * $width + 20, $top + $height * int((@charts + 1) / 2));
-	my $title = escape(sprintf 'Pipeline %s of %s, %s to %s', @$pipeline{qw(pipeline datname)}, map { Report::Axis::utc($_) } @$run{qw(from to)});
+	my $title = escape(sprintf 'Pipeline %s of %s, %s', @$pipeline{qw(pipeline datname)}, Report::Axis::span(@$run{qw(from to)}));
 	my $inner = join '', map {
 		Report::Chart::svg($charts[$_], $run, id => $charts[$_]{id}, of => name($pipeline), width => $width, height => $height,
 			x => $_ % 2 ? $width + 20 : 0, y => $top + $height * int($_ / 2))
