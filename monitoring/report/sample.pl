@@ -14,13 +14,14 @@ use constant SECONDS => 120;
 
 my %events = (22 => \&redis_goes, 32 => \&redis_comes, 60 => \&lock, 72 => \&unlock, 96 => \&redis_goes, 101 => \&redis_comes);
 
-my $redis = Postpipe::Test::Redis->new(keep => 1);
+# Without a rewrite of its file: before 7.4, Redis tells a lag that is too large when it has loaded a rewritten one.
+my $redis = Postpipe::Test::Redis->new(keep => 1, conf => ['auto-aof-rewrite-percentage 0']);
 my $node = pp_node('sample', redis => $redis, conf => "postpipe.max_retries = 0\nfsync = on");
 $node->safe_psql('postgres', 'CREATE EXTENSION postpipe');
 $node->safe_psql('postgres', 'CREATE ROLE prometheus LOGIN IN ROLE pg_monitor');
 wait_sql($node, 'postgres', q(SELECT to_regclass('posts') IS NOT NULL), 't', 'the table is there');
 my $exporter = postgres_exporter($node, 'postgres');
-my $prometheus = Postpipe::Test::Prometheus->new(targets => { 'localhost:9187' => $exporter->address }, interval => '1s');
+my $prometheus = Postpipe::Test::Prometheus->new(targets => { 'localhost:9187' => $exporter->address }, interval => '2s');
 wait_for { @{ $prometheus->query('stream_consumer_lag') } } 'Prometheus has samples';
 
 my $locker = pp_session($node);

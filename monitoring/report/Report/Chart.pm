@@ -8,7 +8,7 @@ use List::Util qw(max min);
 use Report::Axis;
 
 # Room around the plot, for what is written there.
-my %room = (left => 52, right => 14, top => 52, bottom => 36);
+my %room = (left => 52, right => 30, top => 52, bottom => 36);
 
 # Estimated, as nobody measures text here; of the font size in style().
 my $letter = 6.6;
@@ -57,7 +57,7 @@ sub svg
 		run => $run,
 		right => $opt{width} - $room{right},
 		bottom => $opt{height} - $room{bottom},
-		time => Report::Axis::time_axis(@$run{qw(from to)}, int(($opt{width} - 66) / 80)),
+		time => Report::Axis::time_axis(@$run{qw(from to)}, int(($opt{width} - $room{left} - $room{right}) / 80)),
 		y => $chart->{log} ? Report::Axis::log_axis(@values) : Report::Axis::linear_axis(@values) };
 	my $place = defined $opt{x} ? qq( x="$opt{x}" y="$opt{y}") : '';
 

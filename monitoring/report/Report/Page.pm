@@ -8,7 +8,7 @@ use Report::Chart;
 
 my @columns = (
 	[ applied => 'Applied', 'whole' ],
-	[ conflict => 'of these on a row that was there', 'whole' ],
+	[ conflict => 'Conflicts', 'whole' ],
 	[ error => 'Errors', 'whole' ],
 	[ dead => 'Dead at the end', 'whole' ],
 	[ lost => 'Lost', 'whole' ],
@@ -36,8 +36,8 @@ thead th{color:var(--soft);font-size:13px;line-height:1.3}
 th[scope=row],thead th:first-child{text-align:left;font-weight:600;padding-left:0;overflow-wrap:anywhere}
 td.bad{color:var(--c1);font-weight:600}
 td.unknown{color:var(--soft)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:20px 28px}
-.chart{width:100%;height:auto;display:block}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:20px 28px}
+.chart{width:100%;max-width:760px;height:auto;display:block}
 @media print{.chart{break-inside:avoid}}
 END
 }
@@ -85,7 +85,7 @@ sub totals
 	my $rows = join '', map { row($pipelines[$_], 'p' . ($_ + 1)) } 0 .. $#pipelines;
 	return <<"END" =~ s/\n\z//r;
 <div class="wide"><table>
-<caption>Totals of this range: entries that were counted between the first and the last sample.</caption>
+<caption>Entries that were counted between the first and the last sample of this range; those that met a row with their key are applied, and conflicts as well.</caption>
 <thead><tr><th scope="col">Database / pipeline</th>$head</tr></thead>
 <tbody>
 $rows</tbody>
