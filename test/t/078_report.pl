@@ -43,12 +43,13 @@ wait_for { @{ $prometheus->query('post_persist_total{pipeline="m", status="error
 
 # --- Redis is away for a while, in which lag and pending are not known.
 $redis->stop;
-wait_for { @{ $prometheus->query('count_over_time((absent(stream_consumer_lag))[1m:1s]) > 5') } } 'Redis is away, which takes a while';
+samples('postpipe_workers{pipeline="m"} unless on (datname, pipeline) stream_consumer_lag', 'Redis is away for some samples');
 $redis->start;
-wait_for { @{ $prometheus->query('count_over_time(stream_consumer_lag[4s]) > 3 and stream_consumer_lag') } == 2 } '... and is back';
+samples('stream_consumer_lag{pipeline="m"}', '... and is back');
 add('stream:m', ++$id);
-wait_for { @{ $prometheus->query("post_persist_total{pipeline='m', status='ok'} + on (pipeline) post_persist_total{status='conflict'} == " . sql(q(SELECT applied FROM postpipe_audit WHERE pipeline = 'm'))) } && applied() } 'all is counted';
-my $end = int time - 1;
+wait_sql($node, 'postgres', q(SELECT lag + pending FROM postpipe_audit WHERE pipeline = 'm'), '0', 'all is applied');
+my $applied = sql(q(SELECT applied FROM postpipe_audit WHERE pipeline = 'm'));
+my $end = int samples(qq(sum by (pipeline) (post_persist_total{pipeline="m", status=~"ok|conflict"}) == $applied), '... and counted');
 my @range = (PROMETHEUS => $prometheus->url, START => $start, END => $end);
 
 # --- The page.
@@ -117,7 +118,19 @@ sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 
 sub add { my ($stream, $what) = @_; $redis->xadd($stream, id => $what eq 'bad' ? 0 : $what, v => $what); return }
 
-sub applied { return sql(q(SELECT lag = 0 AND pending = 0 FROM postpipe_audit WHERE pipeline = 'm')) eq 't' }
+# Waits until five scrapes had what is asked for; returns the time of the last one.
+sub samples
+{
+	my ($promql, $what) = @_;
+	my %at;
+	wait_for
+	{
+		$at{ $_->{value}[1] } = 1 for @{ $prometheus->query(qq(timestamp(postpipe_workers{pipeline="m"}) and on (pipeline) ($promql))) };
+		keys %at >= 5;
+	}
+	$what;
+	return (sort { $b <=> $a } keys %at)[0];
+}
 
 # The exit status, what is said, and what is complained about without make's own lines.
 sub report
