@@ -65,17 +65,21 @@ sub postgres_exporter
 		});
 }
 
-# new(targets => { address in prometheus.yml => address of a program here }, interval => '3s')
+# new(targets => { address in prometheus.yml => address of a program here }, interval => '3s'): the jobs of other targets are
+# left out, as docs have it.
 sub new
 {
 	my ($class, %opt) = @_;
 	my $self = bless { dir => PostgreSQL::Test::Utils::tempdir_short(), interval => '3s', %opt }, $class;
 
 	$self->_copy('prometheus.yml', sub {
-		s/: 15s/: $self->{interval}/g;
+		my ($global, @jobs) = split /^(?=- job_name: )/m;
+		my %jobs = map { /targets: \['(.+)'\]/ ? ($1 => $_) : () } @jobs;
+		$_ = $global =~ s/: 15s/: $self->{interval}/gr;
 		for my $target (sort keys %{ $self->{targets} })
 		{
-			s/'\Q$target\E'/'$self->{targets}{$target}'/ or die "prometheus.yml has no target $target";
+			die "prometheus.yml has no target $target" unless $jobs{$target};
+			$_ .= $jobs{$target} =~ s/\Q$target\E/$self->{targets}{$target}/r;
 		}
 	});
 	$self->_copy('alerts.yml', sub { s/for: \S+/for: 1s/g; s/\[5m\]/[20s]/g; });
@@ -87,7 +91,7 @@ sub new
 	return $self;
 }
 
-# A copy of a file of the repository, changed.
+# A copy of a file of the repository, changed in $_.
 sub _copy
 {
 	my ($self, $file, $change) = @_;
