@@ -98,6 +98,15 @@ build_private() {
 	export PATH="$bindir:$PATH"
 }
 
+# What PostgreSQL::Test::Cluster and Postpipe::Test want to know; after build_private.
+tap_environment() {
+	local pgxs
+	pgxs=$("$pg_config" --pkglibdir)/pgxs
+	export PERL5LIB="$root/src/test/perl:$pgxs/src/test/perl" PG_REGRESS="$pgxs/src/test/regress/pg_regress"
+	export TESTDIR="$root/tap" TESTDATADIR="$root/tap/tmp_check" TESTLOGDIR="$root/tap/log" PG_TEST_PORT_DIR="$root/ports"
+	as_user mkdir -p "$TESTDATADIR" "$TESTLOGDIR" "$PG_TEST_PORT_DIR"
+}
+
 # start_redis FOLDER: a Redis that is reached at the socket FOLDER/redis.sock only and writes nothing to disk.
 start_redis() {
 	as_user mkdir -p "$1"
