@@ -271,6 +271,11 @@ CREATE FUNCTION @extschema@.postpipe_check(for_pipeline text DEFAULT NULL,
 CREATE FUNCTION @extschema@.postpipe_selftest(timeout interval DEFAULT '30s', OUT step text, OUT ok boolean, OUT detail text)  -- own stream, group and table: production's foreign keys would refuse a test event
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_selftest' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_reset_stats(pipeline text DEFAULT NULL) RETURNS void AS 'MODULE_PATHNAME', 'postpipe_reset_stats' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+CREATE FUNCTION @extschema@.postpipe_redis_validator(options text[], catalog oid) RETURNS void AS 'MODULE_PATHNAME', 'postpipe_redis_validator' LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
+
+-- Redis servers besides postpipe.redis_url: CREATE SERVER ... FOREIGN DATA WRAPPER postpipe_redis OPTIONS (url 'redis://...').
+CREATE FOREIGN DATA WRAPPER postpipe_redis NO HANDLER VALIDATOR @extschema@.postpipe_redis_validator;
+
 CREATE FUNCTION @extschema@.postpipe_version(OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean) AS 'MODULE_PATHNAME', 'postpipe_version' LANGUAGE C STABLE PARALLEL SAFE;
 
 ---------------------------------------------------------------------------------------------------------------------------
@@ -384,6 +389,7 @@ REVOKE EXECUTE ON FUNCTION
     @extschema@.postpipe_selftest,
     @extschema@.postpipe_reset_stats,
     @extschema@.postpipe_version,
+    @extschema@.postpipe_redis_validator,
     @extschema@.postpipe_stats_0_1,
     @extschema@.postpipe_workers_0_1,
     @extschema@.postpipe_audit_0_1,
@@ -431,6 +437,8 @@ COMMENT ON FUNCTION @extschema@.postpipe_ingest IS 'applies events as the pipeli
 COMMENT ON FUNCTION @extschema@.postpipe_check IS 'what is wrong with servers and pipelines, one line for each thing that was looked at, with what to run';
 COMMENT ON FUNCTION @extschema@.postpipe_selftest IS 'an event from XADD to its row and its acknowledgement, step by step, in a stream and a table of its own';
 COMMENT ON FUNCTION @extschema@.postpipe_reset_stats IS 'sets the counters of a pipeline, or of all, back to 0; the audit is not touched';
+COMMENT ON FUNCTION @extschema@.postpipe_redis_validator(text[], oid) IS 'checks the options of a Redis server and of its user mappings';
+COMMENT ON FOREIGN DATA WRAPPER postpipe_redis IS 'servers of Redis that pipelines may read from, with a log-in for each role';
 COMMENT ON FUNCTION @extschema@.postpipe_version() IS 'versions of the library, the SQL objects and hiredis';
 COMMENT ON FUNCTION @extschema@.postpipe_id_time IS 'time in an entry ID';
 COMMENT ON FUNCTION @extschema@.postpipe_pipeline_owner IS 'internal: owner of a pipeline';

@@ -16,6 +16,7 @@ typedef struct PpCheck
 	List *pipelines;     /* all of this database */
 	PpRedis *conn;       /* NULL: Redis cannot be asked … */
 	char *no_redis;      /* … for this reason */
+	bool own_server;     /* the connection is to a server of a pipeline's own */
 } PpCheck;
 
 typedef struct PpCheckRule

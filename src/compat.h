@@ -10,6 +10,7 @@
 
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
 #include "utils/acl.h"
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
@@ -18,9 +19,13 @@
 #if PG_VERSION_NUM >= 160000
 #define pp_can_set_role(member, role)     member_can_set_role(member, role)
 #define pp_database_ownercheck(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
+#define pp_may_use_server(oid, role) \
+	(object_aclcheck(ForeignServerRelationId, oid, role, ACL_USAGE) == ACLCHECK_OK)
 #else
 #define pp_can_set_role(member, role)     is_member_of_role(member, role)
 #define pp_database_ownercheck(oid, role) pg_database_ownercheck(oid, role)
+#define pp_may_use_server(oid, role) \
+	(pg_foreign_server_aclcheck(oid, role, ACL_USAGE) == ACLCHECK_OK)
 #endif
 
 /* A record in WAL that means nothing to anybody, for its position. */
@@ -44,6 +49,13 @@
 #define pp_executor_run(query) ExecutorRun(query, ForwardScanDirection, 0)
 #else
 #define pp_executor_run(query) ExecutorRun(query, ForwardScanDirection, 0, true)
+#endif
+
+/* A set of things to be waited for, without a resource owner. */
+#if PG_VERSION_NUM >= 170000
+#define pp_create_wait_set(n) CreateWaitEventSet(NULL, n)
+#else
+#define pp_create_wait_set(n) CreateWaitEventSet(CurrentMemoryContext, n)
 #endif
 
 /* Stands before a declaration. */

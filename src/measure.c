@@ -4,9 +4,9 @@
  *
  * The supervisor's part that talks to Redis.  It never waits for an answer: pp_measure_step() does
  * what can be done now, pp_measure_wait() waits for the latch, the socket, or what is due.  A round
- * asks about all pipelines in one write.  While entries move it measures every second, else every
- * few seconds.  When Redis does not answer, what it measured before is forgotten: a number is exact
- * or absent.
+ * asks about all pipelines of a Redis server in one write.  While entries move it measures every
+ * second, else every few seconds.  When Redis does not answer, what it measured before is forgotten: a
+ * number is exact or absent.
  */
 #include "measure.h"
 
@@ -44,8 +44,12 @@ typedef struct Question
 	int count;
 } Question;
 
-struct PpMeasure
+/* A Redis server, and the pipelines that read from it. */
+typedef struct Server
 {
+	char name[NAMEDATALEN]; /* empty: postpipe.redis_url */
+	Oid owner;              /* of the pipelines: who logs in */
+	List *pipelines;        /* in this step */
 	MemoryContext cxt;
 	MemoryContext round_cxt;
 	PpRedis *redis;
@@ -59,52 +63,71 @@ struct PpMeasure
 	bool busy;           /* something moved since the round before */
 	TimestampTz next_at;
 	TimestampTz deadline;
+} Server;
+
+struct PpMeasure
+{
+	MemoryContext cxt;
+	List *servers; /* Server */
 };
 
 PpMeasure *
 pp_measure_create(MemoryContext parent)
 {
 	PpMeasure *m = MemoryContextAllocZero(parent, sizeof(PpMeasure));
-	char name[PP_CONSUMER_LEN];
 
 	m->cxt = parent;
-	m->round_cxt = AllocSetContextCreate(parent, "postpipe measure", ALLOCSET_DEFAULT_SIZES);
-	snprintf(name, sizeof(name), "postpipe:" UINT64_FORMAT ":%u:supervisor", GetSystemIdentifier(),
-			 MyDatabaseId);
-	m->redis = pp_redis_create(parent, name);
-	pp_backoff_init(&m->backoff, 1000, 10000);
 	return m;
 }
 
-static void
-forget(List *pipelines)
+static Server *
+add_server(PpMeasure *m, const PpPipeline *p)
 {
-	ListCell *lc;
+	MemoryContext cxt = AllocSetContextCreate(m->cxt, "postpipe measure", ALLOCSET_DEFAULT_SIZES);
+	Server *server = MemoryContextAllocZero(cxt, sizeof(Server));
+	char name[PP_CONSUMER_LEN];
 
-	foreach (lc, pipelines)
+	server->cxt = cxt;
+	server->round_cxt = AllocSetContextCreate(cxt, "postpipe round", ALLOCSET_DEFAULT_SIZES);
+	if (p->redis != NULL)
 	{
-		PpPipe *pipe = pp_pipe_find(MyDatabaseId, ((PpPipeline *) lfirst(lc))->name);
-
-		if (pipe == NULL)
-			continue;
-		LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
-		pipe->measured.at = 0;
-		LWLockRelease(&pipe->lock);
+		strlcpy(server->name, p->redis, sizeof(server->name));
+		server->owner = p->owner;
 	}
+	snprintf(name, sizeof(name), "postpipe:" UINT64_FORMAT ":%u:supervisor", GetSystemIdentifier(),
+			 MyDatabaseId);
+	server->redis = pp_redis_create(cxt, name);
+	pp_backoff_init(&server->backoff, 1000, 10000);
+	return server;
 }
 
 static void
-give_up(PpMeasure *m, List *pipelines)
+forget(const PpPipeline *p)
 {
+	PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
+
+	if (pipe == NULL)
+		return;
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->measured.at = 0;
+	LWLockRelease(&pipe->lock);
+}
+
+static void
+give_up(Server *m)
+{
+	ListCell *lc;
+
 	pp_redis_close(m->redis);
 	m->asking = false;
 	m->deadline = 0;
 	m->next_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&m->backoff));
-	forget(pipelines);
+	foreach (lc, m->pipelines)
+		forget(lfirst(lc));
 }
 
 static void
-ask(PpMeasure *m, List *pipelines)
+ask(Server *m)
 {
 	ListCell *lc;
 
@@ -112,10 +135,10 @@ ask(PpMeasure *m, List *pipelines)
 	pp_redis_reply_target(m->redis, m->round_cxt, REPLY_LIMIT);
 	pp_redis_skim(m->redis, true);
 	m->questions =
-		MemoryContextAllocZero(m->round_cxt, Max(list_length(pipelines), 1) * sizeof(Question));
+		MemoryContextAllocZero(m->round_cxt, list_length(m->pipelines) * sizeof(Question));
 	m->n = 0;
 	m->answered = 0;
-	foreach (lc, pipelines)
+	foreach (lc, m->pipelines)
 	{
 		PpPipeline *p = lfirst(lc);
 		PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
@@ -154,7 +177,7 @@ add_sample(PpPipe *pipe, TimestampTz now, uint64 settled)
 
 /* -1: the stream is not there, or Redis does not tell us. */
 static int64
-get_memory(PpMeasure *m, const Question *q)
+get_memory(Server *m, const Question *q)
 {
 	const PpReply *reply = q->wanted > PP_STREAM_FACT_REPLIES ? q->replies[q->wanted - 1] : NULL;
 
@@ -170,7 +193,7 @@ get_memory(PpMeasure *m, const Question *q)
  * number is not known.
  */
 static int64
-find_lag(PpMeasure *m, const Question *q, const PpStreamFacts *facts)
+find_lag(Server *m, const Question *q, const PpStreamFacts *facts)
 {
 	PpPipe *pipe = q->pipe;
 	int64 lag = facts->undelivered;
@@ -188,7 +211,7 @@ find_lag(PpMeasure *m, const Question *q, const PpStreamFacts *facts)
 
 /* All replies about one pipeline are there. */
 static void
-answer(PpMeasure *m, Question *q)
+answer(Server *m, Question *q)
 {
 	PpStreamFacts facts;
 	PpRedisError error;
@@ -230,7 +253,7 @@ answer(PpMeasure *m, Question *q)
 
 /* Takes the replies that are there. Returns false when the connection failed. */
 static bool
-collect(PpMeasure *m)
+collect(Server *m)
 {
 	PpReply *reply;
 	PpRedisResult result;
@@ -258,28 +281,25 @@ collect(PpMeasure *m)
 }
 
 static bool
-url_changed(PpMeasure *m)
+url_changed(Server *m)
 {
 	PpRedisUrl url;
 
-	pp_guc_redis_url(&url);
+	(void) pp_pipeline_redis(linitial(m->pipelines), &url);
 	if (memcmp(&url, &m->url, sizeof(url)) == 0)
 		return false;
 	m->url = url;
 	return true;
 }
 
-/*
- * pp_measure_step
- *		Does what can be done without waiting.  Returns in how many ms something is due.
- */
-long
-pp_measure_step(PpMeasure *m, List *pipelines)
+/* Does what can be done without waiting for one server.  Returns in how many ms something is due. */
+static long
+step(Server *m)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
 	if (m->deadline != 0 && now >= m->deadline)
-		give_up(m, pipelines);
+		give_up(m);
 	if (m->deadline == 0 && now >= m->next_at)
 	{
 		/* url_changed() reads the password file, so it is asked once a round, not at each turn. */
@@ -290,27 +310,94 @@ pp_measure_step(PpMeasure *m, List *pipelines)
 		{
 			m->memory_refused = false;
 			if (!pp_redis_start(m->redis, &m->url))
-				give_up(m, pipelines);
+				give_up(m);
 		}
 	}
 	if (m->deadline != 0)
 	{
 		if (!collect(m))
-			give_up(m, pipelines);
+			give_up(m);
 		else if (!m->asking && m->deadline != 0 && pp_redis_is_open(m->redis))
 		{
-			ask(m, pipelines);
+			ask(m);
 			if (!m->asking)
 			{
 				m->deadline = 0;
 				m->next_at = TimestampTzPlusMilliseconds(now, IDLE_MS);
 			}
 			else if (!collect(m))
-				give_up(m, pipelines);
+				give_up(m);
 		}
 	}
 	return Max(TimestampDifferenceMilliseconds(now, m->deadline != 0 ? m->deadline : m->next_at),
 			   1);
+}
+
+/* Puts each pipeline to its server; one that cannot be used is not asked. */
+static void
+assign(PpMeasure *m, List *pipelines)
+{
+	ListCell *lc;
+	ListCell *lc2;
+
+	foreach (lc, pipelines)
+	{
+		PpPipeline *p = lfirst(lc);
+		Server *server = NULL;
+
+		if (p->redis_error != NULL)
+		{
+			forget(p);
+			continue;
+		}
+		foreach (lc2, m->servers)
+		{
+			Server *other = lfirst(lc2);
+
+			if (strcmp(other->name, p->redis ? p->redis : "") == 0 &&
+				(p->redis == NULL || other->owner == p->owner))
+				server = other;
+		}
+		if (server == NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(m->cxt);
+
+			server = add_server(m, p);
+			m->servers = lappend(m->servers, server);
+			MemoryContextSwitchTo(old);
+		}
+		server->pipelines = lappend(server->pipelines, p);
+	}
+}
+
+/*
+ * pp_measure_step
+ *		Does what can be done without waiting.  Returns in how many ms something is due; -1: nothing is.
+ */
+long
+pp_measure_step(PpMeasure *m, List *pipelines)
+{
+	long due = -1;
+	long next;
+	ListCell *lc;
+
+	assign(m, pipelines);
+	foreach (lc, m->servers)
+	{
+		Server *server = lfirst(lc);
+
+		if (server->pipelines == NIL)
+		{
+			m->servers = foreach_delete_current(m->servers, lc);
+			MemoryContextDelete(server->cxt);
+			continue;
+		}
+		next = step(server);
+		due = due < 0 ? next : Min(due, next);
+		list_free(server->pipelines);
+		server->pipelines = NIL;
+	}
+	return due;
 }
 
 /*
@@ -322,7 +409,15 @@ bool
 pp_measure_wait(PpMeasure *m, long timeout_ms, long due_ms)
 {
 	long wait = due_ms < 0 ? timeout_ms : timeout_ms < 0 ? due_ms : Min(timeout_ms, due_ms);
-	bool listen = due_ms >= 0 && m->deadline != 0;
+	PpRedis **conns = palloc(Max(list_length(m->servers), 1) * sizeof(PpRedis *));
+	int n = 0;
+	bool woken;
+	ListCell *lc;
 
-	return pp_redis_wait(listen ? m->redis : NULL, wait, PP_WAIT_SUPERVISOR_MAIN);
+	foreach (lc, m->servers)
+		if (due_ms >= 0 && ((Server *) lfirst(lc))->deadline != 0)
+			conns[n++] = ((Server *) lfirst(lc))->redis;
+	woken = pp_redis_wait_any(conns, n, wait, PP_WAIT_SUPERVISOR_MAIN);
+	pfree(conns);
+	return woken;
 }

@@ -6,7 +6,6 @@
  * read the table, and a supervisor must not leave statements in pg_stat_statements.
  */
 #include "pipeline.h"
-#include "store.h"
 
 #include "access/genam.h"
 #include "access/heapam.h"
@@ -34,6 +33,10 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
+
+#include "guc.h"
+#include "redis_server.h"
+#include "store.h"
 
 /* Columns of postpipe_pipeline, in the script's order. */
 enum
@@ -145,6 +148,31 @@ text_array(const Datum *values, const bool *nulls, int col)
 	return result;
 }
 
+/* Looks for the pipeline's own Redis server, if it has one, as it is now. */
+void
+pp_pipeline_find_redis(PpPipeline *p)
+{
+	memset(&p->redis_url, 0, sizeof(p->redis_url));
+	p->redis_error = NULL;
+	if (p->redis == NULL)
+		return;
+	p->redis_error = pp_redis_server_find(p->redis, p->owner, &p->redis_url);
+	p->version = hash_combine64(p->version,
+								hash_bytes_extended((unsigned char *) &p->redis_url,
+													sizeof(p->redis_url), p->redis_error != NULL));
+}
+
+/* Copies where the pipeline's Redis is.  Returns NULL, or why there is none. */
+const char *
+pp_pipeline_redis(const PpPipeline *p, PpRedisUrl *url)
+{
+	if (p->redis == NULL)
+		pp_guc_redis_url(url);
+	else
+		*url = p->redis_url;
+	return p->redis_error;
+}
+
 static PpPipeline *
 read_row(HeapTuple tuple, TupleDesc desc)
 {
@@ -185,6 +213,7 @@ read_row(HeapTuple tuple, TupleDesc desc)
 	p->version = hash_combine64(
 		HeapTupleHeaderGetRawXmin(tuple->t_data),
 		hash_bytes_extended((unsigned char *) &tuple->t_self, sizeof(tuple->t_self), 1));
+	pp_pipeline_find_redis(p);
 	return p;
 }
 
@@ -319,6 +348,12 @@ table_changed(Datum arg, Oid relid)
 		definitions_changed = true;
 }
 
+static void
+server_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	definitions_changed = true;
+}
+
 /*
  * pp_pipeline_is_current
  *		Is the definition still what it was when it was read?  Cheap when nothing has changed.  In a
@@ -331,7 +366,11 @@ pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p)
 	PpPipeline *now;
 
 	if (!registered)
+	{
 		CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
+		CacheRegisterSyscacheCallback(FOREIGNSERVEROID, server_changed, (Datum) 0);
+		CacheRegisterSyscacheCallback(USERMAPPINGOID, server_changed, (Datum) 0);
+	}
 	registered = true;
 	if (!definitions_changed)
 		return true;
@@ -471,13 +510,14 @@ pp_pipeline_update(const PpExtension *ext, const PpPipeline *p)
 	set_row(p, values, nulls);
 	pp_store_execute(
 		ext,
-		psprintf("UPDATE %s.postpipe_pipeline SET owner = $%d, target = $%d, key = $%d, "
-				 "on_conflict = $%d, newer_by = $%d, columns = $%d, event_types = $%d, "
-				 "statement = $%d, search_path = $%d, workers = $%d, options = $%d, "
-				 "altered_at = $%d WHERE pipeline = $%d",
-				 ext->schema_name, COL_OWNER, COL_TARGET, COL_KEY, COL_ON_CONFLICT, COL_NEWER_BY,
-				 COL_COLUMNS, COL_EVENT_TYPES, COL_STATEMENT, COL_SEARCH_PATH, COL_WORKERS,
-				 COL_OPTIONS, COL_ALTERED_AT, COL_PIPELINE),
+		psprintf(
+			"UPDATE %s.postpipe_pipeline SET owner = $%d, target = $%d, key = $%d, "
+			"redis = $%d, on_conflict = $%d, newer_by = $%d, columns = $%d, event_types = $%d, "
+			"statement = $%d, search_path = $%d, workers = $%d, options = $%d, "
+			"altered_at = $%d WHERE pipeline = $%d",
+			ext->schema_name, COL_OWNER, COL_TARGET, COL_KEY, COL_REDIS, COL_ON_CONFLICT,
+			COL_NEWER_BY, COL_COLUMNS, COL_EVENT_TYPES, COL_STATEMENT, COL_SEARCH_PATH, COL_WORKERS,
+			COL_OPTIONS, COL_ALTERED_AT, COL_PIPELINE),
 		COL_COUNT, column_types, values, nulls);
 }
 

@@ -13,6 +13,8 @@
 #include "utils/jsonb.h"
 #include "utils/relcache.h"
 
+#include "redis_url.h"
+
 /* The extension as it is installed in this database. */
 typedef struct PpExtension
 {
@@ -30,7 +32,9 @@ typedef struct PpPipeline
 	Oid owner;
 	char *stream;
 	char *group;
-	char *redis;
+	char *redis; /* a server of its own (redis_server.c); NULL: postpipe.redis_url */
+	PpRedisUrl redis_url;
+	char *redis_error; /* that one cannot be used, for this reason; else NULL */
 	char *target;      /* NULL: the user gave the statement */
 	List *key;         /* column names; NIL: the target's primary key, if any */
 	char *on_conflict; /* update, nothing, newer, error */
@@ -49,7 +53,7 @@ typedef struct PpPipeline
 	TimestampTz altered_at; /* 0: never */
 	bool dropped;           /* the built-in pipeline was dropped; nothing else is kept of it */
 	bool builtin;           /* it has no row */
-	uint64 version;         /* changes with each change of the row */
+	uint64 version;         /* changes with each change of the row, and of its Redis server */
 	bool changed_here;      /* this transaction has written the row */
 } PpPipeline;
 
@@ -70,6 +74,8 @@ extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int uns
 extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
 extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);
 extern void pp_pipeline_update(const PpExtension *ext, const PpPipeline *p);
+extern const char *pp_pipeline_redis(const PpPipeline *p, PpRedisUrl *url);
+extern void pp_pipeline_find_redis(PpPipeline *p);
 extern void pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p);
 
 extern Relation pp_target_open(const PpPipeline *p, LOCKMODE lock);

@@ -20,6 +20,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "process.h"
 
 #define READ_AT_ONCE (256 * 1024)         /* look for complete replies after so many bytes */
@@ -408,6 +409,26 @@ pp_redis_poll(PpRedis *conn, PpReply **reply)
 	}
 }
 
+/* What the socket of an open connection is waited for. */
+static int
+socket_events(const PpRedis *conn)
+{
+	if (conn->connecting)
+		return WL_SOCKET_CONNECTED;
+	return conn->rc->obuf != NULL && sdslen(conn->rc->obuf) > 0
+			   ? WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE
+			   : WL_SOCKET_READABLE;
+}
+
+static bool
+after_wait(bool latch_set)
+{
+	if (latch_set)
+		ResetLatch(MyLatch);
+	pp_process_interrupts();
+	return latch_set;
+}
+
 /*
  * pp_redis_wait
  *		Waits until the socket is ready, the latch is set, or time is up (ms; -1: no limit).  Serves
@@ -417,24 +438,35 @@ pp_redis_poll(PpRedis *conn, PpReply **reply)
 bool
 pp_redis_wait(PpRedis *conn, long timeout_ms, PpWaitEvent event)
 {
-	int events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+	int events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (timeout_ms >= 0 ? WL_TIMEOUT : 0);
 	int rc;
 
-	if (timeout_ms >= 0)
-		events |= WL_TIMEOUT;
 	if (conn != NULL && conn->rc != NULL)
-	{
-		events |= conn->connecting ? WL_SOCKET_CONNECTED : WL_SOCKET_READABLE;
-		if (!conn->connecting && conn->rc->obuf != NULL && sdslen(conn->rc->obuf) > 0)
-			events |= WL_SOCKET_WRITEABLE;
-		rc = WaitLatchOrSocket(MyLatch, events, conn->rc->fd, timeout_ms, pp_wait_event(event));
-	}
+		rc = WaitLatchOrSocket(MyLatch, events | socket_events(conn), conn->rc->fd, timeout_ms,
+							   pp_wait_event(event));
 	else
 		rc = WaitLatch(MyLatch, events, timeout_ms, pp_wait_event(event));
-	if (rc & WL_LATCH_SET)
-		ResetLatch(MyLatch);
-	pp_process_interrupts();
-	return (rc & WL_LATCH_SET) != 0;
+	return after_wait((rc & WL_LATCH_SET) != 0);
+}
+
+/* The same for several connections. */
+bool
+pp_redis_wait_any(PpRedis **conns, int n, long timeout_ms, PpWaitEvent event)
+{
+	WaitEventSet *set;
+	WaitEvent occurred = {0};
+
+	if (n <= 1)
+		return pp_redis_wait(n == 1 ? conns[0] : NULL, timeout_ms, event);
+	set = pp_create_wait_set(n + 2);
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	for (int i = 0; i < n; i++)
+		if (conns[i]->rc != NULL)
+			AddWaitEventToSet(set, socket_events(conns[i]), conns[i]->rc->fd, NULL, NULL);
+	(void) WaitEventSetWait(set, timeout_ms, &occurred, 1, pp_wait_event(event));
+	FreeWaitEventSet(set);
+	return after_wait((occurred.events & WL_LATCH_SET) != 0);
 }
 
 /*

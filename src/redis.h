@@ -35,6 +35,7 @@ extern void pp_redis_send_strings(PpRedis *conn, int n, const PpString *strings)
 extern bool pp_redis_flush(PpRedis *conn);
 extern void pp_redis_take_in(PpRedis *conn);
 extern PpRedisResult pp_redis_poll(PpRedis *conn, PpReply **reply);
+extern bool pp_redis_wait_any(PpRedis **conns, int n, long timeout_ms, PpWaitEvent event);
 extern bool pp_redis_wait(PpRedis *conn, long timeout_ms, PpWaitEvent event);
 extern PpRedisResult pp_redis_receive(PpRedis *conn, PpReply **reply, long timeout_ms,
 									  PpWaitEvent event);

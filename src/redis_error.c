@@ -18,8 +18,9 @@ typedef struct ErrorRule
 	const char *hint;
 } ErrorRule;
 
-#define HINT_LOGIN \
-	"Check postpipe.redis_url and postpipe.redis_password_file, then SELECT pg_reload_conf()."
+#define HINT_LOGIN                                                                                   \
+	"Check postpipe.redis_url and postpipe.redis_password_file, then SELECT pg_reload_conf(); of a " \
+	"server of the pipeline's own, the user mapping of its owner."
 #define HINT_ACL                                                                                \
 	"The Redis user needs: ACL SETUSER <user> ~<stream> ~postpipe:* +xreadgroup +xack +xgroup " \
 	"+xinfo +xpending +xrange +xclaim +xlen +hget +hgetall +hset +hincrby +hdel +del +watch "   \
@@ -154,7 +155,10 @@ const char *
 pp_redis_error_hint(const PpRedisError *error)
 {
 	if (strcmp(error->code, "redis_connect") == 0)
-		return "Check that Redis runs and that postpipe.redis_url is right.";
+		return "Check that Redis runs and that postpipe.redis_url, or the pipeline's server, is right.";
+	if (strcmp(error->code, "redis_server") == 0)
+		return "CREATE SERVER, CREATE USER MAPPING and GRANT USAGE ON FOREIGN SERVER make it usable; "
+			   "postpipe_alter_pipeline(pipeline, reset => '{redis}') goes back to postpipe.redis_url.";
 	for (int i = 0; i < lengthof(rules); i++)
 		if (rules[i].hint != NULL && strcmp(rules[i].code, error->code) == 0)
 			return rules[i].hint;

@@ -155,7 +155,7 @@ pp_pipeline_delete(const PpExtension *ext, const char *name)
 static void
 destroy_group(const PpPipeline *p)
 {
-	PpRedis *conn = pp_function_connect();
+	PpRedis *conn = pp_function_connect(p);
 
 	pp_redis_send(conn, "XGROUP DESTROY %s %s", p->stream, p->group);
 	/* A stream that is gone has no groups. */

@@ -49,7 +49,7 @@ extern void pp_function_count(const char *pipeline, PpCounter counter, uint64 n)
 #define PP_FUNCTION_REPLY ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
 
 /* sqlfuncs_redis.c */
-extern PpRedis *pp_function_connect(void);
+extern PpRedis *pp_function_connect(const PpPipeline *p);
 extern PpReply *pp_function_reply(PpRedis *conn);
 PP_NORETURN extern void pp_function_fail(const PpReply *reply);
 extern bool pp_function_failed_with(const PpReply *reply, const char *code);

@@ -198,7 +198,7 @@ postpipe_backfill(PG_FUNCTION_ARGS)
 	b.p = pp_require_pipeline(&b.ext, name);
 	range = pp_function_range(b.p, from, to);
 	pp_function_refuse_deferred(&b.ext, "postpipe_backfill()");
-	b.conn = pp_function_connect();
+	b.conn = pp_function_connect(b.p);
 	b.group = pp_function_group(b.conn, b.p);
 	b.p = pp_function_lock_pipeline(fcinfo, &b.ext, AccessShareLock);
 	if (!PG_ARGISNULL(3))

@@ -103,7 +103,11 @@ connect(void *arg)
 {
 	PpCheck *c = arg;
 
-	c->conn = pp_function_connect();
+	if (c->conn != NULL)
+		pp_redis_close(c->conn);
+	c->conn = NULL;
+	c->own_server = c->p != NULL && c->p->redis != NULL;
+	c->conn = pp_function_connect(c->p);
 }
 
 static void
@@ -121,8 +125,6 @@ run_rules(PpCheck *c, const PpCheckRule *rules)
 		/* What was sent before may still be answered: that would be taken for another answer. */
 		if (error != NULL && c->conn != NULL)
 		{
-			pp_redis_close(c->conn);
-			c->conn = NULL;
 			error = pp_function_attempt(connect, c);
 			c->no_redis = error ? error->message : NULL;
 		}
@@ -139,7 +141,6 @@ look_at_connection(PpCheck *c)
 	c->rule = &rule;
 	if (error == NULL)
 		return;
-	c->conn = NULL;
 	c->no_redis = error->message;
 	pp_check_error(c, error->message, error->hint);
 }
@@ -175,6 +176,8 @@ postpipe_check(PG_FUNCTION_ARGS)
 		if (c.p->dropped || (only != NULL && strcmp(c.p->name, only) != 0))
 			continue;
 		found = true;
+		if (c.p->redis != NULL || c.own_server)
+			look_at_connection(&c);
 		run_rules(&c, pp_check_pipeline_rules);
 		run_rules(&c, pp_check_stream_rules);
 	}

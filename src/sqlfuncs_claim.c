@@ -302,7 +302,7 @@ postpipe_claim(PG_FUNCTION_ARGS)
 	pp_consumer_name(c.worker, c.p->name, 1);
 	/* The connection has to live until the commit, what comes over it only as long as the call. */
 	old = MemoryContextSwitchTo(TopTransactionContext);
-	c.conn = pp_function_connect();
+	c.conn = pp_function_connect(c.p);
 	MemoryContextSwitchTo(old);
 	pp_redis_reply_target(c.conn, CurrentMemoryContext, (size_t) 1024 * 1024 * 1024);
 	claim_all(&c, only);

@@ -143,7 +143,7 @@ postpipe_consumers(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	consumers = pp_function_consumers(conn, p, &n);
 	for (int i = 0; i < n; i++)
 	{
@@ -209,7 +209,7 @@ postpipe_pending(PG_FUNCTION_ARGS)
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	left = pp_positive_arg(fcinfo, 1, "max_entries");
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	while (left > 0)
 	{
 		int count = Min(left, PENDING_PAGE);
@@ -249,7 +249,7 @@ postpipe_create_group(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid start_id \"%s\"", start_id),
 				 errhint("It is 0 for the earliest entry, $ for the latest, or an entry ID.")));
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	pp_stream_send_create_group(conn, p->stream, p->group, start_id);
 	PG_RETURN_BOOL(!pp_function_failed_with(pp_function_reply(conn), "redis_busygroup"));
 }
@@ -359,7 +359,7 @@ postpipe_reap_consumers(PG_FUNCTION_ARGS)
 	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
 	pp_require_group(&ext, p);
 	min_idle = pp_interval_arg(fcinfo, 1, "min_idle", SECS_PER_HOUR * INT64CONST(1000));
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	consumers = pp_function_consumers(conn, p, &n);
 	may_go = palloc0(Max(n, 1) * sizeof(bool));
 	n = choose(&ext, p, only, consumers, may_go, n, &foreign);

@@ -124,13 +124,20 @@ check_name(const char *name)
 						 "not begin with a digit.")));
 }
 
+/* The pipeline's own Redis server must be there, and its owner must be allowed to use it. */
 static void
-refuse_redis(FunctionCallInfo fcinfo, int n)
+check_redis(PpPipeline *p)
 {
-	if (!PG_ARGISNULL(n))
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("a Redis server of a pipeline's own is not supported yet"),
-						errhint("Leave redis NULL: the server is postpipe.redis_url.")));
+	pp_pipeline_find_redis(p);
+	if (p->redis_error != NULL)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FDW_ERROR), errmsg("%s", p->redis_error),
+			 errhint(
+				 "CREATE SERVER %s FOREIGN DATA WRAPPER postpipe_redis OPTIONS (url "
+				 "'redis://host:6379') makes one, GRANT USAGE ON FOREIGN SERVER lets a role use "
+				 "it, and CREATE USER MAPPING gives the role's user and password.",
+				 quote_identifier(p->redis))));
 }
 
 /* postpipe_create_pipeline(…): see the script for the arguments. Returns the statement. */
@@ -174,7 +181,8 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	p->columns = PG_ARGISNULL(8) ? NULL : PG_GETARG_JSONB_P_COPY(8);
 	p->event_types = text_array_arg(fcinfo, 9);
 	p->workers = PG_ARGISNULL(12) ? 1 : PG_GETARG_INT32(12);
-	refuse_redis(fcinfo, 13);
+	p->redis = pp_text_arg(fcinfo, 13);
+	check_redis(p);
 	p->enabled = PG_ARGISNULL(15) || PG_GETARG_BOOL(15);
 	p->enabled_reason = p->enabled ? NULL : pstrdup("created paused");
 	p->options = PG_ARGISNULL(16)
@@ -207,6 +215,8 @@ reset_one(PpPipeline *p, const char *name)
 		p->event_types = NIL;
 	else if (strcmp(name, "workers") == 0)
 		p->workers = 1;
+	else if (strcmp(name, "redis") == 0)
+		p->redis = NULL;
 	else if (strcmp(name, "options") == 0)
 	{
 		/* Where the group begins is no option that anybody has given. */
@@ -219,7 +229,7 @@ reset_one(PpPipeline *p, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("\"%s\" cannot be reset", name),
 				 errhint("reset names arguments: key, on_conflict, newer_by, columns, "
-						 "event_types, workers and options.")));
+						 "event_types, workers, redis and options.")));
 }
 
 /* A target or a statement takes the place of what was there, with what only makes sense with that. */
@@ -301,9 +311,11 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 		p->event_types = text_array_arg(fcinfo, 7);
 	if (!PG_ARGISNULL(8))
 		p->workers = PG_GETARG_INT32(8);
-	refuse_redis(fcinfo, 9);
+	if (!PG_ARGISNULL(9))
+		p->redis = pp_text_arg(fcinfo, 9);
 	if (!PG_ARGISNULL(10))
 		p->owner = owner_arg(fcinfo, 10);
+	check_redis(p);
 	alter_options(fcinfo, 11, p);
 	p->altered_at = GetCurrentTransactionStartTimestamp();
 	if (!PG_ARGISNULL(1) || !PG_ARGISNULL(2))

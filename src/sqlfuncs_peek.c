@@ -135,7 +135,7 @@ postpipe_peek(PG_FUNCTION_ARGS)
 	left = pp_positive_arg(fcinfo, 3, "max_entries");
 	range = pp_function_range(p, text_to_cstring(PG_GETARG_TEXT_PP(1)),
 							  text_to_cstring(PG_GETARG_TEXT_PP(2)));
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	facts = pp_function_group(conn, p);
 	batch.cxt =
 		AllocSetContextCreate(CurrentMemoryContext, "postpipe peek", ALLOCSET_DEFAULT_SIZES);

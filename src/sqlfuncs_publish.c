@@ -83,7 +83,7 @@ postpipe_publish(PG_FUNCTION_ARGS)
 	json = json_of(PG_GETARG_JSONB_P(1));
 	/* A copy of the database must not write into the stream of the one that it is a copy of. */
 	pp_require_group(&ext, p);
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	send_add(conn, p->stream, max_len, json);
 	reply = pp_function_reply(conn);
 	if (!pp_stream_parse_id(reply, id))

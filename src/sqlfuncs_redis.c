@@ -22,14 +22,21 @@ fail(const PpRedisError *error)
 					hint ? errhint("%s", hint) : 0));
 }
 
-/* Connects to postpipe.redis_url, or throws. */
+/* Connects to the pipeline's server, or (NULL) to postpipe.redis_url, or throws. */
 PpRedis *
-pp_function_connect(void)
+pp_function_connect(const PpPipeline *p)
 {
 	PpRedis *conn = pp_redis_create(CurrentMemoryContext, "postpipe:function");
 	PpRedisUrl url;
+	const char *why;
 
-	pp_guc_redis_url(&url);
+	if (p == NULL)
+		pp_guc_redis_url(&url);
+	else if ((why = pp_pipeline_redis(p, &url)) != NULL)
+	{
+		(void) pp_redis_fail(conn, PP_REDIS_CLASS_SETTING, "redis_server", "%s", why);
+		fail(pp_redis_error(conn));
+	}
 	if (!pp_redis_start(conn, &url) ||
 		pp_redis_receive(conn, NULL, REDIS_MS, PP_WAIT_REDIS_CONNECT) == PP_REDIS_FAILED)
 		fail(pp_redis_error(conn));

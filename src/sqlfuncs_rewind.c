@@ -205,7 +205,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	memset(&pipe->mark, 0, sizeof(pipe->mark));
 	LWLockRelease(&pipe->lock);
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	discard_letters(&ext, p, conn, id);
 	pp_id_print(id, buf);
 	pp_redis_send(conn, "XGROUP SETID %s %s %s", p->stream, p->group, buf);

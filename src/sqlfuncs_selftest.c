@@ -75,7 +75,7 @@ expect(const char *what, int64 found, int64 expected)
 static char *
 connect(Selftest *s)
 {
-	s->conn = pp_function_connect();
+	s->conn = pp_function_connect(NULL);
 	return "Redis answers";
 }
 

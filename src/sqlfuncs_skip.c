@@ -45,7 +45,7 @@ read_entry(const PpExtension *ext, const PpPipeline *p, PpId id)
 	PpReply *reply;
 
 	pp_require_group(ext, p);
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	pp_stream_send_range(conn, p->stream, pp_id_previous(id), id, 1);
 	reply = pp_function_reply(conn);
 	if (!pp_stream_parse_range(reply, &found, &error))

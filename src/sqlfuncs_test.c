@@ -188,7 +188,7 @@ postpipe_test(PG_FUNCTION_ARGS)
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, name);
 	pp_function_refuse_deferred(&ext, "postpipe_test()");
-	conn = pp_function_connect();
+	conn = pp_function_connect(p);
 	range = from ? pp_function_range(p, from, "+") : next_entries(conn, p, entries);
 	p = lock_with_statement(fcinfo, &ext, pp_text_arg(fcinfo, 3));
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe test", ALLOCSET_DEFAULT_SIZES);

@@ -5,8 +5,8 @@
  *	- DROP, RENAME, MOVE or copy of a database: ours step aside first, because the server waits only
  *	  five seconds for others to leave it.
  *	- CREATE and ALTER DATABASE wake the launcher, which looks for its databases by name.
- *	- A change of a definition, CREATE and DROP EXTENSION wake the supervisor.
- * All wakes are at commit: before, there is nothing to see.
+ *	- A change of a definition or of a foreign server, CREATE and DROP EXTENSION wake the supervisor.
+ * All wakes are at the end of the transaction: before, there is nothing to see.
  */
 #include "utility_hook.h"
 
@@ -23,6 +23,7 @@
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
@@ -36,18 +37,20 @@ static object_access_hook_type prev_object_access;
 static bool wake_supervisor;
 static bool wake_launcher;
 
+/*
+ * At the very end of a transaction, when others can see what it has done and have been told to forget what
+ * they had cached of it (xact.c, CommitTransaction()): what they look at then is new.
+ */
 static void
-at_xact_end(XactEvent event, void *arg)
+at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
 {
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_PARALLEL_COMMIT)
-	{
-		if (wake_supervisor)
-			pp_wake_supervisor(MyDatabaseId);
-		if (wake_launcher)
-			pp_wake_launcher();
-	}
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
-		wake_supervisor = wake_launcher = false;
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level)
+		return;
+	if (is_commit && wake_supervisor)
+		pp_wake_supervisor(MyDatabaseId);
+	if (is_commit && wake_launcher)
+		pp_wake_launcher();
+	wake_supervisor = wake_launcher = false;
 }
 
 /* What a prepared transaction has changed nobody knows any more: all look. */
@@ -115,6 +118,29 @@ is_database_statement(Node *parsetree)
 		   IsA(parsetree, AlterDatabaseStmt) || IsA(parsetree, AlterDatabaseSetStmt) ||
 		   (IsA(parsetree, RenameStmt) &&
 			((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE);
+}
+
+/* May it change what a Redis server of a pipeline's own is?  (redis_server.c) */
+static bool
+is_server_statement(Node *parsetree)
+{
+	switch (nodeTag(parsetree))
+	{
+		case T_CreateForeignServerStmt:
+		case T_AlterForeignServerStmt:
+		case T_CreateUserMappingStmt:
+		case T_AlterUserMappingStmt:
+		case T_DropUserMappingStmt:
+			return true;
+		case T_RenameStmt:
+			return ((RenameStmt *) parsetree)->renameType == OBJECT_FOREIGN_SERVER;
+		case T_DropStmt:
+			return ((DropStmt *) parsetree)->removeType == OBJECT_FOREIGN_SERVER;
+		case T_GrantStmt:
+			return ((GrantStmt *) parsetree)->objtype == OBJECT_FOREIGN_SERVER;
+		default:
+			return false;
+	}
 }
 
 /* May this user make databases?  The server's own check is not exported by all minor versions. */
@@ -204,6 +230,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only,
 
 	if (is_database_statement(parsetree))
 		wake_launcher = true;
+	if (is_server_statement(parsetree))
+		pp_wake_at_commit();
 	if (!OidIsValid(dboid) || pp_proc_count(dboid) == 0 || !may_claim(parsetree, dboid, context) ||
 		!pp_step_aside_set(dboid, true))
 	{
@@ -234,5 +262,5 @@ pp_utility_hook_install(void)
 	ProcessUtility_hook = process_utility;
 	prev_object_access = object_access_hook;
 	object_access_hook = object_access;
-	RegisterXactCallback(at_xact_end, NULL);
+	RegisterResourceReleaseCallback(at_release, NULL);
 }

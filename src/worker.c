@@ -125,7 +125,7 @@ pp_worker_look_around(PpWorker *w)
 		PpRedisUrl url;
 
 		apply_settings(w);
-		pp_guc_redis_url(&url);
+		(void) pp_pipeline_redis(w->def, &url);
 		if (w->redis != NULL && memcmp(&url, &w->url, sizeof(url)) != 0)
 			pp_worker_disconnect(w);
 	}
@@ -207,8 +207,13 @@ connect_redis(PpWorker *w)
 	TimestampTz end;
 	PpReply *reply;
 	bool again = w->url.display[0] != '\0';
+	const char *why = pp_pipeline_redis(w->def, &w->url);
 
-	pp_guc_redis_url(&w->url);
+	if (why != NULL)
+	{
+		(void) pp_redis_fail(w->redis, PP_REDIS_CLASS_SETTING, "redis_server", "%s", why);
+		return false;
+	}
 	pp_process_activity(false, "connecting to Redis");
 	if (!pp_redis_start(w->redis, &w->url))
 		return false;

@@ -60,6 +60,7 @@ SELECT pg_temp.has_signature('postpipe_check',
 SELECT pg_temp.has_signature('postpipe_selftest',
 'timeout interval DEFAULT ''00:00:30''::interval, OUT step text, OUT ok boolean, OUT detail text', 'SETOF record');
 SELECT pg_temp.has_signature('postpipe_reset_stats', 'pipeline text DEFAULT NULL::text', 'void');
+SELECT pg_temp.has_signature('postpipe_redis_validator', 'options text[], catalog oid', 'void');
 SELECT pg_temp.has_signature('postpipe_version', 'OUT library text, OUT sql text, OUT hiredis text, OUT tls boolean', 'record');
 SELECT pg_temp.has_signature('postpipe_prometheus', '', 'SETOF text');
 SELECT pg_temp.has_signature('postpipe_id_time', 'id postpipe_id', 'timestamp with time zone');

@@ -65,7 +65,7 @@ SELECT set_eq($$
     ('postpipe_replay', 'v', 'u', false), ('postpipe_discard', 'v', 'u', false),
     ('postpipe_consumers', 'v', 'u', true), ('postpipe_pending', 'v', 'u', true), ('postpipe_create_group', 'v', 'u', true),
     ('postpipe_claim', 'v', 'u', false), ('postpipe_skip', 'v', 'u', false), ('postpipe_publish', 'v', 'u', false), ('postpipe_ingest', 'v', 'u', false), ('postpipe_reap_consumers', 'v', 'u', false), ('postpipe_lost_0_1', 'v', 'u', false),
-    ('postpipe_reset_stats', 'v', 'u', false), ('postpipe_version', 's', 's', false), ('postpipe_stats_0_1', 'v', 's', false), ('postpipe_workers_0_1', 'v', 's', false),
+    ('postpipe_reset_stats', 'v', 'u', false), ('postpipe_redis_validator', 'v', 's', true), ('postpipe_version', 's', 's', false), ('postpipe_stats_0_1', 'v', 's', false), ('postpipe_workers_0_1', 'v', 's', false),
     ('postpipe_pipelines_0_1', 'v', 'u', false), ('postpipe_pipeline_owner', 's', 'u', true), ('postpipe_audit_0_1', 'v', 'u', false),
     ('postpipe_latency_0_1', 'v', 's', false), ('postpipe_events_0_1', 'v', 's', false), ('postpipe_metrics_0_1', 'v', 'u', false), ('postpipe_histograms_0_1', 'v', 's', false), ('postpipe_prometheus', 'v', 'u', false), ('postpipe_definition_changed', 'v', 'u', false) $$,
     'volatility, parallel safety and strictness of the other functions');

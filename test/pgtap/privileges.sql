@@ -13,7 +13,7 @@ INSERT INTO wanted VALUES
     ('postpipe_replay', false, false), ('postpipe_discard', false, false),
     ('postpipe_consumers', false, false), ('postpipe_pending', false, false), ('postpipe_create_group', false, false),
     ('postpipe_claim', false, false), ('postpipe_skip', false, false), ('postpipe_publish', false, false), ('postpipe_ingest', false, false), ('postpipe_reap_consumers', false, false), ('postpipe_lost_0_1', false, true), ('postpipe_lost', false, true),
-    ('postpipe_reset_stats', false, false), ('postpipe_version', false, true), ('postpipe_stats_0_1', false, true), ('postpipe_workers_0_1', false, true), ('postpipe_audit_0_1', false, true),
+    ('postpipe_reset_stats', false, false), ('postpipe_redis_validator', false, false), ('postpipe_version', false, true), ('postpipe_stats_0_1', false, true), ('postpipe_workers_0_1', false, true), ('postpipe_audit_0_1', false, true),
     ('postpipe_pipelines_0_1', true, true), ('postpipe_pipeline_owner', true, true), ('postpipe_id_time', true, true), ('postpipe_id_cmp', true, true),
     ('postpipe_stats', false, true), ('postpipe_status', false, true), ('postpipe_workers', false, true), ('postpipe_audit', false, true),
     ('postpipe_latency_0_1', false, true), ('postpipe_events_0_1', false, true), ('postpipe_events', false, true), ('postpipe_metrics_0_1', false, true), ('postpipe_histograms_0_1', false, true), ('postpipe_prometheus', false, true),

@@ -83,7 +83,7 @@ for my $sqlstate (qw(42P01 42501 3F000 28000 25006 0A000 55000))
 	paused($name, sub { add($name, 1 .. 50) });
 	wait_sql($node, 'postgres', "SELECT state, reason_code FROM postpipe_stats WHERE pipeline = '$name'", "failed|sqlstate_$sqlstate", "$sqlstate of every entry: failed");
 	is(letters($name), '', '... and nothing is dead');
-	raises($name, '*', $sqlstate, 0);
+	between_attempts($name, sub { raises($name, '*', $sqlstate, 0) });
 	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 50, '... and heals by itself');
 	is(letters($name), '', '... with nothing dead');
 	sql("SELECT postpipe_drop_pipeline('$name')");
@@ -256,6 +256,18 @@ sub raises
 {
 	my ($name, $v, $sqlstate, $times) = @_;
 	sql("SELECT setval('raised', 1, false); TRUNCATE raises; INSERT INTO raises VALUES ('$v', '$sqlstate', $times)");
+	return;
+}
+
+# Not in the midst of one, where some entries would still fail and others not.  Changes nothing of the pipeline.
+sub between_attempts
+{
+	my ($name, $change) = @_;
+	my $holder = pp_session($node);
+	$holder->("BEGIN; SELECT postpipe_alter_pipeline('$name', workers => 1)");
+	$change->();
+	$holder->('ROLLBACK');
+	$holder->(undef);
 	return;
 }
 

@@ -57,7 +57,7 @@ refused(q(newer_by => 'nocolumn', on_conflict => 'newer'), qr/needs newer_by to 
 refused(q(columns => '{"nocolumn": {}}'), qr/nocolumn/);
 refused(q(workers => 0), qr/workers is 0, outside the valid range 1 to 64/);
 refused(q(workers => 65), qr/workers is 65/);
-refused(q(redis => 'other'), qr/not supported yet.*HINT/s);
+refused(q(redis => 'other'), qr/server "other" of foreign-data wrapper postpipe_redis does not exist.*HINT/s);
 refused(q(owner => 'nobody_here'), qr/role "nobody_here" does not exist/);
 refused(q(options => '{"batchsize": 1}'), qr/unrecognized option "batchsize"/);
 refused(q(options => '{"batchsize": null}'), qr/unrecognized option "batchsize"/);
