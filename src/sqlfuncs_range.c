@@ -131,7 +131,7 @@ pp_function_find_pending(PpRedis *conn, const PpPipeline *p, const PpId *ids, in
 		for (size_t i = 0; i < reply->len; i++)
 		{
 			PpRedisError error;
-			PpId *found;
+			const PpId *found;
 
 			if (!pp_stream_parse_pending(&reply->items[i], &after, &error))
 				pp_function_fail(reply);
