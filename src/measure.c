@@ -81,8 +81,25 @@ pp_measure_create(MemoryContext parent)
 }
 
 static Server *
+find_server(const PpMeasure *m, const PpPipeline *p)
+{
+	ListCell *lc;
+
+	foreach (lc, m->servers)
+	{
+		Server *server = lfirst(lc);
+
+		if (strcmp(server->name, p->redis ? p->redis : "") == 0 &&
+			(p->redis == NULL || server->owner == p->owner))
+			return server;
+	}
+	return NULL;
+}
+
+static Server *
 add_server(PpMeasure *m, const PpPipeline *p)
 {
+	MemoryContext old = MemoryContextSwitchTo(m->cxt);
 	MemoryContext cxt = AllocSetContextCreate(m->cxt, "postpipe measure", ALLOCSET_DEFAULT_SIZES);
 	Server *server = MemoryContextAllocZero(cxt, sizeof(Server));
 	char name[PP_CONSUMER_LEN];
@@ -98,6 +115,8 @@ add_server(PpMeasure *m, const PpPipeline *p)
 			 MyDatabaseId);
 	server->redis = pp_redis_create(cxt, name);
 	pp_backoff_init(&server->backoff, 1000, 10000);
+	m->servers = lappend(m->servers, server);
+	MemoryContextSwitchTo(old);
 	return server;
 }
 
@@ -114,54 +133,54 @@ forget(const PpPipeline *p)
 }
 
 static void
-give_up(Server *m)
+give_up(Server *s)
 {
 	ListCell *lc;
 
-	pp_redis_close(m->redis);
-	m->asking = false;
-	m->deadline = 0;
-	m->next_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&m->backoff));
-	foreach (lc, m->pipelines)
+	pp_redis_close(s->redis);
+	s->asking = false;
+	s->deadline = 0;
+	s->next_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&s->backoff));
+	foreach (lc, s->pipelines)
 		forget(lfirst(lc));
 }
 
 static void
-ask(Server *m)
+ask(Server *s)
 {
 	ListCell *lc;
 
-	MemoryContextReset(m->round_cxt);
-	pp_redis_reply_target(m->redis, m->round_cxt, REPLY_LIMIT);
-	pp_redis_skim(m->redis, true);
-	m->questions =
-		MemoryContextAllocZero(m->round_cxt, list_length(m->pipelines) * sizeof(Question));
-	m->n = 0;
-	m->answered = 0;
-	foreach (lc, m->pipelines)
+	MemoryContextReset(s->round_cxt);
+	pp_redis_reply_target(s->redis, s->round_cxt, REPLY_LIMIT);
+	pp_redis_skim(s->redis, true);
+	s->questions =
+		MemoryContextAllocZero(s->round_cxt, list_length(s->pipelines) * sizeof(Question));
+	s->n = 0;
+	s->answered = 0;
+	foreach (lc, s->pipelines)
 	{
 		PpPipeline *p = lfirst(lc);
 		PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
-		Question *q = &m->questions[m->n];
+		Question *q = &s->questions[s->n];
 
 		if (pipe == NULL)
 			continue;
-		m->n++;
+		s->n++;
 		q->pipe = pipe;
 		q->generation = pipe->generation;
 		q->settled = pp_pipe_settled(pipe);
 		q->unacknowledged = pp_pipe_unacknowledged(pipe);
 		strlcpy(q->group, p->group, sizeof(q->group));
 		q->wanted = PP_STREAM_FACT_REPLIES;
-		pp_stream_send_facts(m->redis, p->stream, p->group);
-		if (m->memory_refused)
+		pp_stream_send_facts(s->redis, p->stream, p->group);
+		if (s->memory_refused)
 			continue;
 		q->wanted++;
-		pp_redis_send(m->redis, "MEMORY USAGE %s", p->stream);
+		pp_redis_send(s->redis, "MEMORY USAGE %s", p->stream);
 	}
-	m->asking = m->n > 0;
-	m->busy = false;
-	m->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS);
+	s->asking = s->n > 0;
+	s->busy = false;
+	s->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS);
 }
 
 static void
@@ -177,13 +196,13 @@ add_sample(PpPipe *pipe, TimestampTz now, uint64 settled)
 
 /* -1: the stream is not there, or Redis does not tell us. */
 static int64
-get_memory(Server *m, const Question *q)
+get_memory(Server *s, const Question *q)
 {
 	const PpReply *reply = q->wanted > PP_STREAM_FACT_REPLIES ? q->replies[q->wanted - 1] : NULL;
 
 	if (reply == NULL)
 		return -1;
-	m->memory_refused |= reply->type == PP_REPLY_ERROR;
+	s->memory_refused |= reply->type == PP_REPLY_ERROR;
 	return reply->type == PP_REPLY_INTEGER ? reply->integer : -1;
 }
 
@@ -193,7 +212,7 @@ get_memory(Server *m, const Question *q)
  * number is not known.
  */
 static int64
-find_lag(Server *m, const Question *q, const PpStreamFacts *facts)
+find_lag(Server *s, const Question *q, const PpStreamFacts *facts)
 {
 	PpPipe *pipe = q->pipe;
 	int64 lag = facts->undelivered;
@@ -201,7 +220,7 @@ find_lag(Server *m, const Question *q, const PpStreamFacts *facts)
 	if (!pp_stream_is_inside(facts))
 		return lag;
 	LWLockAcquire(&pipe->lock, LW_SHARED);
-	if (pipe->correction_run != 0 && pipe->correction_run != pp_redis_run(m->redis))
+	if (pipe->correction_run != 0 && pipe->correction_run != pp_redis_run(s->redis))
 		lag = -1;
 	else if (pipe->correction_known && lag >= 0 && facts->entries_read >= 0 && facts->added >= 0)
 		lag = facts->added - facts->entries_read - pipe->correction;
@@ -211,7 +230,7 @@ find_lag(Server *m, const Question *q, const PpStreamFacts *facts)
 
 /* All replies about one pipeline are there. */
 static void
-answer(Server *m, Question *q)
+answer(Server *s, Question *q)
 {
 	PpStreamFacts facts;
 	PpRedisError error;
@@ -222,8 +241,8 @@ answer(Server *m, Question *q)
 	{
 		result.at = GetCurrentTimestamp();
 		result.pending = facts.group_exists ? facts.pending : -1;
-		result.lag = find_lag(m, q, &facts);
-		result.bytes = get_memory(m, q);
+		result.lag = find_lag(s, q, &facts);
+		result.bytes = get_memory(s, q);
 		result.consumers = facts.group_exists ? facts.consumers : -1;
 		result.standing = (PpStanding){facts.last_delivered, facts.added, facts.length};
 		result.lag_seconds = result.lag == 0 ? 0 : -1;
@@ -245,7 +264,7 @@ answer(Server *m, Question *q)
 	if (q->pipe->generation != q->generation)
 		return;
 	LWLockAcquire(&q->pipe->lock, LW_EXCLUSIVE);
-	m->busy |= settled != q->pipe->measured.settled || result.pending > 0 || result.lag > 0;
+	s->busy |= settled != q->pipe->measured.settled || result.pending > 0 || result.lag > 0;
 	q->pipe->measured = result;
 	add_sample(q->pipe, GetCurrentTimestamp(), settled);
 	LWLockRelease(&q->pipe->lock);
@@ -253,27 +272,27 @@ answer(Server *m, Question *q)
 
 /* Takes the replies that are there. Returns false when the connection failed. */
 static bool
-collect(Server *m)
+collect(Server *s)
 {
 	PpReply *reply;
 	PpRedisResult result;
 
-	while ((result = pp_redis_poll(m->redis, &reply)) == PP_REDIS_REPLY)
+	while ((result = pp_redis_poll(s->redis, &reply)) == PP_REDIS_REPLY)
 	{
-		Question *q = &m->questions[m->answered];
+		Question *q = &s->questions[s->answered];
 
 		q->replies[q->count++] = reply;
 		if (q->count < q->wanted)
 			continue;
-		answer(m, q);
-		if (++m->answered == m->n)
+		answer(s, q);
+		if (++s->answered == s->n)
 		{
-			m->asking = false;
-			m->deadline = 0;
-			pp_backoff_reset(&m->backoff);
-			m->next_at = TimestampTzPlusMilliseconds(
+			s->asking = false;
+			s->deadline = 0;
+			pp_backoff_reset(&s->backoff);
+			s->next_at = TimestampTzPlusMilliseconds(
 				GetCurrentTimestamp(),
-				Min((m->busy ? BUSY_MS : IDLE_MS) + pp_redis_skimmed(m->redis) / SKIMMED_BYTES_A_MS,
+				Min((s->busy ? BUSY_MS : IDLE_MS) + pp_redis_skimmed(s->redis) / SKIMMED_BYTES_A_MS,
 					MAX_IDLE_MS));
 		}
 	}
@@ -281,55 +300,55 @@ collect(Server *m)
 }
 
 static bool
-url_changed(Server *m)
+url_changed(Server *s)
 {
 	PpRedisUrl url;
 
-	(void) pp_pipeline_redis(linitial(m->pipelines), &url);
-	if (memcmp(&url, &m->url, sizeof(url)) == 0)
+	(void) pp_pipeline_redis(linitial(s->pipelines), &url);
+	if (memcmp(&url, &s->url, sizeof(url)) == 0)
 		return false;
-	m->url = url;
+	s->url = url;
 	return true;
 }
 
 /* Does what can be done without waiting for one server.  Returns in how many ms something is due. */
 static long
-step(Server *m)
+step(Server *s)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (m->deadline != 0 && now >= m->deadline)
-		give_up(m);
-	if (m->deadline == 0 && now >= m->next_at)
+	if (s->deadline != 0 && now >= s->deadline)
+		give_up(s);
+	if (s->deadline == 0 && now >= s->next_at)
 	{
 		/* url_changed() reads the password file, so it is asked once a round, not at each turn. */
-		if (url_changed(m))
-			pp_redis_close(m->redis);
-		m->deadline = TimestampTzPlusMilliseconds(now, ANSWER_MS);
-		if (!pp_redis_is_open(m->redis))
+		if (url_changed(s))
+			pp_redis_close(s->redis);
+		s->deadline = TimestampTzPlusMilliseconds(now, ANSWER_MS);
+		if (!pp_redis_is_open(s->redis))
 		{
-			m->memory_refused = false;
-			if (!pp_redis_start(m->redis, &m->url))
-				give_up(m);
+			s->memory_refused = false;
+			if (!pp_redis_start(s->redis, &s->url))
+				give_up(s);
 		}
 	}
-	if (m->deadline != 0)
+	if (s->deadline != 0)
 	{
-		if (!collect(m))
-			give_up(m);
-		else if (!m->asking && m->deadline != 0 && pp_redis_is_open(m->redis))
+		if (!collect(s))
+			give_up(s);
+		else if (!s->asking && s->deadline != 0 && pp_redis_is_open(s->redis))
 		{
-			ask(m);
-			if (!m->asking)
+			ask(s);
+			if (!s->asking)
 			{
-				m->deadline = 0;
-				m->next_at = TimestampTzPlusMilliseconds(now, IDLE_MS);
+				s->deadline = 0;
+				s->next_at = TimestampTzPlusMilliseconds(now, IDLE_MS);
 			}
-			else if (!collect(m))
-				give_up(m);
+			else if (!collect(s))
+				give_up(s);
 		}
 	}
-	return Max(TimestampDifferenceMilliseconds(now, m->deadline != 0 ? m->deadline : m->next_at),
+	return Max(TimestampDifferenceMilliseconds(now, s->deadline != 0 ? s->deadline : s->next_at),
 			   1);
 }
 
@@ -338,34 +357,20 @@ static void
 assign(PpMeasure *m, List *pipelines)
 {
 	ListCell *lc;
-	ListCell *lc2;
 
 	foreach (lc, pipelines)
 	{
 		PpPipeline *p = lfirst(lc);
-		Server *server = NULL;
+		Server *server;
 
 		if (p->redis_error != NULL)
 		{
 			forget(p);
 			continue;
 		}
-		foreach (lc2, m->servers)
-		{
-			Server *other = lfirst(lc2);
-
-			if (strcmp(other->name, p->redis ? p->redis : "") == 0 &&
-				(p->redis == NULL || other->owner == p->owner))
-				server = other;
-		}
+		server = find_server(m, p);
 		if (server == NULL)
-		{
-			MemoryContext old = MemoryContextSwitchTo(m->cxt);
-
 			server = add_server(m, p);
-			m->servers = lappend(m->servers, server);
-			MemoryContextSwitchTo(old);
-		}
 		server->pipelines = lappend(server->pipelines, p);
 	}
 }

@@ -159,6 +159,16 @@ get_holes(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *ba
 	return true;
 }
 
+/* Is it only that Redis refuses to answer us?  That is no error, then: a user who may not ask can still be served. */
+static bool
+is_refused(const PpWorker *w, PpRedisError *error)
+{
+	if (error->class != PP_REDIS_CLASS_SETTING || !pp_redis_is_open(w->redis))
+		return false;
+	memset(error, 0, sizeof(*error));
+	return true;
+}
+
 /* Counts what the group has not delivered.  -1: Redis does not let us. */
 static bool
 count_undelivered(PpWorker *w, const PpStreamFacts *facts, int64 *undelivered, PpRedisError *error)
@@ -178,10 +188,7 @@ count_undelivered(PpWorker *w, const PpStreamFacts *facts, int64 *undelivered, P
 		if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 		{
 			*undelivered = -1;
-			if (error->class != PP_REDIS_CLASS_SETTING || !pp_redis_is_open(w->redis))
-				return false;
-			memset(error, 0, sizeof(*error));
-			return true;
+			return is_refused(w, error);
 		}
 		if (!pp_stream_parse_count(reply, &n, &after, error))
 			return false;
@@ -251,12 +258,8 @@ find_exclusive(PpWorker *w, PpRedisError *error)
 	pp_redis_send(w->redis, "XINFO CONSUMERS %s %s", w->def->stream, w->def->group);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 	{
-		/* A user who may not ask can still be served. */
 		w->pipe->exclusive = false;
-		if (error->class != PP_REDIS_CLASS_SETTING || !pp_redis_is_open(w->redis))
-			return false;
-		memset(error, 0, sizeof(*error));
-		return true;
+		return is_refused(w, error);
 	}
 	for (size_t i = 0; i < reply->len; i++)
 	{

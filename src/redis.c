@@ -420,45 +420,20 @@ socket_events(const PpRedis *conn)
 			   : WL_SOCKET_READABLE;
 }
 
-static bool
-after_wait(bool latch_set)
-{
-	if (latch_set)
-		ResetLatch(MyLatch);
-	pp_process_interrupts();
-	return latch_set;
-}
-
 /*
- * pp_redis_wait
- *		Waits until the socket is ready, the latch is set, or time is up (ms; -1: no limit).  Serves
- *		interrupts; resets the latch, so that the caller has to look at what it may mean.  Works on
- *		a closed connection and on none: then only the latch counts.  Returns whether it was set.
+ * pp_redis_wait_any
+ *		Waits until one of the sockets is ready, the latch is set, or time is up (ms; -1: no limit).
+ *		Serves interrupts; resets the latch, so that the caller has to look at what it may mean.  Of a
+ *		connection that is closed, and without any, only the latch counts.  Returns whether it was set.
  */
-bool
-pp_redis_wait(PpRedis *conn, long timeout_ms, PpWaitEvent event)
-{
-	int events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (timeout_ms >= 0 ? WL_TIMEOUT : 0);
-	int rc;
-
-	if (conn != NULL && conn->rc != NULL)
-		rc = WaitLatchOrSocket(MyLatch, events | socket_events(conn), conn->rc->fd, timeout_ms,
-							   pp_wait_event(event));
-	else
-		rc = WaitLatch(MyLatch, events, timeout_ms, pp_wait_event(event));
-	return after_wait((rc & WL_LATCH_SET) != 0);
-}
-
-/* The same for several connections. */
 bool
 pp_redis_wait_any(PpRedis **conns, int n, long timeout_ms, PpWaitEvent event)
 {
-	WaitEventSet *set;
+	/* Made for each wait, as WaitLatchOrSocket() does: sockets and what they wait for change. */
+	WaitEventSet *set = pp_create_wait_set(n + 2);
 	WaitEvent occurred = {0};
+	bool latch_set;
 
-	if (n <= 1)
-		return pp_redis_wait(n == 1 ? conns[0] : NULL, timeout_ms, event);
-	set = pp_create_wait_set(n + 2);
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	for (int i = 0; i < n; i++)
@@ -466,7 +441,18 @@ pp_redis_wait_any(PpRedis **conns, int n, long timeout_ms, PpWaitEvent event)
 			AddWaitEventToSet(set, socket_events(conns[i]), conns[i]->rc->fd, NULL, NULL);
 	(void) WaitEventSetWait(set, timeout_ms, &occurred, 1, pp_wait_event(event));
 	FreeWaitEventSet(set);
-	return after_wait((occurred.events & WL_LATCH_SET) != 0);
+	latch_set = (occurred.events & WL_LATCH_SET) != 0;
+	if (latch_set)
+		ResetLatch(MyLatch);
+	pp_process_interrupts();
+	return latch_set;
+}
+
+/* The same for one connection, or for none (NULL). */
+bool
+pp_redis_wait(PpRedis *conn, long timeout_ms, PpWaitEvent event)
+{
+	return pp_redis_wait_any(&conn, conn != NULL ? 1 : 0, timeout_ms, event);
 }
 
 /*

@@ -84,6 +84,15 @@ find_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
 	return true;
 }
 
+/* Is the reader somewhere between the first entry and the last one? */
+bool
+pp_stream_is_inside(const PpStreamFacts *facts)
+{
+	return facts->group_exists && facts->length > 0 &&
+		   pp_id_compare(facts->last_delivered, facts->first_entry) >= 0 &&
+		   pp_id_compare(facts->last_delivered, facts->last_entry) < 0;
+}
+
 /*
  * What the group has not delivered yet.  XINFO's own lag does not exist in 6.2, is nil after
  * SETID, in a group made mid-stream and after XDEL, and counts entries that were trimmed unread;
@@ -96,20 +105,9 @@ count_undelivered(const PpStreamFacts *facts)
 {
 	if (!facts->key_exists || !facts->group_exists)
 		return -1;
-	if (pp_id_compare(facts->last_delivered, facts->last_entry) >= 0)
-		return 0;
-	if (pp_id_compare(facts->last_delivered, facts->first_entry) < 0)
-		return facts->length;
-	return facts->reported_lag <= facts->length ? facts->reported_lag : -1;
-}
-
-/* Is the reader somewhere between the first entry and the last one? */
-bool
-pp_stream_is_inside(const PpStreamFacts *facts)
-{
-	return facts->group_exists && facts->length > 0 &&
-		   pp_id_compare(facts->last_delivered, facts->first_entry) >= 0 &&
-		   pp_id_compare(facts->last_delivered, facts->last_entry) < 0;
+	if (pp_stream_is_inside(facts))
+		return facts->reported_lag <= facts->length ? facts->reported_lag : -1;
+	return pp_id_compare(facts->last_delivered, facts->last_entry) >= 0 ? 0 : facts->length;
 }
 
 static bool

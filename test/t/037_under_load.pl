@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
+use Postpipe::Test::Child;
 use Postpipe::Test::Hits;
 use Time::HiRes ();
 
@@ -119,20 +120,18 @@ sub publisher
 	my $last = ($redis->command('XREVRANGE', $hits->stream, '+', '-', 'COUNT', 1))->[0][0];
 	my $port = $redis->port;
 	my $stream = $hits->stream;
-	my $pid = fork // die "fork: $!";
-	if ($pid == 0)
-	{
-		$SIG{TERM} = sub { POSIX::_exit(0) };
+	my $work = sub {
+		my ($self) = @_;
 		my $client = Postpipe::Test::Client->new($port);
-		while (1)
+		until ($self->{stop})
 		{
 			$client->command('XADD', $stream, '*', n => $_) for 1 .. 7;
 			Time::HiRes::usleep(5000);
 		}
-	}
+	};
+	my $child = Postpipe::Test::Child->new(work => $work);
 	return sub {
-		kill('TERM', $pid);
-		waitpid($pid, 0);
+		$child->stop;
 		push @{ $hits->{ids} }, map { $_->[0] } @{ $redis->command('XRANGE', $stream, "($last", '+') };
 		return;
 	};

@@ -5,9 +5,9 @@ use strict;
 use warnings;
 use FindBin;
 use JSON::PP ();
-use POSIX ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
+use Postpipe::Test::Child;
 use Postpipe::Test::Manual;
 use Postpipe::Test::PythonWorker;
 
@@ -112,28 +112,21 @@ sub producer
 {
 	my ($name, $send) = @_;
 	pipe(my $from, my $to) or die "pipe: $!";
-	my $pid = fork // die "fork: $!";
-	if ($pid == 0)
-	{
-		my ($stop, $n) = (0, 0);
-		$SIG{TERM} = sub { $stop = 1 };
-		eval {
-			my $via = $send->();
-			until ($stop) { $via->(event($name, ++$n), $n); select(undef, undef, undef, 0.004) }
-			1;
-		} or print STDERR "producer $name: $@";
-		syswrite($to, "$n\n");
-		POSIX::_exit(0);
-	}
-	return { pid => $pid, from => $from };
+	my $work = sub {
+		my ($child) = @_;
+		my $n = 0;
+		my $via = $send->();
+		until ($child->{stop}) { $via->(event($name, ++$n), $n); select(undef, undef, undef, 0.004) }
+		return syswrite($to, "$n\n");
+	};
+	return Postpipe::Test::Child->new(from => $from, work => $work);
 }
 
 sub finish
 {
 	my ($producer, $name) = @_;
-	kill('TERM', $producer->{pid});
+	$producer->stop;
 	my $n = readline($producer->{from});
-	waitpid($producer->{pid}, 0);
 	chomp $n;
 	cmp_ok($n, '>', 50, "producer $name sent $n events");
 	$count{$name} = $n;
@@ -217,9 +210,9 @@ sub postpipe_works
 	wait_sql($node, 'postgres', 'SELECT count(*) > ' . applied() . ' + 100 FROM journal', 't', 'postpipe works');
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_pending('posts', 1000) WHERE consumer NOT LIKE 'postpipe:%'), 0, 'nothing is pending for the Python worker');
 	# While entries are moving there is no balance, and it says so.
-	kill('STOP', $producer->{pid});
+	kill('STOP', $producer->pid);
 	wait_sql($node, 'postgres', q(SELECT balance, dead, lost, reason FROM postpipe_audit WHERE pipeline = 'posts' ORDER BY epoch DESC LIMIT 1), '0|0|0|', '... and the audit is exact');
-	kill('CONT', $producer->{pid});
+	kill('CONT', $producer->pid);
 	return;
 }
 

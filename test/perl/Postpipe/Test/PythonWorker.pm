@@ -11,39 +11,18 @@ package Postpipe::Test::PythonWorker;
 use strict;
 use warnings;
 use JSON::PP ();
-use POSIX ();
 use Postpipe::Test;
-use Time::HiRes ();
+use parent 'Postpipe::Test::Child';
 
 my $started = 0;
 
 sub new
 {
 	my ($class, %opt) = @_;
-	my $self = bless { %opt, consumer => 'post-persist-' . ++$started, owner => $$ }, $class;
-	pipe(my $ready, my $told) or die "pipe: $!";
-	$self->{pid} = fork // die "fork: $!";
-	if ($self->{pid} == 0)
-	{
-		$SIG{TERM} = sub { $self->{stop} = 1 };
-		syswrite($told, 'x');
-		eval { $self->_work; 1 } or print STDERR "python worker: $@";
-		POSIX::_exit(0);
-	}
-	sysread($ready, my $byte, 1);
-	return $self;
+	return $class->SUPER::new(%opt, consumer => 'post-persist-' . ++$started);
 }
 
-sub stop
-{
-	my ($self) = @_;
-	my $pid = delete $self->{pid} or return;
-	kill('TERM', $pid);
-	waitpid($pid, 0);
-	return;
-}
-
-sub _work
+sub work
 {
 	my ($self) = @_;
 	$self->{client} = Postpipe::Test::Client->new($self->{redis}->port);
@@ -103,14 +82,6 @@ sub _upsert
 	my $said = $self->{psql}->("INSERT INTO posts (channel_id, telegram_message_id, content) VALUES ('$event{channel_id}', $message, '$text')
 		ON CONFLICT (channel_id, telegram_message_id) DO UPDATE SET content = excluded.content");
 	return $said =~ /ERROR: +(.*)/ ? $1 : '';
-}
-
-sub DESTROY
-{
-	my ($self) = @_;
-	local ($?, $@, $!);
-	$self->stop if $self->{owner} == $$;
-	return;
 }
 
 1;

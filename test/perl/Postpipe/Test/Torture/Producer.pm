@@ -17,8 +17,8 @@ use strict;
 use warnings;
 use IO::Handle;
 use JSON::PP ();
-use POSIX ();
 use Postpipe::Test::Client;
+use parent 'Postpipe::Test::Child';
 use Time::HiRes qw(sleep);
 
 use constant STREAM => 'stream:torture';
@@ -29,32 +29,7 @@ use constant MESSAGES => 400;
 sub new
 {
 	my ($class, %opt) = @_;
-	my $self = bless { rate => 1, %opt, owner => $$, sequence => 0 }, $class;
-
-	$self->{pid} = fork // die "fork: $!";
-	if ($self->{pid} == 0)
-	{
-		# _exit, because nothing of the test may be run or destroyed here.
-		my $stop = 0;
-		$SIG{PIPE} = 'IGNORE';
-		$SIG{INT} = 'DEFAULT';
-		$SIG{TERM} = sub { $stop = 1 };
-		srand($self->{seed});
-		eval { $self->_loop(\$stop); 1 } or print STDERR "producer: $@";
-		POSIX::_exit(0);
-	}
-	return $self;
-}
-
-# Lets it finish the burst that is under way.
-sub stop
-{
-	my ($self) = @_;
-	my $pid = delete $self->{pid} or return;
-
-	kill('TERM', $pid);
-	waitpid($pid, 0);
-	return;
+	return $class->SUPER::new(rate => 1, %opt, sequence => 0);
 }
 
 # The entries of a log, in the order in which they were sent: {uid, stream, kind, n, channel, message, views, id}, the
@@ -83,15 +58,16 @@ sub read_log
 
 # From here on in the child.
 
-sub _loop
+sub work
 {
-	my ($self, $stop) = @_;
+	my ($self) = @_;
 	my $client;
 
+	srand($self->{seed});
 	open(my $log, '>>', $self->{file}) or die "$self->{file}: $!";
 	$log->autoflush(1);
 	my $parent = getppid();
-	until ($$stop || getppid() != $parent)
+	until ($self->{stop} || getppid() != $parent)
 	{
 		my @burst = map { $self->_entry } 1 .. $self->_burst_size;
 		$client //= Postpipe::Test::Client->new($self->{port}, 3);
@@ -213,18 +189,6 @@ sub _pad
 {
 	my $dice = rand;
 	return 'x' x ($dice < 0.6 ? int rand 40 : $dice < 0.998 ? int rand 1500 : 50_000 + int rand 150_000);
-}
-
-sub DESTROY
-{
-	my ($self) = @_;
-	local ($?, $@, $!);
-	if (($self->{owner} // 0) == $$ && $self->{pid})
-	{
-		kill('KILL', $self->{pid});
-		waitpid($self->{pid}, 0);
-	}
-	return;
 }
 
 1;
