@@ -211,6 +211,8 @@ connect_redis(PpWorker *w)
 
 	if (why != NULL)
 	{
+		/* What has changed since may be none of its own, as who is a member of a role: it looks again. */
+		pp_wake_supervisor(MyDatabaseId);
 		(void) pp_redis_fail(w->redis, PP_REDIS_CLASS_SETTING, "redis_server", "%s", why);
 		return false;
 	}

@@ -86,12 +86,18 @@ refused(q(SELECT * FROM postpipe_peek('there')), qr/role "app" must have USAGE o
 sql('GRANT USAGE ON FOREIGN SERVER there TO app');
 add($third, 22);
 wait_sql($node, 'postgres', q(SELECT max(id) FROM there), 22, 'the right is back');
+sql('REVOKE USAGE ON FOREIGN SERVER there FROM app; CREATE ROLE users; GRANT USAGE ON FOREIGN SERVER there TO users');
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'there'), 'failed|redis_server', 'the right is a group\'s');
+wait_sql($node, 'postgres', q(SELECT next_attempt_at > now() + interval '2s' FROM postpipe_workers WHERE pipeline = 'there'), 't', '... and nothing has happened for some attempts');
+sql('GRANT users TO app');
+add($third, 220);
+wait_sql($node, 'postgres', q(SELECT count(*) FROM there WHERE id = 220), 1, '... of which the owner becomes a member');
 sql('DROP SERVER there CASCADE');
 wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'there'), 'failed|redis_server', 'no server any more');
 wait_sql($node, 'postgres', q(SELECT lag IS NULL FROM postpipe_stats WHERE pipeline = 'there'), 't', '... it is not measured');
 sql("$make OPTIONS (url '@{[plain($third)]}'); GRANT USAGE ON FOREIGN SERVER there TO app");
 add($third, 23);
-wait_sql($node, 'postgres', q(SELECT max(id) FROM there), 23, 'it is back');
+wait_sql($node, 'postgres', q(SELECT count(*) FROM there WHERE id = 23), 1, 'it is back');
 
 # --- To the server of the other one, and to its own again.
 sql(q(SELECT postpipe_alter_pipeline('there', reset => '{redis}')));
