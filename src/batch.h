@@ -28,6 +28,7 @@ typedef struct PpPair
 typedef struct PpObject
 {
 	uint64 name_set; /* objects with one number have the same names; 0: not known */
+	bool in_texts;   /* each value that is a string is that of a text: the header is before it */
 	int n;
 	PpPair pairs[FLEXIBLE_ARRAY_MEMBER]; /* in jsonb's order of names, without repeated ones */
 } PpObject;
@@ -77,6 +78,7 @@ typedef struct PpEntry
 	bool malformed; /* a field was no string; an integer is kept as text, anything else as '' */
 	int nfields;    /* strings in fields: names and values in turn; -1: the entry is gone */
 	PpString *fields;
+	bool in_texts;      /* each of them is that of a text: the header is before it */
 	size_t bytes;       /* of all names and values */
 	uint64 hash;        /* of the content, see pp_event_hash() */
 	PpObject *event;    /* set by pp_event_normalize(); NULL when it failed */

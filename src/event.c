@@ -22,6 +22,8 @@
 
 #include "fault.h"
 
+#define WORD sizeof(uint64)
+
 /*
  * pp_entry_error_capture
  *		In a PG_CATCH block: takes the current error out of the error stack, as a copy in `cxt`.
@@ -55,11 +57,45 @@ string_is(const PpString *s, const char *word)
 	return s->len == len && memcmp(s->data, word, len) == 0;
 }
 
+static inline uint64
+word_at(const char *p)
+{
+	uint64 word;
+
+	memcpy(&word, p, WORD);
+	return word;
+}
+
+/* Eight bytes, neither a NUL nor above 0x7f among them. */
+static inline bool
+is_ascii_word(uint64 word)
+{
+	/* Adding 0x7f sets the high bit of every byte but a NUL, and carries only where one was set. */
+	return ((word | ~(word + UINT64CONST(0x7f7f7f7f7f7f7f7f))) & UINT64CONST(0x8080808080808080)) ==
+		   0;
+}
+
+/* Nothing but ASCII, and no NUL: for most values that is quick to tell. */
+static bool
+is_ascii(const PpString *s)
+{
+	const char *p = s->data;
+	const char *end = p + s->len;
+
+	for (; end - p >= (ptrdiff_t) WORD; p += WORD)
+		if (!is_ascii_word(word_at(p)))
+			return false;
+	for (; p < end; p++)
+		if (*p == '\0' || IS_HIGHBIT_SET(*p))
+			return false;
+	return true;
+}
+
 /* Checks that it is UTF-8 without a NUL, and converts it to the server's encoding. */
 static PpString
 to_server(PpString s, const char *what, const PpString *name)
 {
-	if (!pg_verify_mbstr(PG_UTF8, s.data, (int) s.len, true))
+	if (!is_ascii(&s) && !pg_verify_mbstr(PG_UTF8, s.data, (int) s.len, true))
 	{
 		bool nul = memchr(s.data, '\0', s.len) != NULL;
 
@@ -106,6 +142,7 @@ build_flat(const PpEntry *entry, int skip)
 		pairs[i].value = to_server(pairs[i].value, "value of a field", &name);
 	}
 	result = pp_object_make(&kept, are_kept, pairs, n);
+	result->in_texts = entry->in_texts && GetDatabaseEncoding() == PG_UTF8;
 	pfree(pairs);
 	return result;
 }
@@ -267,22 +304,12 @@ pp_event_is_unsure(const PpEntry *entry)
 
 #define HASH_FACTOR UINT64CONST(0x9E3779B97F4A7C15)
 #define HASH_LANES  4
-#define WORD        sizeof(uint64)
 
 static inline uint64
 mix(uint64 hash, uint64 word)
 {
 	hash = (hash ^ word) * HASH_FACTOR;
 	return hash ^ (hash >> 32);
-}
-
-static inline uint64
-word_at(const char *p)
-{
-	uint64 word;
-
-	memcpy(&word, p, WORD);
-	return word;
 }
 
 /* Fewer bytes than a word, as one: without a loop, because most names and numbers are that short. */
@@ -309,8 +336,8 @@ short_word(const char *p, size_t len)
  * It has to tell two contents of one ID apart, not to withstand an attacker, and it is done for
  * every byte that is read: hash_bytes_extended() takes ten times as long.
  */
-static uint64
-hash_string(uint64 hash, const PpString *s)
+uint64
+pp_hash_string(uint64 hash, const PpString *s)
 {
 	const char *p = s->data;
 	const char *end = p + s->len;
@@ -340,6 +367,6 @@ pp_event_hash(const PpEntry *entry)
 	uint64 hash = (uint64) entry->nfields;
 
 	for (int i = 0; i < entry->nfields; i++)
-		hash = hash_string(hash, &entry->fields[i]);
+		hash = pp_hash_string(hash, &entry->fields[i]);
 	return hash;
 }

@@ -172,6 +172,7 @@ allocate(int n)
 	PpObject *object = palloc(offsetof(PpObject, pairs) + n * sizeof(PpPair));
 
 	object->name_set = 0;
+	object->in_texts = false;
 	object->n = n;
 	return object;
 }

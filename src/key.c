@@ -7,13 +7,7 @@
  */
 #include "key.h"
 
-#include "common/hashfn.h"
-
-static uint64
-hash_text(uint64 hash, const char *text, int len)
-{
-	return hash_bytes_extended((const unsigned char *) text, len, hash + 1);
-}
+#include "event.h"
 
 /* What ->> makes of a value goes into the hash, so that 7 in JSON meets '7'; false: it is NULL. */
 static bool
@@ -24,7 +18,7 @@ hash_value(uint64 *hash, const PpPair *pair, bool empty_is_null)
 	if (!pp_pair_text(pair, &text) ||
 		(empty_is_null && pair->type == JENTRY_ISSTRING && text.len == 0))
 		return false;
-	*hash = hash_text(*hash, text.data, (int) text.len);
+	*hash = pp_hash_string(*hash, &text);
 	return true;
 }
 
@@ -36,7 +30,7 @@ hash_column(uint64 *hash, const PpKeyColumn *column, const PpEntry *entry)
 
 	if (column->sources == NIL)
 	{
-		*hash = hash_text(*hash, (const char *) &entry->id, sizeof(PpId));
+		*hash = pp_hash_string(*hash, &(PpString){(const char *) &entry->id, sizeof(PpId)});
 		return true;
 	}
 	foreach (lc, column->sources)
@@ -72,7 +66,7 @@ pp_key_hash(List *key, const PpEntry *entry, uint64 *hash)
 			continue;
 		if (!column->absent_alike)
 			return false;
-		*hash = hash_text(*hash, "", 0);
+		*hash = pp_hash_string(*hash, &(PpString){"", 0});
 	}
 	return key != NIL;
 }

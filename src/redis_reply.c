@@ -87,9 +87,12 @@ create_string(const redisReadTask *task, char *str, size_t len)
 		target->skimmed += len;
 		len = 0;
 	}
-	copy = reply ? take(target, len + 1) : NULL;
+	copy = reply ? take(target, VARHDRSZ + len + 1) : NULL;
 	if (copy == NULL)
 		return NULL;
+	/* A value is a text where it is then, and need not be copied into one. */
+	SET_VARSIZE(copy, VARHDRSZ + len);
+	copy += VARHDRSZ;
 	memcpy(copy, str, len);
 	copy[len] = '\0';
 	reply->type = task->type == REDIS_REPLY_ERROR    ? PP_REPLY_ERROR
@@ -97,7 +100,6 @@ create_string(const redisReadTask *task, char *str, size_t len)
 													 : PP_REPLY_STRING;
 	reply->str = copy;
 	reply->len = len;
-	reply->items = NULL;
 	return reply;
 }
 
@@ -118,7 +120,6 @@ create_array(const redisReadTask *task, size_t n)
 	}
 	reply->type = PP_REPLY_ARRAY;
 	reply->len = n;
-	reply->str = NULL;
 	reply->items = NULL;
 	if (n > 0)
 	{

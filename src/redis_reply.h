@@ -20,10 +20,13 @@ typedef enum PpReplyType
 typedef struct PpReply
 {
 	PpReplyType type;
-	size_t len;            /* of str, or number of items */
-	char *str;             /* STRING, STATUS, ERROR: len bytes and a zero */
-	int64 integer;         /* INTEGER */
-	struct PpReply *items; /* ARRAY */
+	size_t len; /* of str, or number of items */
+	union
+	{
+		char *str; /* STRING, STATUS, ERROR: len bytes and a zero, behind the header of a text */
+		int64 integer;         /* INTEGER */
+		struct PpReply *items; /* ARRAY */
+	};
 } PpReply;
 
 /* Where replies are built. Reset `cxt` and forget `chunk` together: pp_reply_target(). */
