@@ -8,7 +8,7 @@
 #include "batch.h"
 #include "pipeline.h"
 
-#include "nodes/execnodes.h"
+#include "executor/execdesc.h"
 #include "utils/queryenvironment.h"
 
 /* Its columns. */
@@ -44,6 +44,8 @@ extern Datum pp_batch_value(const PpBatchRelation *batch, int i, PpBatchColumn c
 							bool *isnull);
 
 /* batch_scan.c */
-extern bool pp_batch_scan_begin(PlanState *root);
+extern QueryDesc *pp_batch_query_start(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch,
+									   DestReceiver *dest);
+extern void pp_batch_query_end(QueryDesc *query);
 
 #endif /* PP_BATCH_RELATION_H */

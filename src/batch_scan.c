@@ -8,8 +8,8 @@
  * target list is run over a row that exists only as an array of values; what else it takes is made
  * when it is asked for.  All else of the plan stays as it is.
  *
- * Only for a scan that is run once from begin to end, and only if it makes its rows of a target list
- * (with the bare columns the node above expects a tuple).
+ * Only for a scan that is the plan's only one and is run once from begin to end, and only if it makes its
+ * rows of a target list (with the bare columns the node above expects a tuple).
  */
 #include "batch_relation.h"
 
@@ -21,9 +21,13 @@
 #include "nodes/nodeFuncs.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
 
 #include "compat.h"
 #include "event_object.h"
+#include "process.h"
+
+#define MEANWHILE_EVERY 64 /* entries: of 1 kB, a third of what a socket holds */
 
 /* event ->> 'name', or nullif(event ->> 'name', ''), as a column. */
 typedef struct Field
@@ -44,6 +48,7 @@ typedef struct PpBatchScan
 	Field *fields;
 	int next;
 	TupleTableSlot *slot; /* columns, then fields */
+	ExprState *qual;      /* NULL: all rows */
 	ProjectionInfo *projection;
 } PpBatchScan;
 
@@ -146,25 +151,20 @@ field_value(Field *field, const PpEntry *entry, bool *isnull)
 	PpString text;
 
 	*isnull = pair == NULL || !pp_pair_text(pair, &text) || (field->empty_is_null && text.len == 0);
-	return *isnull ? (Datum) 0
-				   : PointerGetDatum(cstring_to_text_with_len(text.data, (int) text.len));
+	if (*isnull)
+		return (Datum) 0;
+	if (object->in_texts && pair->type == JENTRY_ISSTRING)
+		return PointerGetDatum(text.data - VARHDRSZ);
+	return PointerGetDatum(cstring_to_text_with_len(text.data, (int) text.len));
 }
 
-/* The next row of the scan; a ExecProcNodeMtd. */
-static TupleTableSlot *
-next_row(PlanState *node)
+/* Fills the slot from the next entry. */
+static void
+take_entry(PpBatchScan *scan, const PpBatchRelation *batch, MemoryContext cxt)
 {
-	PpBatchRelation *batch = pp_batch_find(node->state->es_queryEnv);
-	PpBatchScan *scan = batch->scan;
 	TupleTableSlot *slot = scan->slot;
-	ExprContext *econtext = node->ps_ExprContext;
-	MemoryContext old;
+	MemoryContext old = MemoryContextSwitchTo(cxt);
 
-	CHECK_FOR_INTERRUPTS();
-	ResetExprContext(econtext);
-	if (scan->next == batch->n)
-		return ExecClearTuple(node->ps_ResultTupleSlot);
-	old = MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
 	ExecClearTuple(slot);
 	for (int c = 1; c <= PP_BATCH_COLUMNS; c++)
 		if (scan->wanted[c])
@@ -176,39 +176,94 @@ next_row(PlanState *node)
 	ExecStoreVirtualTuple(slot);
 	MemoryContextSwitchTo(old);
 	scan->next++;
-	econtext->ecxt_scantuple = slot;
-	return ExecProject(scan->projection);
+}
+
+/* The next row of the scan; an ExecProcNodeMtd. */
+static TupleTableSlot *
+next_row(PlanState *node)
+{
+	PpBatchRelation *batch = pp_batch_find(node->state->es_queryEnv);
+	PpBatchScan *scan = batch->scan;
+	ExprContext *econtext = node->ps_ExprContext;
+
+	while (scan->next < batch->n)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (scan->next % MEANWHILE_EVERY == 0 && pp_process_meanwhile != NULL)
+			pp_process_meanwhile();
+		ResetExprContext(econtext);
+		take_entry(scan, batch, econtext->ecxt_per_tuple_memory);
+		econtext->ecxt_scantuple = scan->slot;
+		if (ExecQual(scan->qual, econtext))
+			return ExecProject(scan->projection);
+	}
+	return ExecClearTuple(node->ps_ResultTupleSlot);
+}
+
+static bool
+count_scans(PlanState *node, void *count)
+{
+	*(int *) count += IsA(node, NamedTuplestoreScanState);
+	return planstate_tree_walker(node, count_scans, count);
+}
+
+/* The scan of a plan, if it is the only one and runs once; else NULL. */
+static PlanState *
+find_scan(PlanState *root)
+{
+	int count = 0;
+
+	(void) count_scans(root, &count);
+	if (count != 1)
+		return NULL;
+	while (root != NULL && !IsA(root, NamedTuplestoreScanState))
+		switch (nodeTag(root))
+		{
+			case T_SubqueryScanState:
+				root = ((SubqueryScanState *) root)->subplan;
+				break;
+			case T_ModifyTableState:
+			case T_ResultState:
+			case T_SortState:
+			case T_AggState:
+			case T_NestLoopState:
+			case T_HashJoinState:
+				root = outerPlanState(root);
+				break;
+			default:
+				return NULL;
+		}
+	return root;
 }
 
 /*
- * pp_batch_scan_begin
- *		After ExecutorStart, of a query whose environment has the relation: lets its only scan of it
- *		take the entries.  False: it cannot, and reads the tuplestore.
+ * After ExecutorStart, of a query whose environment has the relation: lets its only scan of it take the
+ * entries.  False: it cannot, and reads the tuplestore.
  */
-bool
-pp_batch_scan_begin(PlanState *root)
+static bool
+begin(PlanState *root, PpBatchRelation *batch)
 {
-	PlanState *node = root;
+	PlanState *node = find_scan(root);
 	EState *estate = root->state;
-	PpBatchRelation *batch = pp_batch_find(estate->es_queryEnv);
 	PpBatchScan *scan;
 	MemoryContext old;
 	List *targets;
+	List *qual;
 
-	while (IsA(node, SubqueryScanState))
-		node = ((SubqueryScanState *) node)->subplan;
-	if (!IsA(node, NamedTuplestoreScanState) || node->ps_ProjInfo == NULL || node->qual != NULL)
+	if (node == NULL || node->ps_ProjInfo == NULL)
 		return false;
 	old = MemoryContextSwitchTo(estate->es_query_cxt);
 	scan = palloc0(sizeof(PpBatchScan));
 	scan->relid = ((Scan *) node->plan)->scanrelid;
 	targets = (List *) replace_fields((Node *) node->plan->targetlist, scan);
+	qual = (List *) replace_fields((Node *) node->plan->qual, scan);
 	if (!scan->whole_row)
 	{
 		TupleDesc desc = make_descriptor(scan, batch->enr.md.tupdesc);
 
 		scan->slot = ExecInitExtraTupleSlot(estate, desc, &TTSOpsVirtual);
 		memset(scan->slot->tts_isnull, true, desc->natts * sizeof(bool));
+		scan->qual = ExecInitQual(qual, node);
 		scan->projection = ExecBuildProjectionInfo(targets, node->ps_ExprContext,
 												   node->ps_ResultTupleSlot, node, desc);
 		ExecSetExecProcNode(node, next_row);
@@ -216,4 +271,31 @@ pp_batch_scan_begin(PlanState *root)
 	}
 	MemoryContextSwitchTo(old);
 	return batch->scan != NULL;
+}
+
+/*
+ * pp_batch_query_start
+ *		A query that reads the batch, ready to be run once, in the current memory context, with the active
+ *		snapshot.  Its rows go to `dest`.
+ */
+QueryDesc *
+pp_batch_query_start(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch, DestReceiver *dest)
+{
+	QueryEnvironment *env = create_queryEnv();
+	QueryDesc *query;
+
+	register_ENR(env, &batch->enr);
+	query = CreateQueryDesc(stmt, sql, GetActiveSnapshot(), InvalidSnapshot, dest, NULL, env, 0);
+	ExecutorStart(query, 0);
+	if (!begin(query->planstate, batch))
+		pp_batch_fill(batch);
+	return query;
+}
+
+void
+pp_batch_query_end(QueryDesc *query)
+{
+	ExecutorFinish(query);
+	ExecutorEnd(query);
+	FreeQueryDesc(query);
 }

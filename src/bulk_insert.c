@@ -22,12 +22,9 @@
 #include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
 #include "rewrite/rewriteHandler.h"
-#include "utils/plancache.h"
-#include "utils/snapmgr.h"
 
 #include "bulk_index.h"
 #include "compat.h"
-#include "process.h"
 
 #define MAX_ROWS    1000  /* that wait to be inserted; the number and … */
 #define MAX_BYTES   65535 /* … the size of COPY: they should stay in the processor's cache */
@@ -127,8 +124,6 @@ flush(BulkReceiver *bulk)
 	bulk->entries += bulk->n;
 	bulk->n = 0;
 	bulk->bytes = 0;
-	if (pp_process_meanwhile != NULL)
-		pp_process_meanwhile();
 }
 
 static bool
@@ -138,6 +133,8 @@ receive(TupleTableSlot *row, DestReceiver *self)
 	Relation rel = bulk->target->ri_RelationDesc;
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
 	TupleTableSlot *slot = bulk->slots[bulk->n];
+	TupleTableSlot *whole =
+		row; /* its values are at hand, those of the copy have to be looked for */
 
 	if (slot == NULL)
 		slot = bulk->slots[bulk->n] =
@@ -145,11 +142,15 @@ receive(TupleTableSlot *row, DestReceiver *self)
 	ExecCopySlot(slot, row);
 	slot->tts_tableOid = RelationGetRelid(rel);
 	if (constr != NULL && constr->has_generated_stored)
+	{
 		ExecComputeStoredGenerated(bulk->target, bulk->estate, slot, CMD_INSERT);
+		whole = slot;
+	}
+	whole->tts_tableOid = RelationGetRelid(rel);
 	if (constr != NULL)
-		ExecConstraints(bulk->target, slot, bulk->estate);
+		ExecConstraints(bulk->target, whole, bulk->estate);
 	if (rel->rd_rel->relispartition)
-		ExecPartitionCheck(bulk->target, slot, bulk->estate, true);
+		ExecPartitionCheck(bulk->target, whole, bulk->estate, true);
 	bulk->n++;
 	bulk->bytes += ExecFetchSlotHeapTuple(slot, true, NULL)->t_len;
 	if (bulk->n == MAX_ROWS || bulk->bytes >= MAX_BYTES)
@@ -183,24 +184,18 @@ fits(Oid relid, const Plan *rows)
 }
 
 /*
- * The one INSERT of a cached plan, if its rows are made by a plan of their own and nothing but the
- * table's definition decides what becomes of them.
+ * The INSERT of a plan, if its rows are made by a plan of their own and nothing but the table's
+ * definition decides what becomes of them; else NULL.
  */
 static ModifyTable *
-find_insert(CachedPlan *cplan, PlannedStmt **stmt)
+find_insert(const PlannedStmt *stmt)
 {
-	ModifyTable *insert;
+	ModifyTable *insert = (ModifyTable *) stmt->planTree;
 
-	if (list_length(cplan->stmt_list) != 1)
-		return NULL; /* a rule added another statement */
-	*stmt = linitial_node(PlannedStmt, cplan->stmt_list);
-	if ((*stmt)->commandType != CMD_INSERT || (*stmt)->hasModifyingCTE ||
-		!IsA((*stmt)->planTree, ModifyTable))
-		return NULL;
-	insert = (ModifyTable *) (*stmt)->planTree;
-	if (list_length(insert->resultRelations) != 1 || insert->onConflictAction != ONCONFLICT_NONE ||
+	if (stmt->commandType != CMD_INSERT || stmt->hasModifyingCTE || !IsA(insert, ModifyTable) ||
+		list_length(insert->resultRelations) != 1 || insert->onConflictAction != ONCONFLICT_NONE ||
 		insert->withCheckOptionLists != NIL || insert->returningLists != NIL ||
-		!fits(rt_fetch(linitial_int(insert->resultRelations), (*stmt)->rtable)->relid,
+		!fits(rt_fetch(linitial_int(insert->resultRelations), stmt->rtable)->relid,
 			  outerPlan(insert)))
 		return NULL;
 	return insert;
@@ -212,25 +207,19 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
 {
 	BulkReceiver *bulk = palloc0(sizeof(BulkReceiver));
 	PlannedStmt *rows = palloc(sizeof(PlannedStmt));
-	QueryEnvironment *env = create_queryEnv();
 	QueryDesc *query;
 
 	memcpy(rows, stmt, sizeof(PlannedStmt));
 	rows->commandType = CMD_SELECT;
 	rows->planTree = outerPlan(insert);
 	rows->resultRelations = NIL;
-	register_ENR(env, &batch->enr);
 
 	bulk->pub.receiveSlot = receive;
 	bulk->pub.rStartup = start_up;
 	bulk->pub.rShutdown = do_nothing;
 	bulk->pub.rDestroy = do_nothing;
 	bulk->pub.mydest = DestNone;
-	query = CreateQueryDesc(rows, sql, GetActiveSnapshot(), InvalidSnapshot, (DestReceiver *) bulk,
-							NULL, env, 0);
-	ExecutorStart(query, 0);
-	if (!pp_batch_scan_begin(query->planstate))
-		pp_batch_fill(batch);
+	query = pp_batch_query_start(rows, sql, batch, (DestReceiver *) bulk);
 
 	bulk->estate = query->estate;
 	bulk->cid = GetCurrentCommandId(true);
@@ -250,35 +239,21 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
 	if (bulk->ring != NULL)
 		keep_ring(bulk->ring);
 	pp_bulk_index_flush(bulk->index);
-	ExecutorFinish(query);
-	ExecutorEnd(query);
-	FreeQueryDesc(query);
+	pp_batch_query_end(query);
 }
 
 /*
  * pp_bulk_insert
- *		Runs a kept plan of one INSERT … SELECT without parameters that reads the batch once
- *		(registered with SPI, too, where the plan is made anew from).  In a transaction, with SPI
- *		connected.  False: nothing was done, the plan or its table is not of the kind for it.
- *		Throws what the statement throws.
+ *		Runs the plan of an INSERT … SELECT without parameters that reads the batch once, with the active
+ *		snapshot.  False: nothing was done, the plan or its table is not of the kind for it.  Throws
+ *		what the statement throws.
  */
 bool
-pp_bulk_insert(SPIPlanPtr plan, PpBatchRelation *batch)
+pp_bulk_insert(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch)
 {
-	CachedPlanSource *plan_source = linitial(SPI_plan_get_plan_sources(plan));
-	CachedPlan *cplan;
-	PlannedStmt *stmt;
-	ModifyTable *insert;
+	ModifyTable *insert = find_insert(stmt);
 
-	/* The snapshot before the plan is looked for: planning may need one. */
-	CommandCounterIncrement();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	cplan = SPI_plan_get_cached_plan(plan);
-	insert = find_insert(cplan, &stmt);
 	if (insert != NULL)
-		run(stmt, insert, plan_source->query_string, batch);
-	ReleaseCachedPlan(cplan, CurrentResourceOwner);
-	PopActiveSnapshot();
-	CommandCounterIncrement();
+		run(stmt, insert, sql, batch);
 	return insert != NULL;
 }

@@ -6,12 +6,12 @@
 #define PP_BULK_INSERT_H
 
 #include "postpipe.h"
-#include "executor/spi.h"
+#include "nodes/plannodes.h"
 #include "utils/rel.h"
 
 #include "batch_relation.h"
 
 extern bool pp_bulk_insert_allowed(Relation rel);
-extern bool pp_bulk_insert(SPIPlanPtr plan, PpBatchRelation *batch);
+extern bool pp_bulk_insert(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch);
 
 #endif /* PP_BULK_INSERT_H */

@@ -39,6 +39,7 @@
 #include "bulk_insert.h"
 #include "compat.h"
 #include "returned.h"
+#include "run_plan.h"
 #include "shmem.h"
 #include "target.h"
 
@@ -388,19 +389,6 @@ pp_statement_failed_on_entries(PpStatement *s)
 	return failed;
 }
 
-static void
-execute(SPIPlanPtr plan, PpReturned *returned)
-{
-	SPIExecuteOptions options = {.dest = &returned->pub};
-	int rc = SPI_execute_plan_extended(plan, &options);
-
-	if (rc == SPI_ERROR_COPY || rc == SPI_ERROR_TRANSACTION)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("a pipeline's statement cannot be COPY or a transaction command")));
-	if (rc < 0)
-		elog(ERROR, "could not run the statement: %s", SPI_result_code_string(rc));
-}
-
 static void run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned);
 
 /*
@@ -485,12 +473,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 
 	plan = get_plan(s, n, form);
 	s->over_entries = n > 0;
-	if (form != PP_FORM_PLAIN || !s->bulk || !pp_bulk_insert(plan, batch))
-	{
-		pp_batch_fill(batch);
-		execute(plan, returned);
-	}
-
+	pp_run_plan(plan, batch, form == PP_FORM_PLAIN && s->bulk, &returned->pub);
 	s->over_entries = false;
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);
