@@ -96,14 +96,20 @@ sub empty
 	return;
 }
 
-# A command in our own session: seconds, and what its backend needed.
+# A command in a session of its own, because the others begin with a new process, too, which has not mapped the server's
+# buffers yet: seconds without the connecting, and what its backend needed.
 sub timed_sql
 {
 	my ($self, $command) = @_;
-	my $meter = Bench::Meter->new($self->{backend});
+	my $session = Bench::Session->psql;
+	my $meter = Bench::Meter->new($session->ask('SELECT pg_backend_pid()'));
 	my $start = time;
-	my $answer = $self->sql($command, sub { $meter->look });
-	return { seconds => time - $start, $meter->result, answer => $answer };
+	my $answer = $session->ask($command, sub { $meter->look });
+	my $seconds = time - $start;
+	my %used = $meter->result;
+
+	$session->close;
+	return { seconds => $seconds, %used, answer => $answer };
 }
 
 # One of the programs: what it has printed as JSON, with the seconds that it took from start to end (own_seconds are those
