@@ -20,7 +20,7 @@ $hits->shows(qr/^idle/, 'a Redis that answers');
 my $entry = "*2\r\n\$3\r\n5-0\r\n*2\r\n\$1\r\nn\r\n\$1\r\n1\r\n";
 my @hostile = (
 	[ 'an array of 2^31 items' => "*2147483647\r\n", qr/redis_reply_too_large\|[^|]*too large/ ],
-	[ 'arrays that are too large together' => "*1000000\r\n" x 5, qr/redis_reply_too_large/ ],
+	[ 'arrays that are too large together' => "*1000000\r\n" x 6, qr/redis_reply_too_large/ ],
 	[ 'an array of -5 items' => "*-5\r\n", qr/redis_protocol\|/ ],
 	[ 'the head of a string of 2 GB' => "\$2000000000\r\nxxxx", qr/redis_reply_too_large/ ],
 	[ 'a string of 500 MB in an array' => "*2\r\n\$1\r\nx\r\n\$500000000\r\nxxxx", qr/redis_reply_too_large/ ],
