@@ -292,6 +292,7 @@ pp_batch_query_start(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch,
 	return query;
 }
 
+/* After it was run. */
 void
 pp_batch_query_end(QueryDesc *query)
 {

@@ -133,24 +133,22 @@ receive(TupleTableSlot *row, DestReceiver *self)
 	Relation rel = bulk->target->ri_RelationDesc;
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
 	TupleTableSlot *slot = bulk->slots[bulk->n];
-	TupleTableSlot *whole =
-		row; /* its values are at hand, those of the copy have to be looked for */
 
 	if (slot == NULL)
 		slot = bulk->slots[bulk->n] =
 			MakeSingleTupleTableSlot(bulk->desc, table_slot_callbacks(rel));
 	ExecCopySlot(slot, row);
-	slot->tts_tableOid = RelationGetRelid(rel);
+	slot->tts_tableOid = row->tts_tableOid = RelationGetRelid(rel);
 	if (constr != NULL && constr->has_generated_stored)
 	{
 		ExecComputeStoredGenerated(bulk->target, bulk->estate, slot, CMD_INSERT);
-		whole = slot;
+		row = slot;
 	}
-	whole->tts_tableOid = RelationGetRelid(rel);
+	/* The row as it came has its values at hand; in the copy they would have to be looked for. */
 	if (constr != NULL)
-		ExecConstraints(bulk->target, whole, bulk->estate);
+		ExecConstraints(bulk->target, row, bulk->estate);
 	if (rel->rd_rel->relispartition)
-		ExecPartitionCheck(bulk->target, whole, bulk->estate, true);
+		ExecPartitionCheck(bulk->target, row, bulk->estate, true);
 	bulk->n++;
 	bulk->bytes += ExecFetchSlotHeapTuple(slot, true, NULL)->t_len;
 	if (bulk->n == MAX_ROWS || bulk->bytes >= MAX_BYTES)

@@ -331,10 +331,13 @@ short_word(const char *p, size_t len)
 }
 
 /*
- * One string into a hash, eight bytes at a time, the last ones perhaps once more: multiply, and
- * fold the high bits down; of a long string in four lanes, which the processor works on at once.
- * It has to tell two contents of one ID apart, not to withstand an attacker, and it is done for
- * every byte that is read: hash_bytes_extended() takes ten times as long.
+ * pp_hash_string
+ *		The hash of what was hashed before (0: nothing) and one string.
+ *
+ * Eight bytes at a time, the last ones perhaps once more: multiply, and fold the high bits down; of a
+ * long string in four lanes, which the processor works on at once.  It has to tell two contents of one
+ * ID apart, or the keys of a batch, not to withstand an attacker, and it is done for every byte that is
+ * read: hash_bytes_extended() takes ten times as long.
  */
 uint64
 pp_hash_string(uint64 hash, const PpString *s)

@@ -95,7 +95,6 @@ parse_entry(const PpReply *reply, PpEntry *entry, MemoryContext cxt)
 	if (body->type != PP_REPLY_ARRAY)
 		return false;
 	entry->nfields = (int) body->len;
-	entry->in_texts = true; /* or malformed */
 	entry->fields = MemoryContextAllocHuge(cxt, Max(body->len, 1) * sizeof(PpString));
 	for (size_t i = 0; i < body->len; i++)
 	{
@@ -103,6 +102,7 @@ parse_entry(const PpReply *reply, PpEntry *entry, MemoryContext cxt)
 		entry->malformed |= body->items[i].type != PP_REPLY_STRING;
 		entry->bytes += entry->fields[i].len;
 	}
+	entry->in_texts = !entry->malformed;
 	return true;
 }
 

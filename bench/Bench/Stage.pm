@@ -41,7 +41,6 @@ sub connect
 	my ($self) = @_;
 	$self->{sql} = Bench::Session->psql;
 	$self->{redis} //= Bench::Session->redis($self->socket);
-	$self->{backend} = $self->sql('SELECT pg_backend_pid()');
 	return;
 }
 
