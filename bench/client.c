@@ -3,7 +3,7 @@
  * client.c
  *		The competitor: a stand-alone consumer, hiredis and libpq.
  *
- * Usage: client REDIS_SOCKET STREAM GROUP TABLE BATCH [follow]
+ * Usage: client REDIS_PORT STREAM GROUP TABLE BATCH [follow]
  *
  * Drains the stream into the table as a good engineer would write it by hand,
  * and ends, or with "follow" waits for more until it is killed:
@@ -355,7 +355,7 @@ main(int argc, char **argv)
 
 	if (argc != 6 && !follow)
 	{
-		fprintf(stderr, "usage: %s REDIS_SOCKET STREAM GROUP TABLE BATCH [follow]\n", argv[0]);
+		fprintf(stderr, "usage: %s REDIS_PORT STREAM GROUP TABLE BATCH [follow]\n", argv[0]);
 		return 1;
 	}
 	stream = argv[2];

@@ -34,9 +34,9 @@ seconds_now(void)
 }
 
 static inline redisContext *
-redis_connect(const char *socket_path)
+redis_connect(const char *port)
 {
-	redisContext *redis = redisConnectUnix(socket_path);
+	redisContext *redis = redisConnect("127.0.0.1", atoi(port));
 
 	if (redis == NULL || redis->err)
 		fail("could not connect to Redis", redis ? redis->errstr : "out of memory");

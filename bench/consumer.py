@@ -1,6 +1,6 @@
 """The Python contenders: redis-py and asyncpg, in batches or one entry at a time.
 
-Usage: consumer.py REDIS_SOCKET STREAM GROUP TABLE BATCH LIMIT [one]
+Usage: consumer.py REDIS_PORT STREAM GROUP TABLE BATCH LIMIT [one]
 
 Takes LIMIT entries of the stream, BATCH at a time, and ends.
 
@@ -88,8 +88,8 @@ def upsert_one(table):
     return f"INSERT INTO {table} AS t ({COLUMNS}) {SELECTED} FROM (VALUES ({values})) AS e ({names}) {MERGE}"
 
 
-async def consume(socket, stream, group, table, batch, limit, one):
-    server = redis.Redis(unix_socket_path=socket, decode_responses=True)
+async def consume(port, stream, group, table, batch, limit, one):
+    server = redis.Redis(port=int(port), decode_responses=True)
     # Without jit = off, what asyncpg asks about types first takes seconds.
     settings = {"application_name": "bench", "timezone": "UTC", "jit": "off"}
     database = await asyncpg.connect(database="postgres", server_settings=settings)
@@ -127,9 +127,9 @@ def process_cpu_seconds(pid):
 def main():
     if len(sys.argv) not in (7, 8):
         sys.exit(__doc__)
-    socket, stream, group, table, batch, limit = sys.argv[1:7]
+    port, stream, group, table, batch, limit = sys.argv[1:7]
     done, seconds, backend_cpu = asyncio.run(
-        consume(socket, stream, group, table, int(batch), int(limit), sys.argv[7:] == ["one"])
+        consume(port, stream, group, table, int(batch), int(limit), sys.argv[7:] == ["one"])
     )
     usage = resource.getrusage(resource.RUSAGE_SELF)
     print(

@@ -3,7 +3,7 @@
  * latency.c
  *		How long one post takes, seen from outside.
  *
- * Usage: latency stream REDIS_SOCKET STREAM TABLE COUNT PAUSE
+ * Usage: latency stream REDIS_PORT STREAM TABLE COUNT PAUSE
  *		  latency insert TABLE COUNT PAUSE
  *
  * "stream" adds one entry after another to an otherwise idle stream and asks
@@ -80,7 +80,7 @@ main(int argc, char **argv)
 	if (!use_stream && !(argc == 5 && strcmp(argv[1], "insert") == 0))
 	{
 		fprintf(stderr,
-				"usage: %s stream REDIS_SOCKET STREAM TABLE COUNT PAUSE\n"
+				"usage: %s stream REDIS_PORT STREAM TABLE COUNT PAUSE\n"
 				"       %s insert TABLE COUNT PAUSE\n",
 				argv[0], argv[0]);
 		return 1;

@@ -3,7 +3,7 @@
  * paced.c
  *		How long posts take that come at a given rate, seen from outside.
  *
- * Usage: paced REDIS_SOCKET STREAM TABLE RATE COUNT
+ * Usage: paced REDIS_PORT STREAM TABLE RATE COUNT
  *
  * One process publishes: at the time at which a post is due, its number is
  * noted with the time, and XADD is sent.  When it is late, what is due goes in
@@ -45,10 +45,10 @@ sleep_until(double when)
 }
 
 static void
-publish(const char *socket, const char *stream, long long first, int count, double rate,
+publish(const char *port, const char *stream, long long first, int count, double rate,
 		double start, volatile double *sent)
 {
-	redisContext *redis = redis_connect(socket);
+	redisContext *redis = redis_connect(port);
 	int next = 0;
 
 	while (next < count)
@@ -107,7 +107,7 @@ main(int argc, char **argv)
 
 	if (argc != 6 || (rate = atof(argv[4])) <= 0 || (count = atoi(argv[5])) < 1)
 	{
-		fprintf(stderr, "usage: %s REDIS_SOCKET STREAM TABLE RATE COUNT\n", argv[0]);
+		fprintf(stderr, "usage: %s REDIS_PORT STREAM TABLE RATE COUNT\n", argv[0]);
 		return 1;
 	}
 	times = malloc(count * sizeof(*times));

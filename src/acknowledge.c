@@ -2,9 +2,9 @@
  * acknowledge.c
  *		The XACKs of what is committed.
  *
- * The IDs of the last two batches are kept.  They are sent when the commit is durable (durable.c): under
- * load one turn later, when the WAL writer has flushed it meanwhile.  Behind each XACK travels the
- * number of the batch, for the owner key (owner.c).
+ * The IDs of a batch are sent when its commit is durable (durable.c): under load one turn later, when
+ * the WAL writer has flushed it meanwhile, or some turns later, when the disk is slow.  Behind each
+ * XACK travels the number of the batch, for the owner key (owner.c).
  */
 #include "worker_internal.h"
 
@@ -17,6 +17,8 @@
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
+
+#define MAX_BATCHES_BEHIND 8 /* that wait for the disk, before the worker does */
 
 /* Tells the audit how many entries are on record and pending still. */
 void
@@ -54,15 +56,19 @@ pp_acks_send(PpWorker *w)
 }
 
 /*
- * Makes room for the IDs of one more batch.  The last one's wait one turn more: until then the WAL
- * writer has flushed its commit, while the next statement runs.  A synchronous standby that does
- * not confirm holds the worker up here, with its batches pending.
+ * Before a turn: queues the XACKs of what is durable.  The last batch's wait at least one turn more:
+ * until then the WAL writer has flushed its commit, while the next statement runs.  If it has not yet
+ * flushed what is older, all wait for another turn.  A disk that is too slow, or a synchronous standby
+ * that does not confirm, holds the worker up here, with its batches pending.
  */
 void
 pp_acks_age(PpWorker *w)
 {
 	PpAckList empty;
 
+	if (w->ack_old.n > 0 && w->ack_new.n < MAX_BATCHES_BEHIND * w->batch_size &&
+		!pp_durable_is_reached(w->ack_old.lsn, synchronous_commit))
+		return;
 	for (;;)
 	{
 		send_ack(w, &w->ack_old);
@@ -76,22 +82,20 @@ pp_acks_age(PpWorker *w)
 	w->ack_new = empty;
 }
 
-/* Keeps the IDs of a batch that is committed. */
+/* Keeps the IDs of a batch that is committed, behind those that wait for the same commit or an earlier one. */
 void
 pp_acks_keep(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn)
 {
 	PpAckList *list = &w->ack_new;
 
-	if (list->size < batch->n)
+	if (list->size < list->n + batch->n)
 	{
-		if (list->ids != NULL)
-			pfree(list->ids);
-		list->size = batch->n;
-		list->ids = MemoryContextAllocHuge(w->cxt, list->size * sizeof(PpId));
+		list->size = list->n + batch->n;
+		list->ids = list->ids == NULL ? MemoryContextAllocHuge(w->cxt, list->size * sizeof(PpId))
+									  : repalloc_huge(list->ids, list->size * sizeof(PpId));
 	}
 	for (int i = 0; i < batch->n; i++)
-		list->ids[i] = batch->entries[i].id;
-	list->n = batch->n;
+		list->ids[list->n++] = batch->entries[i].id;
 	list->lsn = lsn;
 	list->sequence = pp_apply_ledger(w->apply)->sequence;
 	pp_acks_report(w);

@@ -9,7 +9,7 @@
  *
  * No transaction, snapshot or lock is held while it waits for Redis.  An XACK is sent only when the
  * commit is durable (durable.c): the commit itself does not wait for that, and under load the XACK
- * comes one turn later, when the WAL writer has flushed the commit meanwhile.
+ * comes one turn later, when the WAL writer has flushed the commit meanwhile, or some turns later.
  *
  * Every function here that can fail returns false with *error filled, and the caller (worker.c)
  * closes the connection.

@@ -12,7 +12,7 @@
 #include "shmem.h"
 #include "stream.h"
 
-/* The IDs of a batch that is committed, to be acknowledged when `lsn` is durable. */
+/* The IDs of batches that are committed, to be acknowledged when `lsn` is durable. */
 typedef struct PpAckList
 {
 	PpId *ids;
@@ -91,8 +91,8 @@ typedef struct PpWorker
 	int batch_size;
 	size_t batch_bytes;
 	int count;             /* entries to ask for, fewer when they are large */
-	PpAckList ack_old;     /* of the batch before the last one … */
-	PpAckList ack_new;     /* … and of the last one: committed, XACK not sent yet */
+	PpAckList ack_old;     /* committed, XACK not sent yet: what goes first … */
+	PpAckList ack_new;     /* … and what came after it, the last batch at least */
 	int acks_in_flight;    /* XACKs whose replies have not come … */
 	instr_time acks_since; /* … the first of them sent then */
 	TimestampTz failed_at; /* the last failure that was backed off from */

@@ -17,8 +17,8 @@ sub psql
 
 sub redis
 {
-	my ($class, $socket) = @_;
-	return $class->_start("ECHO $mark\n", '', 'redis-cli', '-s', $socket);
+	my ($class, $port) = @_;
+	return $class->_start("ECHO $mark\n", '', 'redis-cli', '-p', $port);
 }
 
 sub _start

@@ -27,7 +27,7 @@ sub new
 
 sub option { my ($self, $name) = @_; return $self->{option}{$name} }
 sub quick { my ($self) = @_; return $self->{option}{quick} }
-sub socket { my ($self) = @_; return $self->{option}{redis} }
+sub redis_port { my ($self) = @_; return $self->{option}{redis} }
 
 # A share of --entries, for sections in which an entry takes longer than in the main comparison.
 sub entries
@@ -40,7 +40,7 @@ sub connect
 {
 	my ($self) = @_;
 	$self->{sql} = Bench::Session->psql;
-	$self->{redis} //= Bench::Session->redis($self->socket);
+	$self->{redis} //= Bench::Session->redis($self->redis_port);
 	return;
 }
 
@@ -82,7 +82,7 @@ sub load_stream
 sub publish
 {
 	my ($self, $file) = @_;
-	$self->run('redis-cli -s ' . $self->socket . " --pipe <$file >/dev/null");
+	$self->run('redis-cli -p ' . $self->redis_port . " --pipe <$file >/dev/null");
 	return;
 }
 

@@ -3,10 +3,11 @@
 
 use strict;
 use warnings;
+use IPC::Run ();
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('durable', redis => $redis, allows_streaming => 1, conf => 'wal_writer_delay = 10s');
+my $node = pp_node('durable', redis => $redis, allows_streaming => 1, conf => "wal_writer_delay = 10s\nautovacuum = off");
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql('CREATE TABLE target (v text)');
@@ -26,6 +27,36 @@ for my $round (1 .. 5)
 }
 sql(q(SELECT postpipe_drop_pipeline('durable')));
 sql(q(ALTER DATABASE postgres RESET synchronous_commit));
+
+# --- A disk that is slow: here the WAL writer, which sleeps. The worker goes on with the next batches, and what is not durable
+# stays pending; but only for some batches.
+$redis->command('DEL', 'stream:durable');
+sql(<<'SQL');
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_catalog.pg_advisory_xact_lock(7); RETURN NEW; END';
+CREATE TRIGGER hold BEFORE INSERT ON target FOR EACH ROW WHEN (NEW.v IN ('v141', 'v351')) EXECUTE FUNCTION hold();
+SELECT postpipe_create_pipeline('durable', 'stream:durable', statement => 'INSERT INTO target SELECT event ->> $$v$$ FROM postpipe_batch', options => '{"batch_size": 10, "lock_timeout": "0"}', enabled => false);
+SQL
+my ($in, $out) = ('', '');
+my $holder = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, IPC::Run::timeout(60));
+my $says = sub { my ($query) = @_; $out = ''; $in .= "$query;\n\\echo end\n"; $holder->pump until $out =~ /^end$/m; return };
+$says->('SELECT pg_advisory_lock(7)');
+add(300);
+sql(q(SELECT postpipe_resume('durable')));
+wait_sql($node, 'postgres', q(SELECT wait_event FROM pg_stat_activity WHERE backend_type LIKE 'postpipe worker%'), 'advisory', 'the fifth batch is held');
+is(unacknowledged(), 60, 'four are applied and not durable: pending, as is the one that is held, and the next');
+is(applied(), 140, '... and their rows can be seen');
+wait_sql($node, 'postgres', q(SELECT applied, pending, balance FROM postpipe_audit WHERE pipeline = 'durable'), '40|20|0', 'the audit counts each once');
+$says->('SELECT pg_advisory_unlock(7), pg_advisory_lock(7)');
+wait_sql($node, 'postgres', q(SELECT count(*), max(wait_event) FROM target, pg_stat_activity WHERE backend_type LIKE 'postpipe worker%'), '350|advisory', 'the 26th batch is held');
+cmp_ok(unacknowledged(), '<=', 180, 'the worker has waited for the disk meanwhile');
+$says->('SELECT pg_advisory_unlock(7)');
+wait_for { applied() == $n && unacknowledged() == 0 } 'all is acknowledged in the end';
+$node->stop('immediate');
+$node->start;
+is(sql('SELECT count(*), count(DISTINCT v) FROM target'), "$n|$n", '... and there after an immediate stop');
+$holder->kill_kill;
+sql(q(SELECT postpipe_drop_pipeline('durable')));
+sql('DROP TRIGGER hold ON target');
 
 # --- A synchronous standby that is not there.
 $redis->command('DEL', 'stream:durable');

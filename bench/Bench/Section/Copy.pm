@@ -51,7 +51,7 @@ sub drain_with_client
 	my ($stage, $stream) = @_;
 	$stage->redis("XGROUP DESTROY $stream $client_group");
 	$stage->redis("XGROUP CREATE $stream $client_group 0");
-	return $stage->timed_program('./client', $stage->socket, $stream, $client_group, 'posts', $stage->option('batch'));
+	return $stage->timed_program('./client', $stage->redis_port, $stream, $client_group, 'posts', $stage->option('batch'));
 }
 
 1;

@@ -155,7 +155,7 @@ sub pending
 	my $consumer = $pipeline->consumer;
 	$pipeline->pause;
 	$posts->publish;
-	$stage->run('redis-cli -s ' . $stage->socket . " XREADGROUP GROUP $pipeline->{group} $consumer COUNT $posts->{entries}"
+	$stage->run('redis-cli -p ' . $stage->redis_port . " XREADGROUP GROUP $pipeline->{group} $consumer COUNT $posts->{entries}"
 		  . " STREAMS $pipeline->{stream} '>' >/dev/null");
 	my $pending = $pipeline->group_info->{pending};
 	die "$pending entries are pending, not $posts->{entries}\n" if $pending != $posts->{entries};

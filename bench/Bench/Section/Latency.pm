@@ -29,7 +29,7 @@ sub run
 	});
 	for my $who (qw(postpipe client))
 	{
-		my @where = ($stage->socket, $stream{$who}, $table{$who});
+		my @where = ($stage->redis_port, $stream{$who}, $table{$who});
 		push @contenders, "${who}_single" => sub {
 			return decode_json($with{$who}->(sub { $stage->run('./latency stream', @where, $single, $pause_ms) }));
 		};
@@ -111,7 +111,7 @@ sub with_client
 	$stage->empty('posts_client');
 	$stage->redis("DEL $client_stream");
 	$stage->redis("XGROUP CREATE $client_stream $client_group 0 MKSTREAM");
-	my $pid = $stage->start_program('./client', $stage->socket, $client_stream, $client_group, 'posts_client',
+	my $pid = $stage->start_program('./client', $stage->redis_port, $client_stream, $client_group, 'posts_client',
 		$stage->option('batch'), 'follow');
 	$stage->wait_for('the client', sub { $stage->redis('INFO clients') =~ /blocked_clients:[1-9]/ });
 	my $json = eval { $measure->() };

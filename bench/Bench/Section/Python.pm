@@ -51,7 +51,7 @@ sub consume
 	$stage->empty('posts');
 	$stage->redis("XGROUP DESTROY $stream $group");
 	$stage->redis("XGROUP CREATE $stream $group 0");
-	my $result = $stage->timed_program($stage->option('python'), "$FindBin::RealBin/consumer.py", $stage->socket, $stream, $group,
+	my $result = $stage->timed_program($stage->option('python'), "$FindBin::RealBin/consumer.py", $stage->redis_port, $stream, $group,
 		'posts', $batch, $limit, @one);
 	my $count = $stage->sql('SELECT count(*) FROM posts');
 	die "Python: the table has $count rows, not $limit\n" if $count != $limit;
