@@ -3,111 +3,77 @@
  *		Rows for a plan that reads postpipe_batch, from the entries themselves.
  *
  * Through a tuplestore every event is made a jsonb, copied into a tuple, and its fields are looked for
- * in it and copied out again.  Most plans take nothing but event ->> 'name' of it, or nullif() of that
- * and ''.  So such an expression becomes a column of its own, filled from the entry, and the scan's
- * target list is run over a row that exists only as an array of values; what else it takes is made
- * when it is asked for.  All else of the plan stays as it is.
+ * in it and copied out again.  Most plans take nothing but fields of it (batch_field.c).  So such an
+ * expression becomes a column of its own, filled from the entry, and the scan's target list is run
+ * over a row that exists only as an array of values; what else it takes is made when it is asked for.
+ * All else of the plan stays as it is.
  *
  * Only for a scan that is the plan's only one and is run once from begin to end, and only if it makes its
  * rows of a target list (with the bare columns the node above expects a tuple).
  */
 #include "batch_relation.h"
 
-#include "catalog/pg_collation.h"
-#include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
+#include "batch_field.h"
 #include "compat.h"
-#include "event_object.h"
 #include "process.h"
 
 #define MEANWHILE_EVERY 64 /* entries: of 1 kB, a third of what a socket holds */
-
-/* event ->> 'name', or nullif(event ->> 'name', ''), as a column. */
-typedef struct Field
-{
-	PpBatchColumn object; /* event or envelope */
-	const char *name;
-	int len;
-	bool empty_is_null;
-	PpPlace place;
-} Field;
 
 typedef struct PpBatchScan
 {
 	Index relid; /* of the scan, in the plan's range table */
 	bool wanted[PP_BATCH_COLUMNS + 1];
 	bool whole_row;
-	int nfields;
-	Field *fields;
+	List *fields; /* PpField */
+	bool always;  /* what is looked at is evaluated for each row in any case */
 	int next;
 	TupleTableSlot *slot; /* columns, then fields */
 	ExprState *qual;      /* NULL: all rows */
 	ProjectionInfo *projection;
 } PpBatchScan;
 
-/* Is the expression a field's? */
-static bool
-is_field(const PpBatchScan *scan, Node *node, Field *field)
-{
-	OpExpr *op = (OpExpr *) node;
-	Var *object;
-	Const *name;
-
-	if (!IsA(node, OpExpr) || op->opfuncid != F_JSONB_OBJECT_FIELD_TEXT)
-		return false;
-	object = linitial(op->args);
-	name = lsecond(op->args);
-	if (!IsA(object, Var) || object->varno != scan->relid ||
-		(object->varattno != PP_BATCH_EVENT && object->varattno != PP_BATCH_ENVELOPE) ||
-		!IsA(name, Const) || name->constisnull)
-		return false;
-	*field = (Field){.object = object->varattno,
-					 .name = VARDATA_ANY(DatumGetPointer(name->constvalue)),
-					 .len = (int) VARSIZE_ANY_EXHDR(DatumGetPointer(name->constvalue))};
-	return true;
-}
-
-/* Is it nullif() of a field and ''? */
-static bool
-is_field_or_empty(const PpBatchScan *scan, Node *node, Field *field)
-{
-	NullIfExpr *nullif = (NullIfExpr *) node;
-	Const *empty;
-
-	if (!IsA(node, NullIfExpr) || nullif->opfuncid != F_TEXTEQ ||
-		!is_field(scan, linitial(nullif->args), field))
-		return false;
-	empty = lsecond(nullif->args);
-	field->empty_is_null = true;
-	return IsA(empty, Const) && !empty->constisnull &&
-		   VARSIZE_ANY_EXHDR(DatumGetPointer(empty->constvalue)) == 0;
-}
-
 /* The number of the column that is this field, from 1. */
 static AttrNumber
-field_column(PpBatchScan *scan, const Field *field)
+field_column(PpBatchScan *scan, PpField *field)
 {
-	for (int i = 0; i < scan->nfields; i++)
-	{
-		const Field *other = &scan->fields[i];
+	AttrNumber column = PP_BATCH_COLUMNS;
+	ListCell *lc;
 
-		if (field->object == other->object && field->len == other->len &&
-			field->empty_is_null == other->empty_is_null &&
-			memcmp(field->name, other->name, field->len) == 0)
-			return (AttrNumber) (PP_BATCH_COLUMNS + i + 1);
+	foreach (lc, scan->fields)
+	{
+		column++;
+		if (equal(pp_field_expression(lfirst(lc)), pp_field_expression(field)))
+			return column;
 	}
-	scan->fields = scan->fields == NULL
-					   ? palloc(sizeof(Field))
-					   : repalloc(scan->fields, (scan->nfields + 1) * sizeof(Field));
-	scan->fields[scan->nfields++] = *field;
-	return (AttrNumber) (PP_BATCH_COLUMNS + scan->nfields);
+	scan->fields = lappend(scan->fields, field);
+	return column + 1;
+}
+
+static Node *replace_fields(Node *node, void *context);
+
+/* Only the first argument is evaluated in any case. */
+static Node *
+replace_in_coalesce(CoalesceExpr *coalesce, PpBatchScan *scan)
+{
+	CoalesceExpr *copy = makeNode(CoalesceExpr);
+	bool always = scan->always;
+	ListCell *lc;
+
+	*copy = *coalesce;
+	copy->args = NIL;
+	foreach (lc, coalesce->args)
+	{
+		copy->args = lappend(copy->args, replace_fields(lfirst(lc), scan));
+		scan->always = false;
+	}
+	scan->always = always;
+	return (Node *) copy;
 }
 
 /* A copy of an expression that has columns where it had fields. */
@@ -115,47 +81,59 @@ static Node *
 replace_fields(Node *node, void *context)
 {
 	PpBatchScan *scan = context;
-	Field field;
+	bool always = scan->always;
+	PpField *field;
+	Node *copy;
 
 	if (node == NULL)
 		return NULL;
-	if (is_field_or_empty(scan, node, &field) || is_field(scan, node, &field))
-		return (Node *) makeVar((int) scan->relid, field_column(scan, &field), TEXTOID, -1,
-								DEFAULT_COLLATION_OID, 0);
+	if (IsA(node, List) || IsA(node, TargetEntry))
+		return expression_tree_mutator(node, replace_fields, context);
+	if ((field = pp_field_make(node, scan->relid, scan->always)) != NULL)
+		return (Node *) makeVar((int) scan->relid, field_column(scan, field), exprType(node), -1,
+								exprCollation(node), 0);
+	if (IsA(node, CoalesceExpr))
+		return replace_in_coalesce((CoalesceExpr *) node, scan);
 	if (IsA(node, Var) && ((Var *) node)->varno == scan->relid)
 	{
 		scan->whole_row |= ((Var *) node)->varattno <= 0;
 		scan->wanted[Max(((Var *) node)->varattno, 0)] = true;
 	}
-	return expression_tree_mutator(node, replace_fields, context);
+	scan->always = false;
+	copy = expression_tree_mutator(node, replace_fields, context);
+	scan->always = always;
+	return copy;
 }
 
 static TupleDesc
 make_descriptor(const PpBatchScan *scan, TupleDesc batch)
 {
-	TupleDesc desc = CreateTemplateTupleDesc(PP_BATCH_COLUMNS + scan->nfields);
+	TupleDesc desc = CreateTemplateTupleDesc(PP_BATCH_COLUMNS + list_length(scan->fields));
+	AttrNumber column = 0;
+	ListCell *lc;
 
-	for (AttrNumber i = 1; i <= PP_BATCH_COLUMNS; i++)
-		TupleDescCopyEntry(desc, i, batch, i);
-	for (AttrNumber i = PP_BATCH_COLUMNS + 1; i <= desc->natts; i++)
-		TupleDescInitEntry(desc, i, NULL, TEXTOID, -1, 0);
+	while (++column <= PP_BATCH_COLUMNS)
+		TupleDescCopyEntry(desc, column, batch, column);
+	foreach (lc, scan->fields)
+		TupleDescInitEntry(desc, column++, NULL, exprType(pp_field_expression(lfirst(lc))), -1, 0);
 	return desc;
 }
 
-static Datum
-field_value(Field *field, const PpEntry *entry, bool *isnull)
+/*
+ * An entry was read long ago, and the rows before it have gone through indexes meanwhile: its memory is
+ * far from the processor.
+ */
+static void
+prefetch(const PpBatchRelation *batch, int next)
 {
-	const PpObject *object = field->object == PP_BATCH_EVENT ? entry->event : entry->envelope;
-	const PpPair *pair =
-		object ? pp_object_find(object, field->name, field->len, &field->place) : NULL;
-	PpString text;
+	const PpObject *object;
 
-	*isnull = pair == NULL || !pp_pair_text(pair, &text) || (field->empty_is_null && text.len == 0);
-	if (*isnull)
-		return (Datum) 0;
-	if (object->in_texts && pair->type == JENTRY_ISSTRING)
-		return PointerGetDatum(text.data - VARHDRSZ);
-	return PointerGetDatum(cstring_to_text_with_len(text.data, (int) text.len));
+	if (next + 1 < batch->n && (object = batch->entries[next + 1]->event) != NULL)
+		for (int i = 0; i < object->n; i++)
+			pp_prefetch(object->pairs[i].value.data);
+	if (next + 2 < batch->n && (object = batch->entries[next + 2]->event) != NULL)
+		for (int i = 0; i < object->n; i++)
+			pp_prefetch(&object->pairs[i]);
 }
 
 /* Fills the slot from the next entry. */
@@ -164,15 +142,21 @@ take_entry(PpBatchScan *scan, const PpBatchRelation *batch, MemoryContext cxt)
 {
 	TupleTableSlot *slot = scan->slot;
 	MemoryContext old = MemoryContextSwitchTo(cxt);
+	int column = PP_BATCH_COLUMNS;
+	ListCell *lc;
 
+	prefetch(batch, scan->next);
 	ExecClearTuple(slot);
 	for (int c = 1; c <= PP_BATCH_COLUMNS; c++)
 		if (scan->wanted[c])
 			slot->tts_values[c - 1] =
 				pp_batch_value(batch, scan->next, c, &slot->tts_isnull[c - 1]);
-	for (int i = 0; i < scan->nfields; i++)
-		slot->tts_values[PP_BATCH_COLUMNS + i] = field_value(
-			&scan->fields[i], batch->entries[scan->next], &slot->tts_isnull[PP_BATCH_COLUMNS + i]);
+	foreach (lc, scan->fields)
+	{
+		slot->tts_values[column] =
+			pp_field_value(lfirst(lc), batch->entries[scan->next], &slot->tts_isnull[column]);
+		column++;
+	}
 	ExecStoreVirtualTuple(slot);
 	MemoryContextSwitchTo(old);
 	scan->next++;
@@ -255,7 +239,9 @@ begin(PlanState *root, PpBatchRelation *batch)
 	old = MemoryContextSwitchTo(estate->es_query_cxt);
 	scan = palloc0(sizeof(PpBatchScan));
 	scan->relid = ((Scan *) node->plan)->scanrelid;
+	scan->always = node->plan->qual == NIL;
 	targets = (List *) replace_fields((Node *) node->plan->targetlist, scan);
+	scan->always = false;
 	qual = (List *) replace_fields((Node *) node->plan->qual, scan);
 	if (!scan->whole_row)
 	{

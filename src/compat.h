@@ -44,6 +44,13 @@
 	ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL)
 #endif
 
+/* What will be read soon.  It need not be valid memory. */
+#if defined(__GNUC__)
+#define pp_prefetch(address) __builtin_prefetch(address)
+#else
+#define pp_prefetch(address) ((void) 0)
+#endif
+
 /* All rows of a query that is run once. */
 #if PG_VERSION_NUM >= 180000
 #define pp_executor_run(query) ExecutorRun(query, ForwardScanDirection, 0)

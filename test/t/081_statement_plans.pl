@@ -23,6 +23,10 @@ my %queries = (
 	none_left => q(SELECT event ->> 'id' AS id FROM postpipe_batch WHERE event ->> 'kind' = 'x'),
 	guarded => q(SELECT (event ->> 'n')::int AS n FROM postpipe_batch WHERE event ->> 'n' ~ '^[0-9]+$'),
 	guarded_by_case => q(SELECT CASE WHEN event ->> 'n' ~ '^[0-9]+$' THEN (event ->> 'n')::int END AS n FROM postpipe_batch),
+	guarded_by_coalesce => q(SELECT coalesce(event ->> 'kind', (event ->> 'n')::int::text) AS v FROM postpipe_batch),
+	guarded_by_and => q(SELECT event ->> 'n' ~ '^[0-9]+$' AND (event ->> 'n')::int > 2 AS v FROM postpipe_batch),
+	first_of => q(SELECT coalesce(event ->> 'none', nullif(event ->> 'n', ''), event ->> 'kind') AS v, coalesce(nullif(event ->> 'none', '')::int, (event ->> 'id')::int, 7) AS i FROM postpipe_batch),
+	cast_first => q(SELECT coalesce(event ->> 'none', event ->> 'id')::bigint AS i, coalesce((event ->> 'none')::date, '2025-01-02') AS d, (event ->> 'id')::numeric(6, 2) AS x, (event ->> 'kind')::varchar(1) AS k, (event ->> 'id')::int8 + 1 AS next FROM postpipe_batch),
 	whole_event => q(SELECT event, event ->> 'id' AS id, ord FROM postpipe_batch WHERE event ? 'n'),
 	grouped => q(SELECT event ->> 'kind' AS kind, count(*) AS n, sum((event ->> 'id')::int) AS ids FROM postpipe_batch GROUP BY 1),
 	counted => q(SELECT count(*) AS n, count(DISTINCT event ->> 'kind') AS kinds FROM postpipe_batch),
@@ -68,12 +72,28 @@ for my $n (5, 40)
 	$before += $n;
 }
 
+# Points in time: the usual form is read here, all others by the type's input function, and the result is the same.
+my @times = map { my $day = $_; map { my $time = $_; map { "$day$time$_" } 'Z', '+03:00', '-11:30', '+0545', '+03', '', ' UTC', '+15:00', '+15:59', '+16:00', '+3', '+03:60', 'z', ' +02' } 'T21:00:30', ' 00:00:00', 'T23:59:59.5', 'T12:30:15.123456', 'T12:30:15.1234567', 'T24:00:00', 'T23:59:60', 'T12:60:00', 'T7:00:00', 'T12:30', 'T12:30:15.' }
+  '2025-10-28', '2024-02-29', '2023-02-29', '1900-02-29', '0001-01-01', '0000-01-01', '2025-13-01', '2025-04-31', '2025-1-1', '9999-12-31', '12025-01-01';
+sql(q(CREATE TABLE stamps (id int, t text, at timestamptz)));
+sql(q(SELECT postpipe_create_pipeline('times', 'stream:times', statement => 'INSERT INTO stamps SELECT (event ->> ''id'')::int, event ->> ''t'', (event ->> ''t'')::timestamptz FROM postpipe_batch', options => '{"error_threshold": 1}')));
+sql(<<'SQL');
+CREATE FUNCTION is_time(t text) RETURNS boolean LANGUAGE plpgsql SET TimeZone = 'UTC' AS $$ BEGIN PERFORM t::timestamptz; RETURN true; EXCEPTION WHEN data_exception THEN RETURN false; END $$;
+SQL
+my $id = 0;
+$redis->pipeline(map { [ 'XADD', 'stream:times', '*', id => ++$id, t => $_ ] } @times);
+wait_sql($node, 'postgres', q(SELECT applied + dead, pending FROM postpipe_audit WHERE pipeline = 'times'), @times . '|0', 'all times are settled');
+is(sql(q(SET TimeZone = 'UTC'; SELECT count(*) FROM stamps WHERE at IS DISTINCT FROM t::timestamptz)), 0, 'what was read is what the type reads');
+is(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'times' AND is_time(event ->> 't'))), 0, '... and what was refused is none');
+cmp_ok(sql(q(SELECT count(*) FROM stamps)), '>', 200, 'some were read');
+cmp_ok(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'times')), '>', 200, '... and some refused');
+
 # What fails says which statement it was, as from SQL.
 sql('CREATE TABLE positive (id int CHECK (id > 0))');
 sql(q(SELECT postpipe_create_pipeline('failing', 'stream:failing', statement => 'INSERT INTO positive SELECT (event ->> ''id'')::int FROM postpipe_batch')));
 $redis->xadd('stream:failing', id => $_) for 1, -1, 2;
 settled('failing', '2|1');
-like(sql('SELECT context FROM postpipe_dlq'), qr/^SQL statement "INSERT INTO positive/, 'the context of an error');
+like(sql(q(SELECT context FROM postpipe_dlq WHERE pipeline = 'failing')), qr/^SQL statement "INSERT INTO positive/, 'the context of an error');
 
 pp_balanced($node);
 done_testing();
