@@ -73,7 +73,7 @@ for my $n (5, 40)
 }
 
 # Points in time: the usual form is read here, all others by the type's input function, and the result is the same.
-my @times = map { my $day = $_; map { my $time = $_; map { "$day$time$_" } 'Z', '+03:00', '-11:30', '+0545', '+03', '', ' UTC', '+15:00', '+15:59', '+16:00', '+3', '+03:60', 'z', ' +02' } 'T21:00:30', ' 00:00:00', 'T23:59:59.5', 'T12:30:15.123456', 'T12:30:15.1234567', 'T24:00:00', 'T23:59:60', 'T12:60:00', 'T7:00:00', 'T12:30', 'T12:30:15.' }
+my @times = map { my $day = $_; map { my $time = $_; map { "$day$time$_" } 'Z', '+03:00', '-11:30', '+0545', '+03', '', ' UTC', '+15:00', '+15:59', '+16:00', '+3', '+03:60', 'z', ' +02' } 'T21:00:30', ' 00:00:00', 'T23:59:59.5', 'T12:30:15.123456', 'T12:30:15.1234567', 'T24:00:00', 'T24:00:01', 'T23:59:60', 'T12:60:00', 'T7:00:00', 'T12:30', 'T12:30:15.' }
   '2025-10-28', '2024-02-29', '2023-02-29', '1900-02-29', '0001-01-01', '0000-01-01', '2025-13-01', '2025-04-31', '2025-1-1', '9999-12-31', '12025-01-01';
 sql(q(CREATE TABLE stamps (id int, t text, at timestamptz)));
 sql(q(SELECT postpipe_create_pipeline('times', 'stream:times', statement => 'INSERT INTO stamps SELECT (event ->> ''id'')::int, event ->> ''t'', (event ->> ''t'')::timestamptz FROM postpipe_batch', options => '{"error_threshold": 1}')));
