@@ -18,7 +18,9 @@
 #include "stats.h"
 #include "stream.h"
 
-#define MAX_BATCHES_BEHIND 8 /* that wait for the disk, before the worker does */
+/* When so many entries wait for the disk, the worker does: some full batches, and no more than an XACK takes well. */
+#define MAX_BATCHES_BEHIND 8
+#define MAX_ENTRIES_BEHIND 10000
 
 /* Tells the audit how many entries are on record and pending still. */
 void
@@ -58,15 +60,17 @@ pp_acks_send(PpWorker *w)
 /*
  * Before a turn: queues the XACKs of what is durable.  The last batch's wait at least one turn more:
  * until then the WAL writer has flushed its commit, while the next statement runs.  If it has not yet
- * flushed what is older, all wait for another turn.  A disk that is too slow, or a synchronous standby
- * that does not confirm, holds the worker up here, with its batches pending.
+ * flushed what is older, all wait for another turn, however long the batch in hand takes.  A disk that is
+ * too slow, or a synchronous standby that does not confirm, holds the worker up here, with its batches
+ * pending.
  */
 void
 pp_acks_age(PpWorker *w)
 {
 	PpAckList empty;
 
-	if (w->ack_old.n > 0 && w->ack_new.n < MAX_BATCHES_BEHIND * w->batch_size &&
+	if (w->ack_old.n > 0 &&
+		w->ack_old.n + w->ack_new.n < Min(MAX_BATCHES_BEHIND * w->count, MAX_ENTRIES_BEHIND) &&
 		!pp_durable_is_reached(w->ack_old.lsn, synchronous_commit))
 		return;
 	for (;;)

@@ -11,7 +11,7 @@
 
 typedef struct PpString
 {
-	const char *data; /* not terminated by a zero, may contain zeros */
+	const char *data; /* in general not terminated by a zero; may contain zeros */
 	size_t len;
 } PpString;
 
@@ -28,7 +28,7 @@ typedef struct PpPair
 typedef struct PpObject
 {
 	uint64 name_set; /* objects with one number have the same names; 0: not known */
-	bool in_texts;   /* each value that is a string is that of a text: the header is before it */
+	bool in_texts;   /* its strings are those of texts: the header before, a zero behind */
 	int n;
 	PpPair pairs[FLEXIBLE_ARRAY_MEMBER]; /* in jsonb's order of names, without repeated ones */
 } PpObject;

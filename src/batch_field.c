@@ -4,10 +4,12 @@
  *
  * That is event ->> 'name', nullif() of it and '', the first of several of them (coalesce()), and such a
  * text cast to another type.  A text is the string where it is.  A value of another type is made from
- * the string by the type's input function, as COPY does, without a text in between.
+ * the string by the type's input function, as COPY does, without a text in between (points in time of the
+ * usual form by iso_timestamp.c).
  */
 #include "batch_field.h"
 
+#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "nodes/nodeFuncs.h"
@@ -70,7 +72,8 @@ make_source_or_null(Node *node, Index relid)
 	Const *empty;
 	Source *source;
 
-	if (!IsA(node, NullIfExpr) || nullif->opfuncid != F_TEXTEQ)
+	if (!IsA(node, NullIfExpr) || nullif->opfuncid != F_TEXTEQ ||
+		!get_collation_isdeterministic(nullif->inputcollid))
 		return NULL;
 	empty = lsecond(nullif->args);
 	if (!IsA(empty, Const) || empty->constisnull ||
@@ -124,6 +127,7 @@ pp_field_make(Node *expr, Index relid, bool convert)
 		field->type = ((CoerceViaIO *) expr)->resulttype;
 		getTypeInputInfo(field->type, &input, &field->ioparam);
 		fmgr_info(input, &field->input);
+		fmgr_info_set_expr(expr, &field->input);
 		if (!field->input.fn_strict) /* NULL may be something else for it */
 			return NULL;
 	}
@@ -177,7 +181,9 @@ pp_field_value(PpField *field, const PpEntry *entry, bool *isnull)
 	if (field->type == TEXTOID)
 		return in_text ? PointerGetDatum(text.data - VARHDRSZ)
 					   : PointerGetDatum(cstring_to_text_with_len(text.data, (int) text.len));
-	string = in_text ? unconstify(char *, text.data) : pnstrdup(text.data, text.len);
+	/* Others than those of PostgreSQL might write into it. */
+	string = in_text && field->input.fn_oid < FirstGenbkiObjectId ? unconstify(char *, text.data)
+																  : pnstrdup(text.data, text.len);
 	if (field->type == TIMESTAMPTZOID && pp_iso_timestamp(string, &timestamp))
 		return TimestampTzGetDatum(timestamp);
 	return InputFunctionCall(&field->input, string, field->ioparam, -1);

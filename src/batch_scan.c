@@ -249,6 +249,10 @@ begin(PlanState *root, PpBatchRelation *batch)
 
 		scan->slot = ExecInitExtraTupleSlot(estate, desc, &TTSOpsVirtual);
 		memset(scan->slot->tts_isnull, true, desc->natts * sizeof(bool));
+		/* JIT compiles for the slot that the node is said to scan. */
+		node->scandesc = desc;
+		node->scanops = &TTSOpsVirtual;
+		node->scanopsfixed = node->scanopsset = true;
 		scan->qual = ExecInitQual(qual, node);
 		scan->projection = ExecBuildProjectionInfo(targets, node->ps_ExprContext,
 												   node->ps_ResultTupleSlot, node, desc);

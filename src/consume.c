@@ -2,7 +2,7 @@
  * consume.c
  *		A worker's work with a connection that works: read -> apply -> commit -> acknowledge.
  *
- * The XREADGROUP for the next batch and the XACK for the last one travel in one write, and Redis
+ * The XREADGROUP for the next batch and the XACK for what is durable travel in one write, and Redis
  * works on them while the statement runs.  The read-ahead never blocks: a blocked one would hold
  * the XACK back.  Only with nothing in hand does the worker block, in Redis for a few seconds at a
  * time and here on its latch, with the last XACK sent before the blocking read.
@@ -140,8 +140,8 @@ receive_new(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, PpR
 
 /*
  * Replies are built in this batch's context from now on, which begins anew: the one place where
- * it is reset.  Only the other batch may be in hand, and the IDs of the batch that was here must
- * be on their way.
+ * it is reset.  Only the other batch may be in hand, and the IDs of the batch that was here must be
+ * kept (acknowledge.c).
  */
 static void
 set_reply_target(PpWorker *w, PpBatch *batch)

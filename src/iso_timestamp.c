@@ -2,7 +2,8 @@
  * iso_timestamp.c
  *		Points in time as producers write them: 2025-10-28T21:00:30.5+03:00.
  *
- * timestamptz_in() takes them too, and much else, and takes ten times as long.
+ * timestamptz_in() takes them too, and much else, and takes ten times as long.  That Z is UTC it has from
+ * timezone_abbreviations, of which nobody has removed it.
  */
 #include "batch_field.h"
 

@@ -169,7 +169,7 @@ claim_dead(PpWorker *w, const PpString *name, PpRedisError *error)
 	bool more = true;
 
 	/*
-	 * It may still be there, with its last batch to acknowledge.  What has the name after that time
+	 * It may still be there, with its last batches to acknowledge.  What has the name after that time
 	 * is a worker of a new pipeline of that name, on another stream.
 	 */
 	while (pp_consumer_pid(*name) != 0 && GetCurrentTimestamp() < end)

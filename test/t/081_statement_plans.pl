@@ -7,7 +7,7 @@ use warnings;
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('plans', redis => $redis, conf => 'postpipe.max_retries = 0');
+my $node = pp_node('plans', redis => $redis, conf => "postpipe.max_retries = 0\njit_above_cost = 0");
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql(<<'SQL');
@@ -15,6 +15,8 @@ CREATE SCHEMA same;
 CREATE TABLE same.postpipe_batch (ord int, event jsonb);
 CREATE TABLE kind (name text PRIMARY KEY, weight int);
 INSERT INTO kind VALUES ('a', 1), ('b', 10), ('c', 100);
+CREATE TYPE letter AS ENUM ('a', 'b', 'c');
+CREATE DOMAIN digits AS int CHECK (VALUE > 0);
 SQL
 
 my %queries = (
@@ -27,6 +29,7 @@ my %queries = (
 	guarded_by_and => q(SELECT event ->> 'n' ~ '^[0-9]+$' AND (event ->> 'n')::int > 2 AS v FROM postpipe_batch),
 	first_of => q(SELECT coalesce(event ->> 'none', nullif(event ->> 'n', ''), event ->> 'kind') AS v, coalesce(nullif(event ->> 'none', '')::int, (event ->> 'id')::int, 7) AS i FROM postpipe_batch),
 	cast_first => q(SELECT coalesce(event ->> 'none', event ->> 'id')::bigint AS i, coalesce((event ->> 'none')::date, '2025-01-02') AS d, (event ->> 'id')::numeric(6, 2) AS x, (event ->> 'kind')::varchar(1) AS k, (event ->> 'id')::int8 + 1 AS next FROM postpipe_batch),
+	types => q(SELECT (event ->> 'kind')::letter AS l, (event ->> 'id')::digits AS d, (event ->> 'a')::int[] AS a, (event ->> 'kind')::name AS n, (event ->> 'kind')::"char" AS c, (event ->> 'a')::text COLLATE "C" AS t, (nullif(event ->> 'n', ''))::bytea AS b FROM postpipe_batch),
 	whole_event => q(SELECT event, event ->> 'id' AS id, ord FROM postpipe_batch WHERE event ? 'n'),
 	grouped => q(SELECT event ->> 'kind' AS kind, count(*) AS n, sum((event ->> 'id')::int) AS ids FROM postpipe_batch GROUP BY 1),
 	counted => q(SELECT count(*) AS n, count(DISTINCT event ->> 'kind') AS kinds FROM postpipe_batch),
@@ -49,14 +52,17 @@ for my $name (sort keys %queries)
 	sql("SELECT postpipe_create_pipeline('$name', 'stream:all', statement => \$s\$INSERT INTO out_$name $queries{$name}\$s\$, enabled => false)");
 }
 
-# Few entries and many have plans of their own; all are in one batch.
+# Few entries and many have plans of their own; all are in one batch. In the end expressions are compiled.
 my $before = 0;
-for my $n (5, 40)
+for my $case ([ 5, 'off' ], [ 40, 'off' ], [ 40, 'on' ])
 {
+	my ($n, $jit) = @$case;
+	sql("ALTER SYSTEM SET jit = $jit");
+	$node->reload;
 	sql('TRUNCATE same.postpipe_batch');
 	for my $i (1 .. $n)
 	{
-		my @fields = (id => $i, kind => (qw(a b c))[ $i % 3 ], n => $i % 4 == 1 ? '' : $i % 4 == 2 ? 'x' : $i);
+		my @fields = (id => $i, kind => (qw(a b c))[ $i % 3 ], n => $i % 4 == 1 ? '' : $i % 4 == 2 ? 'x' : $i, a => "{$i,7}");
 		$redis->xadd('stream:all', @fields);
 		sql("INSERT INTO same.postpipe_batch SELECT $i, jsonb_object('{" . join(',', map { qq("$_") } @fields) . "}')");
 	}
@@ -67,7 +73,7 @@ for my $n (5, 40)
 		sql("SELECT postpipe_pause('$name', 'until the next ones are there')");
 		wait_state($name, 'paused');
 		my $same = sql("SET search_path = same, public; SELECT string_agg(r::text, E'\\n' ORDER BY r::text) FROM ($queries{$name}) r");
-		is(sql("SELECT string_agg(r::text, E'\\n' ORDER BY r::text) FROM out_$name r"), $same, "$name, of $n entries");
+		is(sql("SELECT string_agg(r::text, E'\\n' ORDER BY r::text) FROM out_$name r"), $same, "$name, of $n entries, jit $jit");
 	}
 	$before += $n;
 }
