@@ -3,11 +3,10 @@
 
 use strict;
 use warnings;
-use IPC::Run ();
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('durable', redis => $redis, allows_streaming => 1, conf => "wal_writer_delay = 10s\nautovacuum = off");
+my $node = pp_node('durable', redis => $redis, allows_streaming => 1, conf => 'wal_writer_delay = 10s');
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql('CREATE TABLE target (v text)');
@@ -27,36 +26,6 @@ for my $round (1 .. 5)
 }
 sql(q(SELECT postpipe_drop_pipeline('durable')));
 sql(q(ALTER DATABASE postgres RESET synchronous_commit));
-
-# --- A disk that is slow: here the WAL writer, which sleeps. The worker goes on with the next batches, and what is not durable
-# stays pending; but only for some batches.
-$redis->command('DEL', 'stream:durable');
-sql(<<'SQL');
-CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_catalog.pg_advisory_xact_lock(7); RETURN NEW; END';
-CREATE TRIGGER hold BEFORE INSERT ON target FOR EACH ROW WHEN (NEW.v IN ('v141', 'v351')) EXECUTE FUNCTION hold();
-SELECT postpipe_create_pipeline('durable', 'stream:durable', statement => 'INSERT INTO target SELECT event ->> $$v$$ FROM postpipe_batch', options => '{"batch_size": 10, "lock_timeout": "0"}', enabled => false);
-SQL
-my ($in, $out) = ('', '');
-my $holder = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, IPC::Run::timeout(60));
-my $says = sub { my ($query) = @_; $out = ''; $in .= "$query;\n\\echo end\n"; $holder->pump until $out =~ /^end$/m; return };
-$says->('SELECT pg_advisory_lock(7)');
-add(300);
-sql(q(SELECT postpipe_resume('durable')));
-wait_sql($node, 'postgres', q(SELECT wait_event FROM pg_stat_activity WHERE backend_type LIKE 'postpipe worker%'), 'advisory', 'the fifth batch is held');
-cmp_ok(unacknowledged(), '>=', 50, 'four are applied and not durable: pending, as is the one that is held, and the next');
-is(applied(), 140, '... and their rows can be seen');
-wait_sql($node, 'postgres', q(SELECT applied, pending, balance FROM postpipe_audit WHERE pipeline = 'durable'), '40|20|0', 'the audit counts each once');
-$says->('SELECT pg_advisory_unlock(7), pg_advisory_lock(7)');
-wait_sql($node, 'postgres', q(SELECT count(*), max(wait_event) FROM target, pg_stat_activity WHERE backend_type LIKE 'postpipe worker%'), '350|advisory', 'the 26th batch is held');
-cmp_ok(unacknowledged(), '<=', 110, 'the worker has waited for the disk meanwhile');
-$says->('SELECT pg_advisory_unlock(7)');
-wait_for { applied() == $n && unacknowledged() == 0 } 'all is acknowledged in the end';
-$node->stop('immediate');
-$node->start;
-is(sql('SELECT count(*), count(DISTINCT v) FROM target'), "$n|$n", '... and there after an immediate stop');
-$holder->kill_kill;
-sql(q(SELECT postpipe_drop_pipeline('durable')));
-sql('DROP TRIGGER hold ON target');
 
 # --- A synchronous standby that is not there.
 $redis->command('DEL', 'stream:durable');
@@ -92,6 +61,26 @@ is(applied(), $n, 'they are rows, once');
 $node->append_conf('postgresql.conf', "synchronous_standby_names = ''");
 $node->reload;
 wait_for { unacknowledged() == 0 } 'nobody is asked for any more: acknowledged';
+
+# --- While commits are not durable, the worker goes on with the next batches; but only for eight of them.
+sql(q(SELECT postpipe_alter_pipeline('durable', options => '{"batch_size": 10}')));
+sql(q(SELECT postpipe_pause('durable')));
+sql(q(SELECT postpipe_wait_state('durable', 'paused')));
+my $before = $n;
+add(300);
+$node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
+$node->restart;
+psql_async(q(SELECT postpipe_resume('durable')));
+waits('the worker waits for the standby');
+is(applied() - $before, 80, '... with eight batches applied');
+is(unacknowledged(), 90, '... which are pending, as is the one in hand');
+$node->stop('immediate');
+$node->start;
+waits('after an immediate stop it waits with what was pending');
+$node->append_conf('postgresql.conf', "synchronous_standby_names = ''");
+$node->reload;
+wait_for { unacknowledged() == 0 && applied() == $n } 'nobody is asked for any more: all is applied and acknowledged';
+is(sql('SELECT count(DISTINCT v) FROM target'), $n, '... once');
 
 # --- A standby that is there, and goes: what it has not, is not acknowledged.
 $node->backup('base');
