@@ -22,78 +22,79 @@
 #include "event_object.h"
 
 /* event ->> 'name', or nullif(event ->> 'name', '') */
-typedef struct Source
+typedef struct FieldSource
 {
-	PpBatchColumn object; /* event or envelope */
-	const char *name;
-	int len;
+	PpSource source;
 	bool empty_is_null;
-	PpPlace place;
-} Source;
+} FieldSource;
 
 struct PpField
 {
 	Node *expr;
-	List *sources; /* the first that has a value counts */
+	List *sources; /* FieldSource, of which the first that has a value counts */
 	Oid type;
 	FmgrInfo input; /* of a type that is not text */
 	Oid ioparam;
 };
 
-/* event ->> 'name' or envelope ->> 'name'; NULL: it is something else. */
-static Source *
-make_source(Node *node, Index relid)
+/* A text that is written in the statement.  False: it is something else. */
+static bool
+is_constant(const Node *node, PpString *text)
 {
-	OpExpr *op = (OpExpr *) node;
-	Source *source;
-	Var *object;
-	Const *name;
+	const Const *constant = (const Const *) node;
 
-	if (!IsA(node, OpExpr) || op->opfuncid != F_JSONB_OBJECT_FIELD_TEXT)
-		return NULL;
-	object = linitial(op->args);
-	name = lsecond(op->args);
-	if (!IsA(object, Var) || object->varno != relid ||
-		(object->varattno != PP_BATCH_EVENT && object->varattno != PP_BATCH_ENVELOPE) ||
-		!IsA(name, Const) || name->constisnull)
-		return NULL;
-	source = palloc0(sizeof(Source));
-	source->object = object->varattno;
-	source->name = VARDATA_ANY(DatumGetPointer(name->constvalue));
-	source->len = (int) VARSIZE_ANY_EXHDR(DatumGetPointer(name->constvalue));
-	return source;
+	if (!IsA(node, Const) || constant->constisnull)
+		return false;
+	*text = (PpString){VARDATA_ANY(DatumGetPointer(constant->constvalue)),
+					   VARSIZE_ANY_EXHDR(DatumGetPointer(constant->constvalue))};
+	return true;
 }
 
-/* nullif() of that and ''; NULL: it is something else. */
-static Source *
-make_source_or_null(Node *node, Index relid)
+/* nullif() of something and '' */
+static bool
+is_nullif_empty(const Node *node)
 {
-	NullIfExpr *nullif = (NullIfExpr *) node;
-	Const *empty;
-	Source *source;
+	const NullIfExpr *nullif = (const NullIfExpr *) node;
+	PpString empty;
 
-	if (!IsA(node, NullIfExpr) || nullif->opfuncid != F_TEXTEQ ||
-		!get_collation_isdeterministic(nullif->inputcollid))
+	return IsA(node, NullIfExpr) && nullif->opfuncid == F_TEXTEQ &&
+		   get_collation_isdeterministic(nullif->inputcollid) &&
+		   is_constant(lsecond(nullif->args), &empty) && empty.len == 0;
+}
+
+/* event ->> 'name' or envelope ->> 'name', or nullif() of that and ''; NULL: it is something else. */
+static FieldSource *
+make_source(Node *node, Index relid)
+{
+	bool empty_is_null = is_nullif_empty(node);
+	OpExpr *op = empty_is_null ? linitial(((NullIfExpr *) node)->args) : (OpExpr *) node;
+	FieldSource *made;
+	Var *object;
+	PpString name;
+
+	if (!IsA(op, OpExpr) || op->opfuncid != F_JSONB_OBJECT_FIELD_TEXT)
 		return NULL;
-	empty = lsecond(nullif->args);
-	if (!IsA(empty, Const) || empty->constisnull ||
-		VARSIZE_ANY_EXHDR(DatumGetPointer(empty->constvalue)) > 0)
+	object = linitial(op->args);
+	if (!IsA(object, Var) || object->varno != relid ||
+		(object->varattno != PP_BATCH_EVENT && object->varattno != PP_BATCH_ENVELOPE) ||
+		!is_constant(lsecond(op->args), &name))
 		return NULL;
-	source = make_source(linitial(nullif->args), relid);
-	if (source != NULL)
-		source->empty_is_null = true;
-	return source;
+	made = palloc0(sizeof(FieldSource));
+	made->source.name = name.data;
+	made->source.len = (int) name.len;
+	made->source.in_envelope = object->varattno == PP_BATCH_ENVELOPE;
+	made->empty_is_null = empty_is_null;
+	return made;
 }
 
 /* Adds the sources of a text, in their order.  False: it is of another form. */
 static bool
 add_sources(List **sources, Node *node, Index relid)
 {
-	Source *source;
+	FieldSource *source = make_source(node, relid);
 	ListCell *lc;
 
-	if ((source = make_source(node, relid)) != NULL ||
-		(source = make_source_or_null(node, relid)) != NULL)
+	if (source != NULL)
 	{
 		*sources = lappend(*sources, source);
 		return true;
@@ -115,23 +116,26 @@ add_sources(List **sources, Node *node, Index relid)
 PpField *
 pp_field_make(Node *expr, Index relid, bool convert)
 {
-	PpField *field = palloc0(sizeof(PpField));
-	Node *text = expr;
+	bool is_cast = convert && IsA(expr, CoerceViaIO);
+	List *sources = NIL;
+	PpField *field;
 	Oid input;
 
+	if (!add_sources(&sources, is_cast ? (Node *) ((CoerceViaIO *) expr)->arg : expr, relid))
+		return NULL;
+	field = palloc0(sizeof(PpField));
 	field->expr = expr;
-	field->type = TEXTOID;
-	if (convert && IsA(expr, CoerceViaIO))
+	field->sources = sources;
+	field->type = exprType(expr);
+	if (is_cast)
 	{
-		text = (Node *) ((CoerceViaIO *) expr)->arg;
-		field->type = ((CoerceViaIO *) expr)->resulttype;
 		getTypeInputInfo(field->type, &input, &field->ioparam);
 		fmgr_info(input, &field->input);
 		fmgr_info_set_expr(expr, &field->input);
 		if (!field->input.fn_strict) /* NULL may be something else for it */
 			return NULL;
 	}
-	return add_sources(&field->sources, text, relid) ? field : NULL;
+	return field;
 }
 
 /* The expression that it was made from. */
@@ -149,15 +153,10 @@ find_text(PpField *field, const PpEntry *entry, PpString *text, bool *in_text)
 
 	foreach (lc, field->sources)
 	{
-		Source *source = lfirst(lc);
-		const PpObject *object = source->object == PP_BATCH_EVENT ? entry->event : entry->envelope;
-		const PpPair *pair =
-			object ? pp_object_find(object, source->name, source->len, &source->place) : NULL;
+		FieldSource *source = lfirst(lc);
 
-		if (pair == NULL || !pp_pair_text(pair, text) || (source->empty_is_null && text->len == 0))
-			continue;
-		*in_text = object->in_texts && pair->type == JENTRY_ISSTRING;
-		return true;
+		if (pp_source_text(&source->source, entry, source->empty_is_null, text, in_text))
+			return true;
 	}
 	return false;
 }

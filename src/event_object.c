@@ -320,3 +320,22 @@ pp_pair_text(const PpPair *pair, PpString *text)
 	*text = (PpString){made, strlen(made)};
 	return true;
 }
+
+/*
+ * pp_source_text
+ *		What an entry has there, as pp_pair_text() makes it.  False: nothing, or null, or '' when that
+ *		counts as null.  *in_text: the string is that of a text (PpObject).
+ */
+bool
+pp_source_text(PpSource *source, const PpEntry *entry, bool empty_is_null, PpString *text,
+			   bool *in_text)
+{
+	const PpObject *object = source->in_envelope ? entry->envelope : entry->event;
+	const PpPair *pair =
+		object ? pp_object_find(object, source->name, source->len, &source->place) : NULL;
+
+	if (pair == NULL || !pp_pair_text(pair, text) || (empty_is_null && text->len == 0))
+		return false;
+	*in_text = object->in_texts && pair->type == JENTRY_ISSTRING;
+	return true;
+}

@@ -31,6 +31,15 @@ typedef struct PpPlace
 	int position; /* -1: it is not there */
 } PpPlace;
 
+/* Where a text is looked for in an entry: event ->> 'name', or envelope ->> 'name'. */
+typedef struct PpSource
+{
+	const char *name;
+	int len;
+	bool in_envelope;
+	PpPlace place;
+} PpSource;
+
 extern bool pp_names_are_kept(const PpNameOrder *kept, const PpPair *pairs, int n);
 extern PpObject *pp_object_make(PpNameOrder *kept, bool are_kept, const PpPair *pairs, int n);
 extern PpObject *pp_object_of_jsonb(const Jsonb *jb);
@@ -39,5 +48,7 @@ extern Jsonb *pp_object_jsonb(const PpObject *object);
 extern const PpPair *pp_object_find(const PpObject *object, const char *name, size_t len,
 									PpPlace *place);
 extern bool pp_pair_text(const PpPair *pair, PpString *text);
+extern bool pp_source_text(PpSource *source, const PpEntry *entry, bool empty_is_null,
+						   PpString *text, bool *in_text);
 
 #endif /* PP_EVENT_OBJECT_H */

@@ -89,19 +89,19 @@ is_envelope_field(const char *field)
 	return false;
 }
 
-static PpKeyField *
-make_field(const char *name, bool in_envelope)
+static PpSource *
+make_source(const char *name, bool in_envelope)
 {
-	PpKeyField *field = palloc0(sizeof(PpKeyField));
+	PpSource *source = palloc0(sizeof(PpSource));
 
-	field->name = name;
-	field->len = (int) strlen(name);
-	field->in_envelope = in_envelope;
-	return field;
+	source->name = name;
+	source->len = (int) strlen(name);
+	source->in_envelope = in_envelope;
+	return source;
 }
 
 /*
- * Where an entry has what a column takes: a list of PpKeyField, of which the first that is there
+ * Where an entry has what a column takes: a list of PpSource, of which the first that is there
  * counts; NIL: it is the entry's ID.
  */
 static List *
@@ -114,11 +114,11 @@ make_sources(List *fields)
 	{
 		if (strcmp(lfirst(lc), "$id") == 0)
 			return NIL;
-		sources = lappend(sources, make_field(lfirst(lc), false));
+		sources = lappend(sources, make_source(lfirst(lc), false));
 	}
 	foreach (lc, fields)
 		if (is_envelope_field(lfirst(lc)))
-			sources = lappend(sources, make_field(lfirst(lc), true));
+			sources = lappend(sources, make_source(lfirst(lc), true));
 	return sources;
 }
 
@@ -134,11 +134,11 @@ text_expression(const PpColumn *col)
 	initStringInfo(&buf);
 	foreach (lc, col->sources)
 	{
-		const PpKeyField *field = lfirst(lc);
+		const PpSource *source = lfirst(lc);
 
 		appendStringInfo(&buf, col->empty_is_null ? "%snullif(b.%s ->> %s, '')" : "%sb.%s ->> %s",
-						 buf.len > 0 ? ", " : "", field->in_envelope ? "envelope" : "event",
-						 quote_literal_cstr(field->name));
+						 buf.len > 0 ? ", " : "", source->in_envelope ? "envelope" : "event",
+						 quote_literal_cstr(source->name));
 	}
 	if (list_length(col->sources) > 1)
 		return psprintf("coalesce(%s)", buf.data);

@@ -12,7 +12,7 @@ typedef struct PpColumn
 {
 	const char *name; /* quoted */
 	AttrNumber attnum;
-	List *sources; /* PpKeyField; NIL: the entry's ID */
+	List *sources; /* PpSource; NIL: the entry's ID */
 	const char *merge;
 	bool empty_is_null;
 	bool is_key;

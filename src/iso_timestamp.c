@@ -86,8 +86,12 @@ take_zone(const char **p, int *seconds)
 		return true;
 	if ((!take_char(p, '+') && !take_char(p, '-')) || !take_number(p, 2, &hours))
 		return false;
-	if (**p != '\0' && ((void) take_char(p, ':'), !take_number(p, 2, &minutes)))
-		return false;
+	if (**p != '\0')
+	{
+		(void) take_char(p, ':');
+		if (!take_number(p, 2, &minutes))
+			return false;
+	}
 	*seconds = sign * (hours * 60 + minutes) * SECS_PER_MINUTE;
 	return hours < MAX_TZDISP_HOUR && minutes < MINS_PER_HOUR;
 }

@@ -9,20 +9,7 @@
 
 #include "event.h"
 
-/* What ->> makes of a value goes into the hash, so that 7 in JSON meets '7'; false: it is NULL. */
-static bool
-hash_value(uint64 *hash, const PpPair *pair, bool empty_is_null)
-{
-	PpString text;
-
-	if (!pp_pair_text(pair, &text) ||
-		(empty_is_null && pair->type == JENTRY_ISSTRING && text.len == 0))
-		return false;
-	*hash = pp_hash_string(*hash, &text);
-	return true;
-}
-
-/* False: the entry has no value for the column. */
+/* What ->> makes of a value goes into the hash, so that 7 in JSON meets '7'.  False: there is none. */
 static bool
 hash_column(uint64 *hash, const PpKeyColumn *column, const PpEntry *entry)
 {
@@ -35,13 +22,13 @@ hash_column(uint64 *hash, const PpKeyColumn *column, const PpEntry *entry)
 	}
 	foreach (lc, column->sources)
 	{
-		PpKeyField *field = lfirst(lc);
-		const PpObject *from = field->in_envelope ? entry->envelope : entry->event;
-		const PpPair *pair =
-			from ? pp_object_find(from, field->name, field->len, &field->place) : NULL;
+		PpString text;
+		bool in_text;
 
-		if (pair != NULL && hash_value(hash, pair, column->empty_is_null))
-			return true;
+		if (!pp_source_text(lfirst(lc), entry, column->empty_is_null, &text, &in_text))
+			continue;
+		*hash = pp_hash_string(*hash, &text);
+		return true;
 	}
 	return false;
 }

@@ -8,19 +8,10 @@
 #include "event_object.h"
 #include "nodes/pg_list.h"
 
-/* A field that a column may be filled from. */
-typedef struct PpKeyField
-{
-	const char *name;
-	int len;
-	bool in_envelope;
-	PpPlace place;
-} PpKeyField;
-
 /* A column of the key. */
 typedef struct PpKeyColumn
 {
-	List *sources;      /* PpKeyField, of which the first that is there counts; NIL: the ID */
+	List *sources;      /* PpSource, of which the first that is there counts; NIL: the ID */
 	bool empty_is_null; /* '' counts as absent */
 	bool absent_alike;  /* entries that say nothing have the same value */
 } PpKeyColumn;
