@@ -21,6 +21,7 @@
 #include "utils/memutils.h"
 
 #include "fault.h"
+#include "utf8.h"
 
 #define WORD sizeof(uint64)
 
@@ -66,43 +67,18 @@ word_at(const char *p)
 	return word;
 }
 
-/* Eight bytes, neither a NUL nor above 0x7f among them. */
-static inline bool
-is_ascii_word(uint64 word)
-{
-	/* Adding 0x7f sets the high bit of every byte but a NUL, and carries only where one was set. */
-	return ((word | ~(word + UINT64CONST(0x7f7f7f7f7f7f7f7f))) & UINT64CONST(0x8080808080808080)) ==
-		   0;
-}
-
-/* Nothing but ASCII, and no NUL: for most values that is quick to tell. */
-static bool
-is_ascii(const PpString *s)
-{
-	const char *p = s->data;
-	const char *end = p + s->len;
-
-	for (; end - p >= (ptrdiff_t) WORD; p += WORD)
-		if (!is_ascii_word(word_at(p)))
-			return false;
-	for (; p < end; p++)
-		if (*p == '\0' || IS_HIGHBIT_SET(*p))
-			return false;
-	return true;
-}
-
 /* Checks that it is UTF-8 without a NUL, and converts it to the server's encoding. */
 static PpString
 to_server(PpString s, const char *what, const PpString *name)
 {
-	if (!is_ascii(&s) && !pg_verify_mbstr(PG_UTF8, s.data, (int) s.len, true))
+	if (!pp_utf8_is_valid(s.data, s.len))
 	{
 		bool nul = memchr(s.data, '\0', s.len) != NULL;
 
 		ereport(ERROR, (errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
 						nul ? errmsg("%s contains a NUL byte", what)
 							: errmsg("%s is not valid UTF-8", what),
-						name && pg_verify_mbstr(PG_UTF8, name->data, (int) name->len, true)
+						name && pp_utf8_is_valid(name->data, name->len)
 							? errdetail("The field is \"%s\".", pnstrdup(name->data, name->len))
 							: 0));
 	}

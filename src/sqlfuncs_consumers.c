@@ -20,6 +20,7 @@
 #include "consumer.h"
 #include "ledger.h"
 #include "store.h"
+#include "utf8.h"
 
 #define PENDING_PAGE 1000
 
@@ -52,8 +53,7 @@ name_as_text(PpString name)
 {
 	StringInfoData buf;
 
-	if (memchr(name.data, '\0', name.len) == NULL &&
-		pg_verify_mbstr(PG_UTF8, name.data, (int) name.len, true) &&
+	if (memchr(name.data, '\0', name.len) == NULL && pp_utf8_is_valid(name.data, name.len) &&
 		(GetDatabaseEncoding() == PG_UTF8 || pg_is_ascii(name.data)))
 		return pnstrdup(name.data, name.len);
 	initStringInfo(&buf);
