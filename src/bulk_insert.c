@@ -41,7 +41,9 @@ typedef struct BulkReceiver
 	TupleDesc desc; /* of the slots */
 	int n;
 	Size bytes;
+	int max_entries; /* rows in the table that wait for their index entries */
 	int entries;
+	bool tried;                      /* the entries of the first rows are made */
 	BulkInsertState ring;            /* NULL: any buffers will do */
 	TupleTableSlot *slots[MAX_ROWS]; /* made when first needed */
 } BulkReceiver;
@@ -56,13 +58,17 @@ static BulkInsertState kept_ring; /* NULL: none is kept */
 
 /*
  * pp_bulk_insert_allowed
- *		May rows wait before they are inserted?  Not where a default could look at the table.
+ *		May rows wait before they are inserted?  Not where a default or a constraint could look at the
+ *		table.
  */
 bool
 pp_bulk_insert_allowed(Relation rel)
 {
 	TupleDesc desc = RelationGetDescr(rel);
 
+	for (int i = 0; desc->constr != NULL && i < desc->constr->num_check; i++)
+		if (contain_volatile_functions(stringToNode(desc->constr->check[i].ccbin)))
+			return false;
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
@@ -101,6 +107,14 @@ keep_ring(BulkInsertState ring)
 	kept_ring = ring;
 }
 
+/* Makes the index entries that wait. */
+static void
+make_entries(BulkReceiver *bulk)
+{
+	pp_bulk_index_flush(bulk->index);
+	bulk->entries = 0;
+}
+
 /* Inserts the rows that wait. */
 static void
 flush(BulkReceiver *bulk)
@@ -111,11 +125,8 @@ flush(BulkReceiver *bulk)
 					   bulk->ring);
 	MemoryContextSwitchTo(old);
 	ResetPerTupleExprContext(bulk->estate);
-	if (bulk->entries + bulk->n > MAX_ENTRIES)
-	{
-		pp_bulk_index_flush(bulk->index);
-		bulk->entries = 0;
-	}
+	if (bulk->entries + bulk->n > bulk->max_entries)
+		make_entries(bulk);
 	for (int i = 0; i < bulk->n; i++)
 	{
 		pp_bulk_index_add(bulk->index, bulk->slots[i]);
@@ -124,6 +135,10 @@ flush(BulkReceiver *bulk)
 	bulk->entries += bulk->n;
 	bulk->n = 0;
 	bulk->bytes = 0;
+	/* If rows conflict, mostly one of the first does: that shows before all others are in the table. */
+	if (!bulk->tried)
+		make_entries(bulk);
+	bulk->tried = true;
 }
 
 static bool
@@ -224,7 +239,8 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
 	bulk->target = makeNode(ResultRelInfo);
 	ExecInitResultRelation(bulk->estate, bulk->target, linitial_int(insert->resultRelations));
 	ExecOpenIndices(bulk->target, false);
-	bulk->index = pp_bulk_index_begin(bulk->target, bulk->estate, MAX_ENTRIES);
+	bulk->max_entries = Min(Max(batch->n, 1), MAX_ENTRIES);
+	bulk->index = pp_bulk_index_begin(bulk->target, bulk->estate, bulk->max_entries);
 	/* A copy has no references that each slot would have to count. */
 	bulk->desc = CreateTupleDescCopy(RelationGetDescr(bulk->target->ri_RelationDesc));
 
@@ -236,7 +252,7 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
 		flush(bulk);
 	if (bulk->ring != NULL)
 		keep_ring(bulk->ring);
-	pp_bulk_index_flush(bulk->index);
+	make_entries(bulk);
 	pp_batch_query_end(query);
 }
 

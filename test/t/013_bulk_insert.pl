@@ -38,6 +38,7 @@ my @tables = (
 	[ 'part', 'CREATE TABLE part PARTITION OF parent FOR VALUES FROM (1) TO (6)', 1, '1 v1,2 v2,3 v3,4 v4,5 v5', '23514' ],
 	[ 'partitioned', 'CREATE TABLE partitioned (id int, v text) PARTITION BY RANGE (id); CREATE TABLE partitioned_1 PARTITION OF partitioned FOR VALUES FROM (1) TO (6)', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '23514' ],
 	[ 'looking', q(CREATE TABLE looking (id int, v text, n bigint DEFAULT rows_of('looking'))), 0, '1 v1 0,2 v2 1,3 v3 2,4 v4 3,5 v5 4', '' ],
+	[ 'counting', q(CREATE TABLE counting (id int, v text, CHECK (rows_of('counting') < 6))), 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '' ],
 	[ 'before', 'CREATE TABLE before (id int, v text); CREATE TRIGGER log BEFORE INSERT ON before FOR EACH ROW EXECUTE FUNCTION log_row()', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '', 'BEFORE1,BEFORE2,BEFORE3,BEFORE4,BEFORE5,BEFORE1000' ],
 	[ 'after', 'CREATE TABLE after (id int, v text); CREATE TRIGGER log AFTER INSERT ON after REFERENCING NEW TABLE AS new FOR EACH STATEMENT EXECUTE FUNCTION log_statement()', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '', 'new 5,new 1' ],
 	[ 'referring', 'CREATE TABLE referring (id int REFERENCES keyed_ids (id), v text)', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '23503' ],
