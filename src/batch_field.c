@@ -5,7 +5,7 @@
  * That is event ->> 'name', nullif() of it and '', the first of several of them (coalesce()), and such a
  * text cast to another type.  A text is the string where it is.  A value of another type is made from
  * the string by the type's input function, as COPY does, without a text in between (points in time of the
- * usual form by iso_timestamp.c).
+ * usual form by iso_timestamp.c, arrays in JSON by event_json.c).
  */
 #include "batch_field.h"
 
@@ -19,7 +19,7 @@
 #include "utils/timestamp.h"
 
 #include "batch_relation.h"
-#include "event_object.h"
+#include "event_internal.h"
 
 /* event ->> 'name', or nullif(event ->> 'name', '') */
 typedef struct FieldSource
@@ -145,20 +145,37 @@ pp_field_expression(const PpField *field)
 	return field->expr;
 }
 
-/* False: it is NULL.  in_text: the string is that of a text. */
-static bool
-find_text(PpField *field, const PpEntry *entry, PpString *text, bool *in_text)
+/* What it takes its value from; NULL: it is NULL.  *in_text: the string is that of a text. */
+static const PpPair *
+find_pair(PpField *field, const PpEntry *entry, bool *in_text)
 {
 	ListCell *lc;
 
 	foreach (lc, field->sources)
 	{
 		FieldSource *source = lfirst(lc);
+		const PpPair *pair = pp_source_find(&source->source, entry, source->empty_is_null, in_text);
 
-		if (pp_source_text(&source->source, entry, source->empty_is_null, text, in_text))
-			return true;
+		if (pair != NULL)
+			return pair;
 	}
-	return false;
+	return NULL;
+}
+
+/* What is jsonb already, or mostly is an array in a string; NULL: jsonb_in() has to look at it. */
+static Jsonb *
+make_jsonb(const PpPair *pair)
+{
+	Jsonb *jb;
+
+	if (pair->type == JENTRY_ISSTRING)
+		return pp_json_parse_array(pair->value.data, pair->value.len);
+	if (pair->type != JENTRY_ISCONTAINER)
+		return NULL;
+	jb = palloc(VARHDRSZ + pair->value.len);
+	SET_VARSIZE(jb, VARHDRSZ + pair->value.len);
+	memcpy(VARDATA(jb), pair->value.data, pair->value.len);
+	return jb;
 }
 
 /*
@@ -169,14 +186,19 @@ find_text(PpField *field, const PpEntry *entry, PpString *text, bool *in_text)
 Datum
 pp_field_value(PpField *field, const PpEntry *entry, bool *isnull)
 {
-	PpString text;
 	bool in_text;
+	const PpPair *pair = find_pair(field, entry, &in_text);
+	PpString text;
 	char *string;
+	Jsonb *jb;
 	TimestampTz timestamp;
 
-	*isnull = !find_text(field, entry, &text, &in_text);
-	if (*isnull)
+	*isnull = pair == NULL;
+	if (pair == NULL)
 		return (Datum) 0;
+	if (field->type == JSONBOID && (jb = make_jsonb(pair)) != NULL)
+		return JsonbPGetDatum(jb);
+	text = pp_pair_text(pair);
 	if (field->type == TEXTOID)
 		return in_text ? PointerGetDatum(text.data - VARHDRSZ)
 					   : PointerGetDatum(cstring_to_text_with_len(text.data, (int) text.len));

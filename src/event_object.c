@@ -166,6 +166,30 @@ pp_object_jsonb(const PpObject *object)
 	return jb;
 }
 
+/*
+ * pp_array_jsonb
+ *		A jsonb array of the values of these pairs, in the current memory context; NULL: it would be too large.
+ */
+Jsonb *
+pp_array_jsonb(const PpPair *pairs, int n)
+{
+	Size head = offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + n * sizeof(JEntry);
+	Size bytes = 0;
+	uint32 total = 0;
+	Jsonb *jb;
+
+	for (int i = 0; i < n; i++)
+		bytes += pairs[i].value.len + (is_aligned(pairs[i].type) ? sizeof(int32) : 0);
+	if (bytes > JENTRY_OFFLENMASK)
+		return NULL;
+	jb = palloc(head + bytes);
+	jb->root.header = (uint32) n | JB_FARRAY;
+	for (int i = 0; i < n; i++)
+		put(&jb->root.children[i], pairs[i].type, &pairs[i].value, (char *) jb + head, &total);
+	SET_VARSIZE(jb, head + total);
+	return jb;
+}
+
 static PpObject *
 allocate(int n)
 {
@@ -288,54 +312,47 @@ pp_object_find(const PpObject *object, const char *name, size_t len, PpPlace *pl
 
 /*
  * pp_pair_text
- *		What ->> makes of the value, perhaps where it is, perhaps in the current memory context.  False:
- *		it is null.
+ *		What ->> makes of a value that is not null, perhaps where it is, perhaps in the current memory
+ *		context.
  */
-bool
-pp_pair_text(const PpPair *pair, PpString *text)
+PpString
+pp_pair_text(const PpPair *pair)
 {
 	char *made;
 
 	switch (pair->type)
 	{
 		case JENTRY_ISSTRING:
-			*text = pair->value;
-			return true;
+			return pair->value;
 		case JENTRY_ISNUMERIC:
 			made = DatumGetCString(
 				DirectFunctionCall1(numeric_out, PointerGetDatum(pair->value.data)));
-			break;
-		case JENTRY_ISBOOL_TRUE:
-			made = "true";
-			break;
-		case JENTRY_ISBOOL_FALSE:
-			made = "false";
 			break;
 		case JENTRY_ISCONTAINER:
 			made = JsonbToCString(NULL, (JsonbContainer *) pair->value.data, (int) pair->value.len);
 			break;
 		default:
-			return false;
+			made = pair->type == JENTRY_ISBOOL_TRUE ? "true" : "false";
 	}
-	*text = (PpString){made, strlen(made)};
-	return true;
+	return (PpString){made, strlen(made)};
 }
 
 /*
- * pp_source_text
- *		What an entry has there, as pp_pair_text() makes it.  False: nothing, or null, or '' when that
- *		counts as null.  *in_text: the string is that of a text (PpObject).
+ * pp_source_find
+ *		What an entry has there; NULL: nothing, or null, or '' when that counts as null.  *in_text: its string
+ *		is that of a text (PpObject).
  */
-bool
-pp_source_text(PpSource *source, const PpEntry *entry, bool empty_is_null, PpString *text,
-			   bool *in_text)
+const PpPair *
+pp_source_find(PpSource *source, const PpEntry *entry, bool empty_is_null, bool *in_text)
 {
 	const PpObject *object = source->in_envelope ? entry->envelope : entry->event;
 	const PpPair *pair =
 		object ? pp_object_find(object, source->name, source->len, &source->place) : NULL;
+	bool is_string = pair != NULL && pair->type == JENTRY_ISSTRING;
 
-	if (pair == NULL || !pp_pair_text(pair, text) || (empty_is_null && text->len == 0))
-		return false;
-	*in_text = object->in_texts && pair->type == JENTRY_ISSTRING;
-	return true;
+	if (pair == NULL || pair->type == JENTRY_ISNULL ||
+		(empty_is_null && is_string && pair->value.len == 0))
+		return NULL;
+	*in_text = is_string && object->in_texts;
+	return pair;
 }

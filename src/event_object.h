@@ -45,10 +45,11 @@ extern PpObject *pp_object_make(PpNameOrder *kept, bool are_kept, const PpPair *
 extern PpObject *pp_object_of_jsonb(const Jsonb *jb);
 extern Size pp_object_size(const PpObject *object);
 extern Jsonb *pp_object_jsonb(const PpObject *object);
+extern Jsonb *pp_array_jsonb(const PpPair *pairs, int n);
 extern const PpPair *pp_object_find(const PpObject *object, const char *name, size_t len,
 									PpPlace *place);
-extern bool pp_pair_text(const PpPair *pair, PpString *text);
-extern bool pp_source_text(PpSource *source, const PpEntry *entry, bool empty_is_null,
-						   PpString *text, bool *in_text);
+extern PpString pp_pair_text(const PpPair *pair);
+extern const PpPair *pp_source_find(PpSource *source, const PpEntry *entry, bool empty_is_null,
+									bool *in_text);
 
 #endif /* PP_EVENT_OBJECT_H */

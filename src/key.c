@@ -22,11 +22,13 @@ hash_column(uint64 *hash, const PpKeyColumn *column, const PpEntry *entry)
 	}
 	foreach (lc, column->sources)
 	{
-		PpString text;
 		bool in_text;
+		const PpPair *pair = pp_source_find(lfirst(lc), entry, column->empty_is_null, &in_text);
+		PpString text;
 
-		if (!pp_source_text(lfirst(lc), entry, column->empty_is_null, &text, &in_text))
+		if (pair == NULL)
 			continue;
+		text = pp_pair_text(pair);
 		*hash = pp_hash_string(*hash, &text);
 		return true;
 	}

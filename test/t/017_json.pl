@@ -36,7 +36,7 @@ my @texts = (
 	map { '{"p":"' . ('x' x $_) . '\"' . ('y' x (17 - $_)) . '","q":' . ('1' x ($_ + 1)) . '}' } 0 .. 17);
 # Changes of a byte or a few in what is valid.
 my @alphabet = (split(//, "{}[]\",:\\ntrue0123456789.eE+-u \t/"), "\x00", "\x1f", "\xd0", "\x96");
-my @valid = ('{"id": 12, "text": "a\"b\u0416c\n", "ok": true, "no": null, "f": -1.25e2}', encode_utf8("{\"a\":\"\x{436}\x{436}\",\"b\":\"\\\\\",\"c\":false}"), '{"x":"0123456789abcdef","y":[1,{"z":"q"}]}');
+my @valid = ('{"y":["a","b\"\u0416",1.5,true,null,-0],"z":[], "n":[ 1 , 22]}', '{"id": 12, "text": "a\"b\u0416c\n", "ok": true, "no": null, "f": -1.25e2}', encode_utf8("{\"a\":\"\x{436}\x{436}\",\"b\":\"\\\\\",\"c\":false}"), '{"x":"0123456789abcdef","y":[1,{"z":"q"}]}');
 for (1 .. 3000)
 {
 	my $text = $valid[ rand @valid ];
@@ -66,6 +66,34 @@ is(sql(q(SELECT string_agg(format('%s: %s, not %s', encode(raw, 'escape'), d.mes
 	WHERE (c.message LIKE '%json%' OR c.message LIKE '%Unicode%' OR c.message LIKE '%numeric%') AND d.message IS DISTINCT FROM c.message)), '', 'what is dead has the reason of the cast');
 is(sql(q(SELECT count(*) > 500 FROM compared WHERE event IS NOT NULL)), 't', 'many were applied');
 is(sql(q(SELECT count(*) > 500 FROM compared WHERE event IS NULL)), 't', '... and many were not');
+
+# Arrays in a string, and what is in an event already, as a value of type jsonb.
+my @arrays = ('[]', ' [ ] ', '[1]', '["a"]', '["a", "b\"c\\u0416\n", "\ud83d\ude80"]', '[true,false,null]', '[0,-0,1.50,1e3,12345678901234567890123,-7]', '[[]]', '[[1],["x"]]', '["x",{"a":[1]}]', '[' . '[' x 50 . ']' x 51, '[' x 3000, '{"a":["x"]}', '"s"', 'null', 'true', '17', '1.50',
+	'[', ']', '[,]', '[1,]', '[,1]', '[1 2]', '[1]]', '[1] x', '["a]', '["a"', "['a']", '["\x"]', '["a' . "\n" . '"]', '[tru]', '[truex]', '[01]', '[1e]', '["\u0000"]', '["\ud83d"]', '[1e999999]', '["a" "b"]', '["a":1]', '[}', '[1;2]', '[nan]', '', ' ',
+	map({ '[' . join(',', map { qq("e$_") } 1 .. $_) . ']' } 31 .. 34, 63 .. 66, 300), map({ '["' . 'x' x $_ . '", 1, "' . 'y' x $_ . '", 2.5]' } 0 .. 9));
+my @valid_arrays = ('["https://example.com/1","https://example.com/2"]', '[ "a\"b\u0416" , 12, -1.5e2 , true , null, "" ]', encode_utf8("[\"\x{436}\", \"\x{1f680}\"]"));
+for (1 .. 1500)
+{
+	my $text = $valid_arrays[ rand @valid_arrays ];
+	substr($text, rand(length($text) + 1), rand(3)) = join '', map { $alphabet[ rand @alphabet ] } 1 .. rand(3) for 0 .. rand(2);
+	push @arrays, $text;
+}
+sql('TRUNCATE events, texts');
+sql(q(SELECT postpipe_create_pipeline('arrays', 'stream:arrays', options => '{"error_threshold": 1}', statement => 'INSERT INTO events SELECT (event ->> ''n'')::int, (event ->> ''a'')::jsonb FROM postpipe_batch')));
+@commands = map { [ 'XADD', 'stream:arrays', '*', n => $_, a => $arrays[$_] ] } 0 .. $#arrays;
+sql('INSERT INTO texts VALUES ' . join ', ', map { "($_, '\\x" . unpack('H*', $arrays[$_]) . "')" } 0 .. $#arrays);
+$redis->pipeline(splice(@commands, 0, 500)) while @commands;
+wait_sql($node, 'postgres', q(SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'arrays')), scalar @arrays, "all arrays are settled (SEED=$seed)");
+is(sql(q(SELECT string_agg(encode(raw, 'escape'), '; ') FROM texts t CROSS JOIN cast_it(raw) c LEFT JOIN events e USING (n) WHERE e.event IS DISTINCT FROM c.event OR e.event::text IS DISTINCT FROM c.event::text OR jsonb_hash(e.event) IS DISTINCT FROM jsonb_hash(c.event))), '', 'each value is that of its cast, or there is none');
+is(sql(q(SELECT string_agg(format('%s[%s]', encode(raw, 'escape'), i), '; ') FROM texts CROSS JOIN cast_it(raw) c JOIN events e USING (n) CROSS JOIN generate_series(-1, 299) i WHERE jsonb_typeof(c.event) = 'array' AND e.event -> i IS DISTINCT FROM c.event -> i)), '', '... in each element');
+is(sql(q(SELECT string_agg(format('%s: %s, not %s', encode(raw, 'escape'), d.message, c.message), '; ') FROM texts CROSS JOIN cast_it(raw) c JOIN postpipe_dlq d ON convert_from(d.fields[2], 'UTF8')::int = n AND d.pipeline = 'arrays'
+	WHERE (c.message LIKE '%json%' OR c.message LIKE '%Unicode%' OR c.message LIKE '%numeric%') AND d.message IS DISTINCT FROM c.message)), '', 'what is dead has the reason of the cast');
+cmp_ok(sql('SELECT count(*) FROM events'), '>', 200, 'many were applied');
+cmp_ok(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'arrays')), '>', 200, '... and many were not');
+sql('CREATE TABLE inner_values AS SELECT n + 10000 AS n, raw, event AS wanted FROM texts CROSS JOIN cast_it(raw) c WHERE event IS NOT NULL AND jsonb_typeof(event) NOT IN (\'string\', \'null\')');
+$redis->pipeline(map { [ 'XADD', 'stream:arrays', '*', data => $_ ] } map { my ($n, $hex) = split /\|/; qq({"n": $n, "a": ) . pack('H*', $hex) . '}' } split /\n/, sql(q(SELECT n, encode(raw, 'hex') FROM inner_values)));
+wait_sql($node, 'postgres', q(SELECT count(*) = (SELECT count(*) FROM inner_values) FROM events WHERE n >= 10000), 't', 'what is in an event is settled');
+is(sql(q(SELECT count(*) FROM inner_values JOIN events USING (n) WHERE event IS DISTINCT FROM wanted OR event::text <> wanted::text OR jsonb_hash(event) <> jsonb_hash(wanted))), 0, '... and is what it was');
 pp_balanced($node);
 $node->stop;
 done_testing();
