@@ -20,6 +20,7 @@
 #include "utils/snapmgr.h"
 
 #include "batch_field.h"
+#include "batch_row.h"
 #include "compat.h"
 #include "process.h"
 
@@ -36,6 +37,7 @@ typedef struct PpBatchScan
 	TupleTableSlot *slot; /* columns, then fields */
 	ExprState *qual;      /* NULL: all rows */
 	ProjectionInfo *projection;
+	ResultRelInfo *target; /* takes the rows as they are, once it has begun; else NULL */
 } PpBatchScan;
 
 /* The number of the column that is this field, from 1. */
@@ -170,6 +172,8 @@ next_row(PlanState *node)
 	PpBatchScan *scan = batch->scan;
 	ExprContext *econtext = node->ps_ExprContext;
 
+	if (scan->target != NULL && pp_row_pass(scan->target, scan->projection->pi_state.resultslot))
+		scan->target = NULL;
 	while (scan->next < batch->n)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -254,8 +258,11 @@ begin(PlanState *root, PpBatchRelation *batch)
 		node->scanops = &TTSOpsVirtual;
 		node->scanopsfixed = node->scanopsset = true;
 		scan->qual = ExecInitQual(qual, node);
+		scan->target = pp_row_target(root, node);
 		scan->projection = ExecBuildProjectionInfo(targets, node->ps_ExprContext,
-												   node->ps_ResultTupleSlot, node, desc);
+												   scan->target ? pp_row_slot(scan->target, estate)
+																: node->ps_ResultTupleSlot,
+												   node, desc);
 		ExecSetExecProcNode(node, next_row);
 		batch->scan = scan;
 	}
