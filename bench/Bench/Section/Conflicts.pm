@@ -11,7 +11,7 @@ use Bench::Staging;
 sub run
 {
 	my ($stage) = @_;
-	my $entries = $stage->entries(1 / 4);
+	my $entries = $stage->entries(1 / 2);
 	my $old = Bench::Posts->new($stage, entries => $entries);
 	my $new = Bench::Posts->new($stage, entries => $entries, version => 2);
 	my $pipeline = Bench::Pipeline->posts($stage);
