@@ -7,11 +7,13 @@
  * is passed on as an array of values: in a slot of a kind of its own, because of an inserted row RETURNING
  * may ask who has locked or deleted it, which a virtual slot refuses to say.
  *
- * Only where nobody keeps the slot for longer than the row is in hand: in plain tables without triggers.
+ * Only where nobody keeps the slot for longer than the row is in hand: in plain tables without triggers; and
+ * where no other INSERT, UPDATE or DELETE of the statement resets the memory that generated columns are in.
  */
 #include "batch_row.h"
 
 #include "access/sysattr.h"
+#include "access/tableam.h"
 #include "executor/executor.h"
 #include "optimizer/optimizer.h"
 #include "utils/rel.h"
@@ -26,7 +28,7 @@ get_system_attribute(TupleTableSlot *slot, int attnum, bool *isnull)
 	return TransactionIdGetDatum(InvalidTransactionId);
 }
 
-/* The values are where they are until the next row is asked for. */
+/* The values stay where they are as long as the row is in hand. */
 static void
 materialize(TupleTableSlot *slot)
 {
@@ -43,15 +45,15 @@ slot_ops(void)
 	return &ops;
 }
 
-/* Does RETURNING ask for nothing of a row that is not known of one that was just inserted? */
+/* Do RETURNING and the checks of a view ask for nothing but what is known of a row that was just inserted? */
 static bool
-returns_what_is_known(const ModifyTable *insert, Index relid)
+asks_what_is_known(const ModifyTable *insert, Index relid)
 {
 	Bitmapset *columns = NULL;
 	int column = -1;
 
-	if (insert->returningLists != NIL)
-		pull_varattnos(linitial(insert->returningLists), relid, &columns);
+	pull_varattnos((Node *) insert->returningLists, relid, &columns);
+	pull_varattnos((Node *) insert->withCheckOptionLists, relid, &columns);
 	while ((column = bms_next_member(columns, column)) >= 0)
 	{
 		int attnum = column + FirstLowInvalidHeapAttributeNumber;
@@ -79,11 +81,13 @@ pp_row_target(PlanState *root, PlanState *scan)
 		return NULL;
 	target = insert->resultRelInfo;
 	rel = target->ri_RelationDesc;
-	return rel->rd_rel->relkind == RELKIND_RELATION && rel->trigdesc == NULL &&
-				   list_length(scan->plan->targetlist) == RelationGetNumberOfAttributes(rel) &&
-				   returns_what_is_known((ModifyTable *) root->plan, target->ri_RangeTableIndex)
-			   ? target
-			   : NULL;
+	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->trigdesc != NULL ||
+		table_slot_callbacks(rel) != &TTSOpsBufferHeapTuple ||
+		root->state->es_plannedstmt->hasModifyingCTE ||
+		list_length(scan->plan->targetlist) != RelationGetNumberOfAttributes(rel) ||
+		!asks_what_is_known((ModifyTable *) root->plan, target->ri_RangeTableIndex))
+		return NULL;
+	return target;
 }
 
 /* A slot for its rows. */

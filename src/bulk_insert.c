@@ -22,6 +22,7 @@
 #include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
 #include "rewrite/rewriteHandler.h"
+#include "utils/typcache.h"
 
 #include "bulk_index.h"
 #include "compat.h"
@@ -56,16 +57,32 @@ typedef struct BulkReceiver
 static MemoryContext ring_cxt;
 static BulkInsertState kept_ring; /* NULL: none is kept */
 
+/* Has the type, a domain, a constraint that could look at the table? */
+static bool
+has_volatile_constraint(Oid type)
+{
+	DomainConstraintRef *ref = palloc0(sizeof(DomainConstraintRef));
+	ListCell *lc;
+
+	InitDomainConstraintRef(type, ref, CurrentMemoryContext, false);
+	foreach (lc, ref->constraints)
+		if (contain_volatile_functions((Node *) ((DomainConstraintState *) lfirst(lc))->check_expr))
+			return true;
+	return false;
+}
+
 /*
  * pp_bulk_insert_allowed
  *		May rows wait before they are inserted?  Not where a default or a constraint could look at the
- *		table.
+ *		table, nor where a rule says what is done instead.
  */
 bool
 pp_bulk_insert_allowed(Relation rel)
 {
 	TupleDesc desc = RelationGetDescr(rel);
 
+	if (rel->rd_rules != NULL)
+		return false;
 	for (int i = 0; desc->constr != NULL && i < desc->constr->num_check; i++)
 		if (contain_volatile_functions(stringToNode(desc->constr->check[i].ccbin)))
 			return false;
@@ -73,8 +90,10 @@ pp_bulk_insert_allowed(Relation rel)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		if (!att->attisdropped && !att->attgenerated &&
-			contain_volatile_functions_not_nextval(build_column_default(rel, att->attnum)))
+		if (!att->attisdropped &&
+			(has_volatile_constraint(att->atttypid) ||
+			 (!att->attgenerated &&
+			  contain_volatile_functions_not_nextval(build_column_default(rel, att->attnum)))))
 			return false;
 	}
 	return true;
@@ -125,14 +144,14 @@ flush(BulkReceiver *bulk)
 					   bulk->ring);
 	MemoryContextSwitchTo(old);
 	ResetPerTupleExprContext(bulk->estate);
-	if (bulk->entries + bulk->n > bulk->max_entries)
-		make_entries(bulk);
 	for (int i = 0; i < bulk->n; i++)
 	{
+		if (bulk->entries == bulk->max_entries)
+			make_entries(bulk);
 		pp_bulk_index_add(bulk->index, bulk->slots[i]);
+		bulk->entries++;
 		ExecClearTuple(bulk->slots[i]);
 	}
-	bulk->entries += bulk->n;
 	bulk->n = 0;
 	bulk->bytes = 0;
 	/* If rows conflict, mostly one of the first does: that shows before all others are in the table. */

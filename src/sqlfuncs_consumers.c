@@ -53,7 +53,7 @@ name_as_text(PpString name)
 {
 	StringInfoData buf;
 
-	if (memchr(name.data, '\0', name.len) == NULL && pp_utf8_is_valid(name.data, name.len) &&
+	if (pp_utf8_is_valid(name.data, name.len) &&
 		(GetDatabaseEncoding() == PG_UTF8 || pg_is_ascii(name.data)))
 		return pnstrdup(name.data, name.len);
 	initStringInfo(&buf);

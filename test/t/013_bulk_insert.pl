@@ -39,6 +39,7 @@ my @tables = (
 	[ 'partitioned', 'CREATE TABLE partitioned (id int, v text) PARTITION BY RANGE (id); CREATE TABLE partitioned_1 PARTITION OF partitioned FOR VALUES FROM (1) TO (6)', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '23514' ],
 	[ 'looking', q(CREATE TABLE looking (id int, v text, n bigint DEFAULT rows_of('looking'))), 0, '1 v1 0,2 v2 1,3 v3 2,4 v4 3,5 v5 4', '' ],
 	[ 'counting', q(CREATE TABLE counting (id int, v text, CHECK (rows_of('counting') < 6))), 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '' ],
+	[ 'counting_type', q(CREATE TABLE counting_type (id int, v text); CREATE DOMAIN few AS text CHECK (rows_of('counting_type') < 6); ALTER TABLE counting_type ALTER v TYPE few), 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '' ],
 	[ 'before', 'CREATE TABLE before (id int, v text); CREATE TRIGGER log BEFORE INSERT ON before FOR EACH ROW EXECUTE FUNCTION log_row()', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '', 'BEFORE1,BEFORE2,BEFORE3,BEFORE4,BEFORE5,BEFORE1000' ],
 	[ 'after', 'CREATE TABLE after (id int, v text); CREATE TRIGGER log AFTER INSERT ON after REFERENCING NEW TABLE AS new FOR EACH STATEMENT EXECUTE FUNCTION log_statement()', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '', 'new 5,new 1' ],
 	[ 'referring', 'CREATE TABLE referring (id int REFERENCES keyed_ids (id), v text)', 0, '1 v1,2 v2,3 v3,4 v4,5 v5', '23503' ],
@@ -83,6 +84,27 @@ sql(q(CREATE EXTENSION amcheck));
 is(sql(q(SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class c ON c.oid = indexrelid WHERE indrelid = 'many'::regclass AND relam = 403)), 4, 'each row is in its btree indexes, in order');
 is(sql(q(SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count(*) FROM many WHERE v = 'v4999')), 1, '... and in that of another kind');
 is(sql(q(SELECT count(*), count(DISTINCT id), count(v), count(w) FROM many)), join('|', $n, $n, scalar(grep { $_ % 3 } 1 .. $n), scalar(grep { $_ % 5 } 1 .. $n)), 'the rows');
+
+# --- A rule makes many rows of each, in another table.
+sql(<<'SQL');
+CREATE TABLE spread (id int, v text);
+CREATE TABLE parts (id int, g int, v text CHECK (rows_of('parts') < 3000), PRIMARY KEY (id, g));
+CREATE RULE spread AS ON INSERT TO spread DO INSTEAD INSERT INTO parts SELECT NEW.id, g, NEW.v FROM generate_series(1, 1500) g;
+SQL
+$redis->xadd('stream:spread', id => 1, v => 'v');
+sql(q(SELECT postpipe_create_pipeline('spread', 'stream:spread', target => 'spread')));
+settled('spread', '1|0');
+is(sql(q(SET enable_seqscan = off; SELECT count(*) FROM parts WHERE id = 1 AND g > 0)), 1500, 'a rule makes many rows of one');
+
+# --- Where all rows conflict that shows before all of them are in the table.
+sql(q(CREATE TABLE there (id int PRIMARY KEY, v text); INSERT INTO there SELECT n, repeat('x', 1000) FROM generate_series(1, 1000) n; VACUUM there));
+sql(q(SELECT postpipe_create_pipeline('there', 'stream:there', target => 'there', on_conflict => 'nothing', enabled => false)));
+$redis->pipeline(map { [ 'XADD', 'stream:there', '*', id => $_, v => 'y' x 1000 ] } 1 .. 1000);
+my $size = sql(q(SELECT pg_relation_size('there')));
+sql(q(SELECT postpipe_resume('there')));
+settled('there', '1000|0');
+is(sql(q(SELECT count(*) FROM there WHERE v LIKE 'x%')), 1000, 'rows that are there stay');
+cmp_ok(sql(q(SELECT pg_relation_size('there'))) - $size, '<', 300_000, '... and few others were tried');
 
 # --- Keys of all kinds, columns that only go along, values that are stored elsewhere, indexes of all kinds.
 sql(<<'SQL');

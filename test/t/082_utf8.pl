@@ -27,6 +27,8 @@ for my $lead (@leads)
 # Each of them at all places of a word, alone and with characters of one, two, three and four bytes around it.
 my @around = ('', 'a', "\xd0\xbf", "\xe2\x80\x94", "\xf0\x9f\x9a\x80");
 my @strings = map { my $part = $_; map { my $before = $around[$_ % @around]; my $after = $around[$_ * 7 % 11 % @around]; 'b' x $_ . $before . $part . $after . "\xd1\x8f" x ($_ / 2) } 0 .. 8 } @parts;
+# ... and at the very end.
+push @strings, map { my $part = $_; map { 'b' x $_ . $part, "\xd0\xbf" x $_ . $part } 3 .. 9 } map { $_, substr($_, 0, length($_) - 1) } grep { length($_) > 1 } @parts;
 for (my $first = 0; $first < @strings; $first += 2000)
 {
 	$redis->pipeline(map { [ 'XADD', 'stream:strings', '*', id => $_, v => $strings[$_] ] } grep { $_ < @strings } $first .. $first + 1999);
