@@ -92,9 +92,11 @@ CREATE TABLE parts (id int, g int, v text CHECK (rows_of('parts') < 3000), PRIMA
 CREATE RULE spread AS ON INSERT TO spread DO INSTEAD INSERT INTO parts SELECT NEW.id, g, NEW.v FROM generate_series(1, 1500) g;
 SQL
 $redis->xadd('stream:spread', id => 1, v => 'v');
+my $here = log_offset($node);
 sql(q(SELECT postpipe_create_pipeline('spread', 'stream:spread', target => 'spread')));
 settled('spread', '1|0');
 is(sql(q(SET enable_seqscan = off; SELECT count(*) FROM parts WHERE id = 1 AND g > 0)), 1500, 'a rule makes many rows of one');
+like(join('', log_lines($node, qr/Insert on parts/, $here)), qr/./, '... row by row');
 
 # --- Where all rows conflict that shows before all of them are in the table.
 sql(q(CREATE TABLE there (id int PRIMARY KEY, v text); INSERT INTO there SELECT n, repeat('x', 1000) FROM generate_series(1, 1000) n; VACUUM there));

@@ -23,7 +23,7 @@ for my $db (sort keys %fits)
 {
 	create($node, $db);
 	$node->safe_psql($db, qq(SET client_encoding = 'UTF8'; CREATE EXTENSION postpipe; SELECT postpipe_drop_pipeline('posts');
-		CREATE TABLE notes (id int PRIMARY KEY, v text, "@{[ bytes($names{$db}) ]}" text);
+		CREATE TABLE notes (id int PRIMARY KEY, v text, "@{[ bytes($names{$db}) ]}" text, j jsonb);
 		SELECT postpipe_create_pipeline('notes', 'stream:$db', target => 'notes')));
 	wait_sql($node, $db, 'SELECT state FROM postpipe_stats', 'idle', "$db: the pipeline is there");
 	$node->safe_psql($db, q(SELECT postpipe_pause('notes'); SELECT postpipe_wait_state('notes', 'paused')));
@@ -106,6 +106,10 @@ for my $db (sort keys %fits)
 	$redis->xadd("stream:$db", id => 1001, v => 'more');
 	wait_sql($node, $db, q(SELECT count(*) FROM notes WHERE id = 1001), 1, '... and the first server goes on');
 	is($away->safe_psql($db, 'SELECT count(*) FROM notes WHERE id = 1001'), 0, '... alone');
+	$redis->xadd("stream:$db", id => 1002, j => bytes(qq(["$fits{$db}", "a\\"b", 1.5])));
+	$redis->xadd("stream:$db", data => bytes(qq({"id": 1003, "j": ["$fits{$db}", null]})));
+	wait_sql($node, $db, 'SELECT count(*) FROM notes WHERE id IN (1002, 1003)', 2, "$db: arrays are stored");
+	is(read_as_utf8($node, $db, q(SELECT string_agg(j::text, '; ' ORDER BY id) FROM notes WHERE id > 1001)), bytes(qq(["$fits{$db}", "a\\"b", 1.5]; ["$fits{$db}", null])), '... as they are');
 	pp_balanced($node, $db);
 }
 $_->stop for $node, $away;
