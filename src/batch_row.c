@@ -66,6 +66,24 @@ asks_what_is_known(const ModifyTable *insert, Index relid)
 }
 
 /*
+ * pp_row_fits
+ *		Is it a plain table without triggers, and are the rows of this plan whole rows of it?
+ */
+bool
+pp_row_fits(Relation rel, const Plan *rows)
+{
+	ListCell *lc;
+
+	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->trigdesc != NULL ||
+		list_length(rows->targetlist) != RelationGetNumberOfAttributes(rel))
+		return false;
+	foreach (lc, rows->targetlist)
+		if (lfirst_node(TargetEntry, lc)->resjunk)
+			return false;
+	return true;
+}
+
+/*
  * pp_row_target
  *		The table into which the rows of a scan go as they are; NULL: they do not, or need a tuple.
  */
@@ -81,10 +99,8 @@ pp_row_target(PlanState *root, PlanState *scan)
 		return NULL;
 	target = insert->resultRelInfo;
 	rel = target->ri_RelationDesc;
-	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->trigdesc != NULL ||
-		table_slot_callbacks(rel) != &TTSOpsBufferHeapTuple ||
+	if (!pp_row_fits(rel, scan->plan) || table_slot_callbacks(rel) != &TTSOpsBufferHeapTuple ||
 		root->state->es_plannedstmt->hasModifyingCTE ||
-		list_length(scan->plan->targetlist) != RelationGetNumberOfAttributes(rel) ||
 		!asks_what_is_known((ModifyTable *) root->plan, target->ri_RangeTableIndex))
 		return NULL;
 	return target;

@@ -8,6 +8,7 @@
 #include "postpipe.h"
 #include "nodes/execnodes.h"
 
+extern bool pp_row_fits(Relation rel, const Plan *rows);
 extern ResultRelInfo *pp_row_target(PlanState *root, PlanState *scan);
 extern TupleTableSlot *pp_row_slot(ResultRelInfo *target, EState *estate);
 extern bool pp_row_pass(ResultRelInfo *target, TupleTableSlot *slot);

@@ -62,6 +62,7 @@ struct PpBulkIndex
 	ResultRelInfo *target;
 	EState *estate;
 	bool plain;         /* all indexes take an entry of each row, and say at once what is wrong */
+	int max_rows;       /* that may wait */
 	int n;              /* rows that wait */
 	Entry **entries;    /* of each index */
 	ColumnType **types; /* of each index, by column */
@@ -102,8 +103,8 @@ column_types(const ResultRelInfo *target, const IndexInfo *info)
 
 /*
  * pp_bulk_index_begin
- *		For the indexes of `target`, which are open.  No more than max_rows rows are added between two
- *		flushes.  Lives in the current memory context, with a little more for each row.
+ *		For the indexes of `target`, which are open.  The entries of up to max_rows rows wait.  Lives in the
+ *		current memory context, with a little more for each row.
  */
 PpBulkIndex *
 pp_bulk_index_begin(ResultRelInfo *target, EState *estate, int max_rows)
@@ -114,6 +115,7 @@ pp_bulk_index_begin(ResultRelInfo *target, EState *estate, int max_rows)
 	bulk->cxt = CurrentMemoryContext;
 	bulk->target = target;
 	bulk->estate = estate;
+	bulk->max_rows = max_rows;
 	bulk->plain = n > 0;
 	for (int i = 0; i < n; i++)
 		bulk->plain &= is_plain(target->ri_IndexRelationDescs[i], target->ri_IndexRelationInfo[i]);
@@ -227,32 +229,6 @@ make_entry(PpBulkIndex *bulk, Entry *entry, int which, TupleTableSlot *row)
 }
 
 /*
- * pp_bulk_index_add
- *		The row is in the table: its entries will be made, at the latest by the next flush.
- */
-void
-pp_bulk_index_add(PpBulkIndex *bulk, TupleTableSlot *row)
-{
-	ResultRelInfo *target = bulk->target;
-	MemoryContext old;
-
-	if (target->ri_NumIndices == 0)
-		return;
-	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
-	if (!bulk->plain)
-		(void) pp_insert_index_tuples(target, row, bulk->estate);
-	else
-	{
-		GetPerTupleExprContext(bulk->estate)->ecxt_scantuple = row;
-		for (int i = 0; i < target->ri_NumIndices; i++)
-			make_entry(bulk, &bulk->entries[i][bulk->n], i, row);
-		bulk->n++;
-	}
-	MemoryContextSwitchTo(old);
-	ResetPerTupleExprContext(bulk->estate);
-}
-
-/*
  * pp_bulk_index_flush
  *		Makes the entries of all rows that were added.  Throws what the executor throws, perhaps for
  *		another one of several rows at fault.
@@ -283,4 +259,32 @@ pp_bulk_index_flush(PpBulkIndex *bulk)
 	}
 	MemoryContextSwitchTo(old);
 	bulk->n = 0;
+}
+
+/*
+ * pp_bulk_index_add
+ *		The row is in the table: its entries will be made, at the latest by the next flush.
+ */
+void
+pp_bulk_index_add(PpBulkIndex *bulk, TupleTableSlot *row)
+{
+	ResultRelInfo *target = bulk->target;
+	MemoryContext old;
+
+	if (target->ri_NumIndices == 0)
+		return;
+	if (bulk->n == bulk->max_rows)
+		pp_bulk_index_flush(bulk);
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
+	if (!bulk->plain)
+		(void) pp_insert_index_tuples(target, row, bulk->estate);
+	else
+	{
+		GetPerTupleExprContext(bulk->estate)->ecxt_scantuple = row;
+		for (int i = 0; i < target->ri_NumIndices; i++)
+			make_entry(bulk, &bulk->entries[i][bulk->n], i, row);
+		bulk->n++;
+	}
+	MemoryContextSwitchTo(old);
+	ResetPerTupleExprContext(bulk->estate);
 }

@@ -24,6 +24,7 @@
 #include "rewrite/rewriteHandler.h"
 #include "utils/typcache.h"
 
+#include "batch_row.h"
 #include "bulk_index.h"
 #include "compat.h"
 
@@ -42,8 +43,6 @@ typedef struct BulkReceiver
 	TupleDesc desc; /* of the slots */
 	int n;
 	Size bytes;
-	int max_entries; /* rows in the table that wait for their index entries */
-	int entries;
 	bool tried;                      /* the entries of the first rows are made */
 	BulkInsertState ring;            /* NULL: any buffers will do */
 	TupleTableSlot *slots[MAX_ROWS]; /* made when first needed */
@@ -126,14 +125,6 @@ keep_ring(BulkInsertState ring)
 	kept_ring = ring;
 }
 
-/* Makes the index entries that wait. */
-static void
-make_entries(BulkReceiver *bulk)
-{
-	pp_bulk_index_flush(bulk->index);
-	bulk->entries = 0;
-}
-
 /* Inserts the rows that wait. */
 static void
 flush(BulkReceiver *bulk)
@@ -146,17 +137,14 @@ flush(BulkReceiver *bulk)
 	ResetPerTupleExprContext(bulk->estate);
 	for (int i = 0; i < bulk->n; i++)
 	{
-		if (bulk->entries == bulk->max_entries)
-			make_entries(bulk);
 		pp_bulk_index_add(bulk->index, bulk->slots[i]);
-		bulk->entries++;
 		ExecClearTuple(bulk->slots[i]);
 	}
 	bulk->n = 0;
 	bulk->bytes = 0;
 	/* If rows conflict, mostly one of the first does: that shows before all others are in the table. */
 	if (!bulk->tried)
-		make_entries(bulk);
+		pp_bulk_index_flush(bulk->index);
 	bulk->tried = true;
 }
 
@@ -205,12 +193,8 @@ static bool
 fits(Oid relid, const Plan *rows)
 {
 	Relation rel = table_open(relid, NoLock); /* the plan has the lock */
-	bool fits = rel->rd_rel->relkind == RELKIND_RELATION && rel->trigdesc == NULL &&
-				list_length(rows->targetlist) == RelationGetNumberOfAttributes(rel);
-	ListCell *lc;
+	bool fits = pp_row_fits(rel, rows);
 
-	foreach (lc, rows->targetlist)
-		fits = fits && !lfirst_node(TargetEntry, lc)->resjunk;
 	table_close(rel, NoLock);
 	return fits;
 }
@@ -258,8 +242,8 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
 	bulk->target = makeNode(ResultRelInfo);
 	ExecInitResultRelation(bulk->estate, bulk->target, linitial_int(insert->resultRelations));
 	ExecOpenIndices(bulk->target, false);
-	bulk->max_entries = Min(Max(batch->n, 1), MAX_ENTRIES);
-	bulk->index = pp_bulk_index_begin(bulk->target, bulk->estate, bulk->max_entries);
+	bulk->index =
+		pp_bulk_index_begin(bulk->target, bulk->estate, Min(Max(batch->n, 1), MAX_ENTRIES));
 	/* A copy has no references that each slot would have to count. */
 	bulk->desc = CreateTupleDescCopy(RelationGetDescr(bulk->target->ri_RelationDesc));
 
@@ -271,7 +255,7 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
 		flush(bulk);
 	if (bulk->ring != NULL)
 		keep_ring(bulk->ring);
-	make_entries(bulk);
+	pp_bulk_index_flush(bulk->index);
 	pp_batch_query_end(query);
 }
 

@@ -119,12 +119,18 @@ put(JEntry *entry, JEntry type, const PpString *s, char *base, uint32 *total)
 	*entry = type | JENTRY_HAS_OFF | *total;
 }
 
-/* How many bytes a jsonb before names and values has. */
+/* How many bytes a jsonb has before so many names and values. */
 static inline Size
-head_size(const PpObject *object)
+head_size(int children)
 {
-	return offsetof(Jsonb, root) + offsetof(JsonbContainer, children) +
-		   2 * object->n * sizeof(JEntry);
+	return offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + children * sizeof(JEntry);
+}
+
+/* How many bytes the value takes there, at most. */
+static inline Size
+value_size(const PpPair *pair)
+{
+	return pair->value.len + (is_aligned(pair->type) ? sizeof(int32) : 0);
 }
 
 /* The size of a jsonb of it, at most.  Throws when there can be none. */
@@ -134,13 +140,12 @@ pp_object_size(const PpObject *object)
 	Size bytes = 0;
 
 	for (int i = 0; i < object->n; i++)
-		bytes += object->pairs[i].name.len + object->pairs[i].value.len +
-				 (is_aligned(object->pairs[i].type) ? sizeof(int32) : 0);
+		bytes += object->pairs[i].name.len + value_size(&object->pairs[i]);
 	if (bytes > JENTRY_OFFLENMASK || object->n > JB_CMASK)
 		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 						errmsg("entry is too large for a jsonb event"),
 						errdetail("It has %zu bytes; the limit is %u.", bytes, JENTRY_OFFLENMASK)));
-	return head_size(object) + bytes;
+	return head_size(2 * object->n) + bytes;
 }
 
 /*
@@ -151,7 +156,7 @@ Jsonb *
 pp_object_jsonb(const PpObject *object)
 {
 	int n = object->n;
-	Size size = head_size(object);
+	Size size = head_size(2 * n);
 	Jsonb *jb = palloc(pp_object_size(object));
 	char *data = (char *) jb + size;
 	uint32 total = 0;
@@ -173,13 +178,13 @@ pp_object_jsonb(const PpObject *object)
 Jsonb *
 pp_array_jsonb(const PpPair *pairs, int n)
 {
-	Size head = offsetof(Jsonb, root) + offsetof(JsonbContainer, children) + n * sizeof(JEntry);
+	Size head = head_size(n);
 	Size bytes = 0;
 	uint32 total = 0;
 	Jsonb *jb;
 
 	for (int i = 0; i < n; i++)
-		bytes += pairs[i].value.len + (is_aligned(pairs[i].type) ? sizeof(int32) : 0);
+		bytes += value_size(&pairs[i]);
 	if (bytes > JENTRY_OFFLENMASK)
 		return NULL;
 	jb = palloc(head + bytes);
