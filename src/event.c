@@ -22,8 +22,7 @@
 
 #include "fault.h"
 #include "utf8.h"
-
-#define WORD sizeof(uint64)
+#include "word.h"
 
 /*
  * pp_entry_error_capture
@@ -56,15 +55,6 @@ string_is(const PpString *s, const char *word)
 	size_t len = strlen(word);
 
 	return s->len == len && memcmp(s->data, word, len) == 0;
-}
-
-static inline uint64
-word_at(const char *p)
-{
-	uint64 word;
-
-	memcpy(&word, p, WORD);
-	return word;
 }
 
 /* Checks that it is UTF-8 without a NUL, and converts it to the server's encoding. */
@@ -322,21 +312,21 @@ pp_hash_string(uint64 hash, const PpString *s)
 	const char *end = p + s->len;
 
 	hash = (hash ^ s->len) * HASH_FACTOR;
-	if (s->len < WORD)
+	if (s->len < sizeof(uint64))
 		return mix(hash, short_word(p, s->len));
-	if (s->len >= HASH_LANES * WORD)
+	if (s->len >= HASH_LANES * sizeof(uint64))
 	{
 		uint64 lanes[HASH_LANES] = {hash, hash + 1, hash + 2, hash + 3};
 
-		for (; end - p >= (ptrdiff_t) (HASH_LANES * WORD); p += HASH_LANES * WORD)
+		for (; end - p >= HASH_LANES * PP_WORD; p += HASH_LANES * PP_WORD)
 			for (int i = 0; i < HASH_LANES; i++)
-				lanes[i] = mix(lanes[i], word_at(p + i * WORD));
+				lanes[i] = mix(lanes[i], pp_word_at(p + i * PP_WORD));
 		for (int i = 0; i < HASH_LANES; i++)
 			hash = mix(hash, lanes[i]);
 	}
-	for (; end - p > (ptrdiff_t) WORD; p += WORD)
-		hash = mix(hash, word_at(p));
-	return mix(hash, word_at(end - WORD));
+	for (; end - p > PP_WORD; p += PP_WORD)
+		hash = mix(hash, pp_word_at(p));
+	return mix(hash, pp_word_at(end - PP_WORD));
 }
 
 /* A 64-bit hash of names and values, in their order. It is stored: the ledger compares by it. */

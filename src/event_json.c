@@ -15,12 +15,11 @@
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 
+#include "word.h"
+
 #define MAX_PAIRS       256
 #define MAX_ELEMENTS    64
 #define MAX_INT64_CHARS 18 /* so many digits always fit */
-#define WORD            sizeof(uint64)
-#define EACH_BYTE       UINT64CONST(0x0101010101010101)
-#define HIGH_BITS       UINT64CONST(0x8080808080808080)
 
 /* What is left of the text, which is valid UTF-8, and where strings without their escapes go. */
 typedef struct Scan
@@ -53,24 +52,21 @@ take(Scan *s, char c)
 static inline bool
 has_special(const char *p)
 {
-	uint64 word;
-	uint64 quote;
-	uint64 backslash;
+	uint64 word = pp_word_at(p);
+	uint64 quote = word ^ (PP_EACH_BYTE * '"');
+	uint64 backslash = word ^ (PP_EACH_BYTE * '\\');
 
-	memcpy(&word, p, WORD);
-	quote = word ^ (EACH_BYTE * '"');
-	backslash = word ^ (EACH_BYTE * '\\');
-	return (((quote - EACH_BYTE) & ~quote) | ((backslash - EACH_BYTE) & ~backslash) |
-			((word - EACH_BYTE * 0x20) & ~word)) &
-		   HIGH_BITS;
+	return (((quote - PP_EACH_BYTE) & ~quote) | ((backslash - PP_EACH_BYTE) & ~backslash) |
+			((word - PP_EACH_BYTE * 0x20) & ~word)) &
+		   PP_HIGH_BITS;
 }
 
 /* The first special character from `p` on. */
 static inline const char *
 find_special(const char *p, const char *end)
 {
-	while (end - p >= (ptrdiff_t) WORD && !has_special(p))
-		p += WORD;
+	while (end - p >= PP_WORD && !has_special(p))
+		p += PP_WORD;
 	while (p < end && *p != '"' && *p != '\\' && (unsigned char) *p >= 0x20)
 		p++;
 	return p;

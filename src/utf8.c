@@ -12,21 +12,17 @@
 #include "port/pg_bitutils.h"
 #include "port/pg_bswap.h"
 
-#define WORD  ((ptrdiff_t) sizeof(uint64))
-#define EACH  UINT64CONST(0x0101010101010101)
-#define HIGHS (EACH * 0x80)
+#include "word.h"
 
 /* Eight bytes, the first one in the lowest bits. */
 static inline uint64
 load(const char *p)
 {
-	uint64 word;
-
-	memcpy(&word, p, sizeof(word));
 #ifdef WORDS_BIGENDIAN
-	word = pg_bswap64(word);
+	return pg_bswap64(pp_word_at(p));
+#else
+	return pp_word_at(p);
 #endif
-	return word;
 }
 
 /*
@@ -39,11 +35,11 @@ find_wrong(uint64 word, uint64 *expected, uint64 *next)
 {
 	uint64 second_bit = word << 1;
 	uint64 third_bit = word << 2;
-	uint64 lead = word & second_bit & HIGHS;          /* 11xxxxxx */
-	uint64 continuation = word & ~second_bit & HIGHS; /* 10xxxxxx */
+	uint64 lead = word & second_bit & PP_HIGH_BITS;          /* 11xxxxxx */
+	uint64 continuation = word & ~second_bit & PP_HIGH_BITS; /* 10xxxxxx */
 	/* Not if bits 1 to 4 are all zero: C0 and C1 would begin characters that need one byte only. */
-	uint64 long_enough = (word & (EACH * 0x1e)) + EACH * 0x7e;
-	uint64 nul = (word - EACH) & ~word & HIGHS;
+	uint64 long_enough = (word & (PP_EACH_BYTE * 0x1e)) + PP_EACH_BYTE * 0x7e;
+	uint64 nul = (word - PP_EACH_BYTE) & ~word & PP_HIGH_BITS;
 
 	*expected |= lead << 8;
 	*next = lead >> 56;
@@ -72,7 +68,7 @@ pp_utf8_is_valid(const char *p, size_t len)
 	const char *end = p + len;
 	uint64 next = 0;
 
-	while (end - p >= WORD)
+	while (end - p >= PP_WORD)
 	{
 		uint64 expected = next;
 		uint64 wrong = find_wrong(load(p), &expected, &next);
@@ -80,7 +76,7 @@ pp_utf8_is_valid(const char *p, size_t len)
 
 		if (wrong == 0)
 		{
-			p += WORD;
+			p += PP_WORD;
 			continue;
 		}
 		/* Up to the first wrong byte all is well.  There a longer character begins, or none. */
