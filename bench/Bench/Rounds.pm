@@ -10,6 +10,8 @@ package Bench::Rounds;
 
 use strict;
 use warnings;
+use Bench::Meter;
+use List::Util qw(sum0);
 
 sub new
 {
@@ -30,6 +32,8 @@ sub compare
 
 	for my $round (0 .. $self->{count} - 1)
 	{
+		my @before = Bench::Meter::processor_ticks();
+
 		$arg{before}->() if $arg{before};
 		for my $name (@order)
 		{
@@ -38,8 +42,20 @@ sub compare
 			$self->{stage}->progress(sprintf '%d: %-16s %8.0f/s', $round + 1, $name, $result->{rate}) if $result->{rate};
 		}
 		push @order, shift @order;
+		$self->note_stolen(\@before);
 	}
 	return $self;
+}
+
+# A round in which the host of a virtual machine has taken much of the processors' time says little of the contenders.
+sub note_stolen
+{
+	my ($self, $before) = @_;
+	my @now = Bench::Meter::processor_ticks() or return;
+	my @ticks = map { $now[$_] - $before->[$_] } 0 .. $#now;
+
+	push @{ $self->{stolen} }, rounded(100 * $ticks[-1] / (sum0(@ticks) || 1));
+	return;
 }
 
 # A number that is taken within each round: machines are noisy, ratios of one round hold.
@@ -104,7 +120,12 @@ sub note
 	return $self;
 }
 
-sub result { my ($self) = @_; return $self->{result} }
+sub result
+{
+	my ($self) = @_;
+	$self->value('stolen', "the processors' time that the host took, in each round", '%', $self->{stolen}) if $self->{stolen};
+	return $self->{result};
+}
 
 sub median
 {

@@ -27,7 +27,7 @@ sub run
 			$stage->empty('posts');
 			$old->copy('posts', $share eq 'half' ? 'awk NR%2' : undef);
 			$stage->sql('VACUUM ANALYZE posts');
-			$stage->sql('CHECKPOINT');
+			$stage->settle;
 			my $result = $load->();
 			$new->verify('posts', $name);
 			return $result;

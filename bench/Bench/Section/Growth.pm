@@ -212,7 +212,7 @@ sub full_table
 	my ($stage, $pipeline, $rows) = @_;
 	my $entries = $stage->entries($restart_share);
 	my $more = sub { Bench::Posts->new($stage, entries => $entries, first => $rows + $_[0] * $entries) };
-	my $drain = sub { $_[0]->publish; $stage->sql('CHECKPOINT'); $pipeline->drain };
+	my $drain = sub { $_[0]->publish; $stage->settle; $pipeline->drain };
 
 	$stage->empty('posts');
 	my $empty = $drain->($more->(0));
@@ -226,7 +226,7 @@ sub full_table
 	$stage->sql('VACUUM ANALYZE posts');
 	my $full = $drain->($more->(1));
 	my $copy = $more->(2);
-	$stage->sql('CHECKPOINT');
+	$stage->settle;
 	my $copied = $copy->copy('posts');
 	return { to_empty => $empty->{seconds} / $full->{seconds}, to_copy => $copied->{seconds} / $full->{seconds} };
 }
