@@ -32,6 +32,8 @@ sub run
 	]);
 	Bench::Posts::forget();
 	my $long = backlog($stage, $pipeline, $large, $largest);
+	my $last = $long->{$largest}{last};
+	my $copied = copy_more($stage, $largest, $last->{entries});
 	my $many = many_pipelines($stage);
 	my $full = $stage->option('long') ? full_table($stage, $pipeline, 2 * $largest) : undef;
 	$stage->empty('posts');
@@ -42,6 +44,8 @@ sub run
 
 	$rounds->once('time_largest_to_smallest', "time per entry, $largest / $small", '',
 		microseconds($long->{$largest}) / $first, 'at most', 1.1)
+	  ->once('last_to_copy', "last $last->{entries} of $largest / COPY of as many more", '',
+		microseconds($copied) / microseconds($last))
 	  ->once('memory_above_backend', "memory at $largest above a plain backend", 'MB', $above_mb, 'at most', 64)
 	  ->ratio('pending_to_backlog', "$restart->{entries} entries, pending at the start / new", 'pending', 'backlog')
 	  ->once('pipelines_to_one', "$pipelines pipelines / one, entries per second", '', $many->{ratio})
@@ -93,7 +97,7 @@ sub largest
 sub backlog
 {
 	my ($stage, $pipeline, @marks) = @_;
-	my ($done, $seconds, %at) = (0, 0);
+	my ($done, $seconds, $last, %at) = (0, 0);
 
 	$stage->empty('posts');
 	$stage->redis("XTRIM $pipeline->{stream} MAXLEN 0");
@@ -106,13 +110,14 @@ sub backlog
 		while ($done < $mark)
 		{
 			my $posts = Bench::Posts->new($stage, entries => min($piece, $mark - $done), first => $done);
-			$seconds += drain_held($pipeline, $posts, $pid, $meter);
+			$last = { seconds => drain_held($pipeline, $posts, $pid, $meter), entries => $posts->{entries} };
+			$seconds += $last->{seconds};
 			$done += $posts->{entries};
 			$stage->progress("   $done of $marks[-1]") if $mark > $piece;
 			Bench::Posts::forget() if $mark > $piece;
 		}
 		my %used = $meter->result;
-		$at{$mark} = { entries => $mark, seconds => $seconds, %used };
+		$at{$mark} = { entries => $mark, seconds => $seconds, last => $last, %used };
 	}
 	$pipeline->pause;
 	my $count = $stage->sql('SELECT count(*) FROM posts');
@@ -132,6 +137,17 @@ sub drain_held
 	my $seconds = time - $start;
 	$pipeline->wait_state('idle');
 	return $seconds;
+}
+
+# More posts into the table as it is, by COPY: what a table of that size costs anybody.
+sub copy_more
+{
+	my ($stage, $rows, $entries) = @_;
+	my $posts = Bench::Posts->new($stage, entries => $entries, first => $rows);
+	$stage->settle;
+	my $result = $posts->copy('posts');
+	Bench::Posts::forget();
+	return { %$result, entries => $entries };
 }
 
 sub new_backlog
