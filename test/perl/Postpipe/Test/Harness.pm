@@ -1,6 +1,6 @@
 # Postpipe::Test::Harness: prove and pg_prove, and one more line "passed failed skipped" in the file POSTPIPE_TALLY, from
 # which test/run makes its summary. Of a test that failed it also shows the end of its log, where the reason of a death is, and
-# after all else, for who sees only the last lines, the checks that failed.
+# after all else, for who sees only the last lines, the checks that failed with what they say.
 # Use: prove --harness Postpipe::Test::Harness
 package Postpipe::Test::Harness;
 
@@ -9,7 +9,7 @@ use warnings;
 use parent 'TAP::Harness';
 use File::Basename qw(basename);
 
-use constant { LOG_LINES => 12, FAILURE_LINES => 8 };
+use constant { LOG_LINES => 12, FAILURE_LINES => 14 };
 
 sub summary
 {
@@ -48,7 +48,8 @@ sub _show_log
 	{
 		open(my $log, '<', $path) or next;
 		my @lines = <$log>;
-		my @failures = grep { /\bnot ok \d/ || /^(?:\[.*\]\(.*\) )?# {2,}/ } @lines;
+		my $shown = 0;
+		my @failures = grep { $shown = /\bnot ok \d/ || ($shown && /^(?:\[.*\]\(.*\) )?#/) } @lines;
 		splice(@failures, FAILURE_LINES) if @failures > FAILURE_LINES;
 		splice(@lines, 0, -(LOG_LINES)) if @lines > LOG_LINES;
 		print "\n--- the end of $name\n", @lines;
