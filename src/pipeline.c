@@ -103,6 +103,30 @@ pp_extension_lookup(PpExtension *ext)
 	return found;
 }
 
+/*
+ * pp_extension_lock
+ *		As pp_extension_lookup(), and keeps the extension until the end of the transaction: waits for a
+ *		DROP EXTENSION that is under way, whatever lock_timeout is in this database, as nothing else
+ *		can be done meanwhile.  What is there after that may be another one, which has to be kept in
+ *		turn.  In a process of ours, before the snapshot that reads the tables.
+ */
+bool
+pp_extension_lock(PpExtension *ext)
+{
+	Oid locked = InvalidOid;
+
+	(void) set_config_option("lock_timeout", "0", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true,
+							 0, false);
+	while (pp_extension_lookup(ext))
+	{
+		if (ext->oid == locked)
+			return true;
+		locked = ext->oid;
+		LockDatabaseObject(ExtensionRelationId, locked, 0, AccessShareLock);
+	}
+	return false;
+}
+
 /* The OID of one of our tables. */
 Oid
 pp_relation_oid(const PpExtension *ext, const char *name)

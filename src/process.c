@@ -47,6 +47,10 @@ pp_process_start(Datum main_arg, Oid dboid, bool connect)
 	else if (connect)
 		BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	SetConfigOption("application_name", MyBgworkerEntry->bgw_name, PGC_USERSET, PGC_S_SESSION);
+#if PG_VERSION_NUM >= 170000
+	/* It ends the process, whatever the transaction was about. */
+	SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_SESSION);
+#endif
 	return true;
 }
 

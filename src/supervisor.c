@@ -15,12 +15,10 @@
 #include "worker.h"
 
 #include "access/xact.h"
-#include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
-#include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/guc.h"
@@ -75,17 +73,9 @@ read_definitions(Supervisor *s)
 	s->pipelines = NIL;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(s->list_cxt);
-	s->created = pp_extension_lookup(&ext);
-	if (s->created)
-	{
-		/* A DROP EXTENSION may be under way: wait for its end, and look again. */
-		LockDatabaseObject(ExtensionRelationId, ext.oid, 0, AccessShareLock);
-		PopActiveSnapshot();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		s->created = pp_extension_lookup(&ext);
-	}
+	s->created = pp_extension_lock(&ext);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	if (s->created)
 		s->pipelines = pp_pipeline_list(&ext);
 	PopActiveSnapshot();

@@ -56,8 +56,9 @@ is_gone(PpWorker *w)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	gone = !pp_extension_lock(&ext);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	gone = !pp_extension_lookup(&ext) || pp_pipeline_get(&ext, w->def->name) == NULL;
+	gone = gone || pp_pipeline_get(&ext, w->def->name) == NULL;
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	return gone;
@@ -293,10 +294,6 @@ fix_session(PpWorker *w)
 	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION);
 	/* Redis speaks UTF-8; a conversion can be found only in a transaction, and is kept from then on. */
 	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
-#if PG_VERSION_NUM >= 170000
-	/* It ends the process, whatever the transaction was about. */
-	SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_SESSION);
-#endif
 	set_option(w, "lock_timeout", NULL);
 	set_option(w, "synchronous_commit", NULL);
 }
@@ -306,12 +303,14 @@ static void
 open_pipeline(PpWorker *w)
 {
 	MemoryContext old = MemoryContextSwitchTo(w->cxt);
+	bool created;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(w->cxt);
-	if (pp_extension_lookup(&w->ext))
+	created = pp_extension_lock(&w->ext);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (created)
 		w->def = pp_pipeline_get(&w->ext, pp_my_proc->pipeline);
 	if (w->def == NULL)
 		pp_worker_leave("dropped", "the pipeline does not exist any more");
