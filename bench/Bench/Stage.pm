@@ -91,13 +91,13 @@ sub empty
 {
 	my ($self, @tables) = @_;
 	$self->sql('TRUNCATE ' . join(', ', @tables));
-	$self->settle;
+	$self->write_out;
 	return;
 }
 
 # Nothing is left to write, by the server or the kernel. What the kernel wrote half a minute later, the generated posts first,
 # held every fsync up for a tenth of a second.
-sub settle
+sub write_out
 {
 	my ($self) = @_;
 	$self->sql('CHECKPOINT');

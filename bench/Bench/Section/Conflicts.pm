@@ -24,10 +24,10 @@ sub run
 		my ($share, $name, $load) = @_;
 		return "${share}_$name" => sub {
 			$new->publish if $name eq 'postpipe';
-			$stage->empty('posts');
+			$stage->sql('TRUNCATE posts');
 			$old->copy('posts', $share eq 'half' ? 'awk NR%2' : undef);
 			$stage->sql('VACUUM ANALYZE posts');
-			$stage->settle;
+			$stage->write_out;
 			my $result = $load->();
 			$new->verify('posts', $name);
 			return $result;

@@ -46,7 +46,7 @@ sub pgbench
 {
 	my ($stage) = @_;
 	my $seconds = $stage->quick ? 2 : 8;
-	$stage->settle;
+	$stage->write_out;
 	my $output = $stage->run("pgbench -n -c 2 -T $seconds $database 2>&1");
 	my ($rate) = $output =~ /tps = ([\d.]+)/ or die "pgbench: $output\n";
 	return { entries => int($rate * $seconds), seconds => $seconds, rate => $rate };
@@ -63,7 +63,7 @@ sub idle
 	$stage->restart_server($libraries, 'autovacuum=off', $statements ? 'pg_stat_statements.track=all' : ());
 	$pipeline->wait_state('idle');
 	my @processes = map { $_->[0] } $stage->rows('SELECT pid FROM postpipe_workers WHERE pid IS NOT NULL');
-	$stage->settle;
+	$stage->write_out;
 
 	my $other = Bench::Session->psql($database);
 	$other->ask('CREATE EXTENSION pg_stat_statements') if $statements;

@@ -144,10 +144,10 @@ sub copy_more
 {
 	my ($stage, $rows, $entries) = @_;
 	my $posts = Bench::Posts->new($stage, entries => $entries, first => $rows);
-	$stage->settle;
+	$stage->write_out;
 	my $result = $posts->copy('posts');
 	Bench::Posts::forget();
-	return { %$result, entries => $entries };
+	return $result;
 }
 
 sub new_backlog
@@ -228,7 +228,7 @@ sub full_table
 	my ($stage, $pipeline, $rows) = @_;
 	my $entries = $stage->entries($restart_share);
 	my $more = sub { Bench::Posts->new($stage, entries => $entries, first => $rows + $_[0] * $entries) };
-	my $drain = sub { $_[0]->publish; $stage->settle; $pipeline->drain };
+	my $drain = sub { $_[0]->publish; $stage->write_out; $pipeline->drain };
 
 	$stage->empty('posts');
 	my $empty = $drain->($more->(0));
@@ -241,9 +241,7 @@ sub full_table
 	}
 	$stage->sql('VACUUM ANALYZE posts');
 	my $full = $drain->($more->(1));
-	my $copy = $more->(2);
-	$stage->settle;
-	my $copied = $copy->copy('posts');
+	my $copied = copy_more($stage, $rows + 2 * $entries, $entries);
 	return { to_empty => $empty->{seconds} / $full->{seconds}, to_copy => $copied->{seconds} / $full->{seconds} };
 }
 
