@@ -83,7 +83,7 @@ wait_sql($node, 'postgres', q(SELECT n FROM sums WHERE id = 'c'), 1, 'applied af
 sql(q(SELECT postpipe_create_pipeline('restarts', 'stream:restarts', options => '{"max_retries": 3, "retry_delay": "500ms"}', statement => 'INSERT INTO counted SELECT event ->> $$id$$, 1 FROM postpipe_batch')));
 wait_state('restarts');
 $redis->xadd('stream:restarts', id => 'bad');
-for my $restart (sub { $node->restart('fast') }, sub { $redis->kill9; $redis->start }, sub { $node->stop('immediate'); $node->start })
+for my $restart (sub { $node->restart }, sub { $redis->kill9; $redis->start }, sub { $node->stop('immediate'); $node->start })
 {
 	my $attempts = sql(q(SELECT coalesce(max(attempts), 0) FROM postpipe_dlq WHERE pipeline = 'restarts'));
 	wait_sql($node, 'postgres', "SELECT attempts > $attempts OR state = 'dead' FROM postpipe_dlq WHERE pipeline = 'restarts'", 't', 'one more attempt');
