@@ -34,6 +34,7 @@ extern char **pp_check_ask(PpCheck *c, const char *sql);
 
 /* Each ends with a rule without a name. */
 extern const PpCheckRule pp_check_server_rules[];   /* check_server.c */
+extern const PpCheckRule pp_check_redis_rules[];    /* check_redis.c */
 extern const PpCheckRule pp_check_pipeline_rules[]; /* check_pipeline.c */
 extern const PpCheckRule pp_check_stream_rules[];   /* check_stream.c */
 

@@ -488,6 +488,13 @@ pp_redis_error(const PpRedis *conn)
 	return &conn->error;
 }
 
+/* Its URL, for people. */
+const char *
+pp_redis_display(const PpRedis *conn)
+{
+	return conn->url.display;
+}
+
 /* The server's version and role, as INFO tells them; empty when not known. */
 const char *
 pp_redis_version(const PpRedis *conn)

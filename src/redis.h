@@ -44,6 +44,7 @@ extern PpRedisResult pp_redis_fail(PpRedis *conn, PpRedisClass class, const char
 
 extern const PpRedisError *pp_redis_error(const PpRedis *conn);
 extern void pp_redis_info(const PpReply *info, const char *name, char *dst, size_t size);
+extern const char *pp_redis_display(const PpRedis *conn);
 extern const char *pp_redis_version(const PpRedis *conn);
 extern uint64 pp_redis_run(const PpRedis *conn);
 extern const char *pp_redis_eviction(const PpRedis *conn);

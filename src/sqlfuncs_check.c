@@ -170,6 +170,7 @@ postpipe_check(PG_FUNCTION_ARGS)
 	c.pipelines = pp_pipeline_list(&ext);
 	look_at_connection(&c);
 	run_rules(&c, pp_check_server_rules);
+	run_rules(&c, pp_check_redis_rules);
 	foreach (lc, c.pipelines)
 	{
 		c.p = lfirst(lc);
@@ -178,6 +179,8 @@ postpipe_check(PG_FUNCTION_ARGS)
 		found = true;
 		if (c.p->redis != NULL || c.own_server)
 			look_at_connection(&c);
+		if (c.own_server)
+			run_rules(&c, pp_check_redis_rules);
 		run_rules(&c, pp_check_pipeline_rules);
 		run_rules(&c, pp_check_stream_rules);
 	}

@@ -63,6 +63,13 @@ is($redis->command('XLEN', 'stream:e'), 3, '... not here');
 is(sql(q(SELECT count(*) FROM postpipe_peek('there'))), 6, 'postpipe_peek');
 is(sql(q(SELECT count(*) FROM postpipe_consumers('there'))), 1, 'postpipe_consumers');
 wait_sql($node, 'postgres', q(SELECT * FROM postpipe_check('there') WHERE pipeline = 'there' AND status <> 'ok'), '', 'postpipe_check');
+$other->command('REPLICAOF', '127.0.0.1', '1');
+wait_sql($node, 'postgres', q(SELECT pipeline, status, detail ~ 'is a replica$', hint FROM postpipe_check() WHERE check_name = 'redis' AND status <> 'ok'),
+	'there|error|t|ALTER SERVER there OPTIONS (SET url ...), with the master\'s.', '... of a server that is a replica');
+$other->command('REPLICAOF', 'NO', 'ONE');
+$other->command('CONFIG', 'SET', 'maxmemory-policy', 'allkeys-lru');
+is(sql(q(SELECT pipeline, status FROM postpipe_check() WHERE check_name = 'eviction' ORDER BY 1)), "there|warning\n|ok", '... or may evict streams');
+$other->command('CONFIG', 'SET', 'maxmemory-policy', 'noeviction');
 
 # --- The server is away: its numbers are unknown, those of others are not.
 $other->freeze;
