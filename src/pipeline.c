@@ -7,7 +7,6 @@
  */
 #include "pipeline.h"
 
-#include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -16,18 +15,13 @@
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/fmgrprotos.h"
-#include "utils/guc.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -65,88 +59,6 @@ enum
 	COL_DROPPED,
 	COL_COUNT = COL_DROPPED
 };
-
-/*
- * pp_extension_lookup
- *		Fills *ext, in the current memory context; returns false when the extension is not created
- *		in this database.  Found through pg_extension, never by the name of a schema.
- */
-bool
-pp_extension_lookup(PpExtension *ext)
-{
-	Relation rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple tuple;
-	bool found;
-
-	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
-				CStringGetDatum(PP_EXTENSION));
-	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
-	if (found)
-	{
-		Form_pg_extension form = (Form_pg_extension) GETSTRUCT(tuple);
-		bool isnull;
-		Datum version =
-			heap_getattr(tuple, Anum_pg_extension_extversion, RelationGetDescr(rel), &isnull);
-
-		ext->oid = form->oid;
-		ext->schema = form->extnamespace;
-		ext->owner = form->extowner;
-		ext->schema_name = pstrdup(quote_identifier(get_namespace_name(form->extnamespace)));
-		ext->version = isnull ? NULL : TextDatumGetCString(version);
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return found;
-}
-
-/*
- * pp_extension_lock
- *		As pp_extension_lookup(), and keeps the extension until the end of the transaction: waits for a
- *		DROP EXTENSION that is under way, whatever lock_timeout is in this database, as nothing else
- *		can be done meanwhile.  What is there after that may be another one, which has to be kept in
- *		turn.  In a process of ours, before the snapshot that reads the tables.
- */
-bool
-pp_extension_lock(PpExtension *ext)
-{
-	Oid locked = InvalidOid;
-
-	(void) set_config_option("lock_timeout", "0", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true,
-							 0, false);
-	while (pp_extension_lookup(ext))
-	{
-		if (ext->oid == locked)
-			return true;
-		locked = ext->oid;
-		LockDatabaseObject(ExtensionRelationId, locked, 0, AccessShareLock);
-	}
-	return false;
-}
-
-/* The OID of one of our tables. */
-Oid
-pp_relation_oid(const PpExtension *ext, const char *name)
-{
-	Oid oid = get_relname_relid(name, ext->schema);
-
-	if (!OidIsValid(oid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s.%s of extension postpipe does not exist", ext->schema_name, name),
-				 errhint("Run DROP EXTENSION postpipe and CREATE EXTENSION postpipe.")));
-	return oid;
-}
-
-Oid
-pp_id_type_oid(const PpExtension *ext)
-{
-	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("postpipe_id"),
-						   ObjectIdGetDatum(ext->schema));
-}
 
 static char *
 text_or_null(const Datum *values, const bool *nulls, int col)
@@ -297,57 +209,6 @@ pp_pipeline_is_armed(const PpPipeline *p)
 						  p->database_oid == MyDatabaseId);
 }
 
-/* An option's value as text, or NULL when it is not set. */
-char *
-pp_pipeline_option(const PpPipeline *p, const char *name)
-{
-	JsonbValue value;
-
-	if (!getKeyJsonValueFromContainer(&p->options->root, name, (int) strlen(name), &value))
-		return NULL;
-	switch (value.type)
-	{
-		case jbvString:
-			return pnstrdup(value.val.string.val, value.val.string.len);
-		case jbvNumeric:
-			return DatumGetCString(
-				DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
-		case jbvBool:
-			return pstrdup(value.val.boolean ? "on" : "off");
-		default:
-			return NULL;
-	}
-}
-
-/* Is an option set, and true? */
-bool
-pp_pipeline_option_is_on(const PpPipeline *p, const char *name)
-{
-	char *value = pp_pipeline_option(p, name);
-	bool on;
-
-	return value != NULL && parse_bool(value, &on) && on;
-}
-
-/* An option that is a whole number; `unset` when it is not set. */
-int
-pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset)
-{
-	char *value = pp_pipeline_option(p, name);
-
-	return value ? pg_strtoint32(value) : unset;
-}
-
-/* An option that is a number; `unset` when it is not set, or is none. */
-double
-pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset)
-{
-	char *value = pp_pipeline_option(p, name);
-	double number;
-
-	return value && parse_real(value, &number, 0, NULL) ? number : unset;
-}
-
 /*
  * pp_pipeline_lock
  *		Locks a pipeline until the end of the transaction: each batch in AccessShareLock, whoever
@@ -402,37 +263,6 @@ pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p)
 	definitions_changed = false;
 	now = pp_pipeline_get(ext, p->name);
 	return now != NULL && now->version == p->version;
-}
-
-/* An option that is a time, in milliseconds; with a unit or without, as a setting. */
-int
-pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset)
-{
-	char *value = pp_pipeline_option(p, name);
-	int ms;
-
-	return value && parse_int(value, &ms, GUC_UNIT_MS, NULL) ? ms : unset;
-}
-
-/* The length of an interval in milliseconds, a month taken as 30 days. */
-int64
-pp_interval_ms(const Interval *interval)
-{
-	int64 days = (int64) interval->month * DAYS_PER_MONTH + interval->day;
-
-	return days * (SECS_PER_DAY * INT64CONST(1000)) + interval->time / 1000;
-}
-
-/* An option that is an interval, in milliseconds. */
-int64
-pp_pipeline_option_interval(const PpPipeline *p, const char *name, int64 unset)
-{
-	char *value = pp_pipeline_option(p, name);
-
-	if (value == NULL)
-		return unset;
-	return pp_interval_ms(DatumGetIntervalP(DirectFunctionCall3(
-		interval_in, CStringGetDatum(value), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))));
 }
 
 static void

@@ -57,21 +57,24 @@ typedef struct PpPipeline
 	bool changed_here;      /* this transaction has written the row */
 } PpPipeline;
 
+/* extension.c */
 extern bool pp_extension_lookup(PpExtension *ext);
 extern bool pp_extension_lock(PpExtension *ext);
 extern Oid pp_relation_oid(const PpExtension *ext, const char *name);
 extern Oid pp_id_type_oid(const PpExtension *ext);
 
+/* pipeline_option.c */
+extern char *pp_pipeline_option(const PpPipeline *p, const char *name);
+extern bool pp_pipeline_option_is_on(const PpPipeline *p, const char *name);
+extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
+extern double pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset);
+extern int pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset);
+extern int64 pp_pipeline_option_interval(const PpPipeline *p, const char *name, int64 unset);
+extern int64 pp_interval_ms(const Interval *interval);
+
 extern List *pp_pipeline_list(const PpExtension *ext);
 extern PpPipeline *pp_pipeline_get(const PpExtension *ext, const char *name);
 extern bool pp_pipeline_is_armed(const PpPipeline *p);
-extern char *pp_pipeline_option(const PpPipeline *p, const char *name);
-extern bool pp_pipeline_option_is_on(const PpPipeline *p, const char *name);
-extern int pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset);
-extern double pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset);
-extern int64 pp_pipeline_option_interval(const PpPipeline *p, const char *name, int64 unset);
-extern int64 pp_interval_ms(const Interval *interval);
-extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
 extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
 extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);
 extern void pp_pipeline_update(const PpExtension *ext, const PpPipeline *p);

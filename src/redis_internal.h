@@ -1,6 +1,6 @@
 /*
  * redis_internal.h
- *		Shared by redis.c, redis_address.c, redis_login.c and redis_reply.c alone: hiredis.
+ *		Shared by redis.c, redis_address.c, redis_login.c, redis_reply.c and redis_wait.c alone: hiredis.
  */
 #ifndef PP_REDIS_INTERNAL_H
 #define PP_REDIS_INTERNAL_H

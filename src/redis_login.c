@@ -1,6 +1,6 @@
 /*
  * redis_login.c
- *		Open a connection to Redis: connect, log in.
+ *		Open a connection to Redis: connect, log in, know the server.
  *
  * pp_redis_start() begins to connect and queues the log-in; the replies to it are consumed by
  * pp_redis_login_step(), and pp_redis_is_open() becomes true when it is done.  When the server turns
@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 
+#include "common/hashfn.h"
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
@@ -169,4 +170,46 @@ pp_redis_login_step(PpRedis *conn, const PpReply *reply)
 	else if (step == PP_LOGIN_INFO && reply->type == PP_REPLY_STRING)
 		learn_server(conn, reply);
 	return PP_REDIS_NOTHING;
+}
+
+/* Its URL, for people. */
+const char *
+pp_redis_display(const PpRedis *conn)
+{
+	return conn->url.display;
+}
+
+/* The server's version and role, as INFO tells them; empty when not known. */
+const char *
+pp_redis_version(const PpRedis *conn)
+{
+	return conn->version;
+}
+
+/* A number for this life of the server, which began when it was started; 0: it does not tell. */
+uint64
+pp_redis_run(const PpRedis *conn)
+{
+	return conn->run_id[0] == '\0' ? 0
+								   : hash_bytes_extended((const unsigned char *) conn->run_id,
+														 (int) strlen(conn->run_id), 1);
+}
+
+const char *
+pp_redis_role(const PpRedis *conn)
+{
+	return conn->role;
+}
+
+/* The policy by which the server may evict a stream, as "allkeys-lru"; empty: it may not. */
+const char *
+pp_redis_eviction(const PpRedis *conn)
+{
+	return conn->eviction;
+}
+
+int64
+pp_redis_client_id(const PpRedis *conn)
+{
+	return conn->client_id;
 }

@@ -305,7 +305,7 @@ extern bool pp_supervisor_has_looked(Oid dboid);
 extern void pp_wake_supervisor(Oid dboid);
 extern void pp_wake_launcher(void);
 
-/* Why a pipeline has no slot while there is a supervisor. */
+/* shmem_pipe.c.  Why a pipeline has no slot while there is a supervisor: */
 #define PP_PIPES_FULL_CODE "no_pipeline_slot"
 #define PP_PIPES_FULL \
 	CppAsString2(PP_MAX_PIPELINES) " pipelines of all databases are the most there can be; drop one"
