@@ -49,7 +49,7 @@ sub _show_log
 		open(my $log, '<', $path) or next;
 		my @lines = <$log>;
 		my $shown = 0;
-		my @failures = grep { $shown = /\bnot ok \d/ || ($shown && /^(?:\[.*\]\(.*\) )?#/) } @lines;
+		my @failures = grep { $shown = /\bnot ok \d/ || ($shown && /^(?:\[.*?\]\(.*?\) )?(?:#|$)/) } @lines;
 		splice(@failures, FAILURE_LINES) if @failures > FAILURE_LINES;
 		splice(@lines, 0, -(LOG_LINES)) if @lines > LOG_LINES;
 		print "\n--- the end of $name\n", @lines;
