@@ -47,6 +47,19 @@ pp_worker_leave(const char *code, const char *reason)
 	proc_exit(0);
 }
 
+/*
+ * The definition as it stands; NULL when it is dropped, or the extension.  In a transaction, to which
+ * it leaves an active snapshot.
+ */
+static PpPipeline *
+read_definition(PpExtension *ext, const char *pipeline)
+{
+	bool created = pp_extension_lock(ext);
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	return created ? pp_pipeline_get(ext, pipeline) : NULL;
+}
+
 /* Is the pipeline dropped, or the extension? */
 static bool
 is_gone(PpWorker *w)
@@ -56,9 +69,7 @@ is_gone(PpWorker *w)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	gone = !pp_extension_lock(&ext);
-	PushActiveSnapshot(GetTransactionSnapshot());
-	gone = gone || pp_pipeline_get(&ext, w->def->name) == NULL;
+	gone = read_definition(&ext, w->def->name) == NULL;
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	return gone;
@@ -303,15 +314,11 @@ static void
 open_pipeline(PpWorker *w)
 {
 	MemoryContext old = MemoryContextSwitchTo(w->cxt);
-	bool created;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	MemoryContextSwitchTo(w->cxt);
-	created = pp_extension_lock(&w->ext);
-	PushActiveSnapshot(GetTransactionSnapshot());
-	if (created)
-		w->def = pp_pipeline_get(&w->ext, pp_my_proc->pipeline);
+	w->def = read_definition(&w->ext, pp_my_proc->pipeline);
 	if (w->def == NULL)
 		pp_worker_leave("dropped", "the pipeline does not exist any more");
 	fix_session(w);
