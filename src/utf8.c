@@ -3,47 +3,69 @@
  *		Is it UTF-8?
  *
  * The server's own check goes byte by byte through what is not ASCII, and each step waits for the one
- * before.  Here ASCII and characters of two bytes (Latin, Greek, Cyrillic, Hebrew, Arabic) are told eight
- * bytes at a time; longer characters are left to the server's function.
+ * before.  Here sixteen bytes are looked at together, whatever they are, each with the three before it.
+ * What is wrong is in section 3.9 of the Unicode standard, "Well-Formed UTF-8 Byte Sequences".
  */
 #include "utf8.h"
 
 #include "mb/pg_wchar.h"
-#include "port/pg_bitutils.h"
-#include "port/pg_bswap.h"
 
 #include "word.h"
 
-/* Eight bytes, the first one in the lowest bits. */
-static inline uint64
+#define BLOCK     16 /* bytes in a Bytes */
+#define BEFORE    3  /* bytes before them that are looked at, too */
+#define HEX(byte) ((signed char) 0x##byte)
+
+/* Comparisons are of signed bytes, so that 80 to FF come before 00 to 7F; they make FF of what is true. */
+typedef signed char Bytes __attribute__((vector_size(BLOCK)));
+
+static inline Bytes
 load(const char *p)
 {
-#ifdef WORDS_BIGENDIAN
-	return pg_bswap64(pp_word_at(p));
-#else
-	return pp_word_at(p);
-#endif
+	Bytes bytes;
+
+	memcpy(&bytes, p, sizeof(bytes));
+	return bytes;
 }
 
-/*
- * The highest bits of the bytes of a word that are wrong, if it is to have nothing but ASCII without a NUL and
- * characters of two bytes.  *expected: has such a bit for a first byte that is to end a character; then for
- * all such bytes, and *next for the first byte of the next word.
- */
-static inline uint64
-find_wrong(uint64 word, uint64 *expected, uint64 *next)
+/* The bytes that are wrong where they are have the highest bit.  A character need not have ended. */
+static inline Bytes
+find_wrong(const char *p)
 {
-	uint64 second_bit = word << 1;
-	uint64 third_bit = word << 2;
-	uint64 lead = word & second_bit & PP_HIGH_BITS;          /* 11xxxxxx */
-	uint64 continuation = word & ~second_bit & PP_HIGH_BITS; /* 10xxxxxx */
-	/* Not if bits 1 to 4 are all zero: C0 and C1 would begin characters that need one byte only. */
-	uint64 long_enough = (word & (PP_EACH_BYTE * 0x1e)) + PP_EACH_BYTE * 0x7e;
-	uint64 nul = (word - PP_EACH_BYTE) & ~word & PP_HIGH_BITS;
+	Bytes byte = load(p);
+	Bytes one_before = load(p - 1);
+	Bytes two_before = load(p - 2);
+	Bytes three_before = load(p - 3);
+	Bytes continues = byte < HEX(C0);
+	Bytes has_to = (one_before & (one_before >= HEX(C0))) | (two_before & (two_before >= HEX(E0))) |
+				   (three_before & (three_before >= HEX(F0)));
+	Bytes never =
+		(byte == HEX(00)) | (byte == HEX(C0)) | (byte == HEX(C1)) | (byte & (byte >= HEX(F5)));
+	/* In a longer form than needed, a surrogate, or above 10FFFF */
+	Bytes not_after = ((one_before == HEX(E0)) & (byte < HEX(A0))) |
+					  ((one_before == HEX(ED)) & (byte >= HEX(A0))) |
+					  ((one_before == HEX(F0)) & (byte < HEX(90))) |
+					  ((one_before == HEX(F4)) & (byte >= HEX(90)));
 
-	*expected |= lead << 8;
-	*next = lead >> 56;
-	return (continuation ^ *expected) | (lead & third_bit) | (lead & ~long_enough) | nul;
+	return (continues ^ has_to) | never | not_after;
+}
+
+static inline bool
+is_any(Bytes wrong)
+{
+	uint64 words[BLOCK / PP_WORD];
+
+	memcpy(words, &wrong, sizeof(words));
+	return ((words[0] | words[1]) & PP_HIGH_BITS) != 0;
+}
+
+/* Is the last of its characters, which are right so far, whole? */
+static inline bool
+is_whole(const char *end)
+{
+	const unsigned char *e = (const unsigned char *) end;
+
+	return e[-1] < 0xC0 && e[-2] < 0xE0 && e[-3] < 0xF0;
 }
 
 /* Where the character at `p` ends; NULL: it is none, or a NUL. */
@@ -58,6 +80,15 @@ end_of_character(const char *p, const char *end)
 	return len > end - p || !pg_utf8_islegal((const unsigned char *) p, len) ? NULL : p + len;
 }
 
+/* Where the words of ASCII at the beginning end. */
+static inline const char *
+skip_ascii(const char *p, const char *end)
+{
+	while (end - p >= PP_WORD && !((pp_word_at(p) | (pp_word_at(p) - PP_EACH_BYTE)) & PP_HIGH_BITS))
+		p += PP_WORD;
+	return p;
+}
+
 /*
  * pp_utf8_is_valid
  *		Is the string UTF-8, without a NUL?
@@ -66,29 +97,21 @@ bool
 pp_utf8_is_valid(const char *p, size_t len)
 {
 	const char *end = p + len;
-	uint64 next = 0;
+	char first[BEFORE + BLOCK] = "   ";
+	Bytes wrong;
 
-	while (end - p >= PP_WORD)
+	p = skip_ascii(p, end);
+	if (end - p < BEFORE + BLOCK)
 	{
-		uint64 expected = next;
-		uint64 wrong = find_wrong(load(p), &expected, &next);
-		int bit;
-
-		if (wrong == 0)
-		{
-			p += PP_WORD;
-			continue;
-		}
-		/* Up to the first wrong byte all is well.  There a longer character begins, or none. */
-		bit = pg_rightmost_one_pos64(wrong);
-		p += bit / BITS_PER_BYTE - (int) (expected >> bit & 1);
-		if ((p = end_of_character(p, end)) == NULL)
-			return false;
-		next = 0;
+		while (p < end)
+			if ((p = end_of_character(p, end)) == NULL)
+				return false;
+		return true;
 	}
-	p -= next != 0;
-	while (p < end)
-		if ((p = end_of_character(p, end)) == NULL)
-			return false;
-	return true;
+	memcpy(first + BEFORE, p, BLOCK);
+	wrong = find_wrong(first + BEFORE);
+	for (p += BLOCK; end - p > BLOCK; p += BLOCK)
+		wrong |= find_wrong(p);
+	wrong |= find_wrong(end - BLOCK); /* some of them for the second time */
+	return !is_any(wrong) && is_whole(end);
 }

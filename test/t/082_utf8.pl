@@ -1,5 +1,5 @@
 # What is UTF-8 and what is not: a value of any bytes is a row where PostgreSQL takes these bytes as UTF-8, else a dead letter
-# (utf8.c looks at eight bytes at a time). TAP, because it needs a Redis and background workers.
+# (utf8.c looks at sixteen bytes at a time). TAP, because it needs a Redis and background workers.
 
 use strict;
 use warnings;
@@ -24,11 +24,11 @@ for my $lead (@leads)
 	}
 }
 
-# Each of them at all places of a word, alone and with characters of one, two, three and four bytes around it.
+# Each of them at all places of a block, alone and with characters of one, two, three and four bytes around it.
 my @around = ('', 'a', "\xd0\xbf", "\xe2\x80\x94", "\xf0\x9f\x9a\x80");
-my @strings = map { my $part = $_; map { my $before = $around[$_ % @around]; my $after = $around[$_ * 7 % 11 % @around]; 'b' x $_ . $before . $part . $after . "\xd1\x8f" x ($_ / 2) } 0 .. 8 } @parts;
+my @strings = map { my $part = $_; map { my $before = $around[$_ % @around]; my $after = $around[$_ * 7 % 11 % @around]; 'b' x $_ . $before . $part . $after . "\xd1\x8f" x ($_ * 5 % 13) } 0 .. 18 } @parts;
 # ... and at the very end.
-push @strings, map { my $part = $_; map { 'b' x $_ . $part, "\xd0\xbf" x $_ . $part } 3 .. 9 } map { $_, substr($_, 0, length($_) - 1) } grep { length($_) > 1 } @parts;
+push @strings, map { my $part = $_; map { 'b' x $_ . $part, "\xd0\xbf" x $_ . $part } 3 .. 9, 15 .. 19 } map { $_, substr($_, 0, length($_) - 1) } grep { length($_) > 1 } @parts;
 for (my $first = 0; $first < @strings; $first += 2000)
 {
 	$redis->pipeline(map { [ 'XADD', 'stream:strings', '*', id => $_, v => $strings[$_] ] } grep { $_ < @strings } $first .. $first + 1999);
