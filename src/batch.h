@@ -15,12 +15,15 @@ typedef struct PpString
 	size_t len;
 } PpString;
 
+/* A type of value that jsonb has not: an integer as its digits, as ->> shows it. */
+#define PP_ISINTEGER JENTRY_TYPEMASK
+
 /* A name and a value of an object. */
 typedef struct PpPair
 {
 	PpString name;
-	PpString value; /* text, the bytes of a Numeric, or of a JsonbContainer */
-	JEntry type;    /* of the value: JENTRY_ISSTRING and so on, nothing else */
+	PpString value; /* text or digits, the bytes of a Numeric, or of a JsonbContainer */
+	JEntry type;    /* of the value: JENTRY_ISSTRING and so on or PP_ISINTEGER, nothing else */
 	int position;   /* among the pairs as they came */
 } PpPair;
 

@@ -35,7 +35,10 @@ struct PpField
 	Oid type;
 	FmgrInfo input; /* of a type that is not text */
 	Oid ioparam;
+	bool input_keeps_off; /* it neither writes into a string nor keeps it */
 };
+
+#define SHORT_STRING 64 /* most of what is not text has fewer bytes */
 
 /* A text that is written in the statement.  False: it is something else. */
 static bool
@@ -107,6 +110,17 @@ add_sources(List **sources, Node *node, Index relid)
 	return true;
 }
 
+/* Does its input function leave the string as it is and keep no part of it?  Those of PostgreSQL itself do. */
+static bool
+input_keeps_off(Oid type)
+{
+	Oid input;
+	Oid ioparam;
+
+	getTypeInputInfo(getBaseType(type), &input, &ioparam);
+	return input < FirstGenbkiObjectId;
+}
+
 /*
  * pp_field_make
  *		The field that an expression over the scan's relation stands for, in the current memory context;
@@ -134,6 +148,7 @@ pp_field_make(Node *expr, Index relid, bool convert)
 		fmgr_info_set_expr(expr, &field->input);
 		if (!field->input.fn_strict) /* NULL may be something else for it */
 			return NULL;
+		field->input_keeps_off = input_keeps_off(field->type);
 	}
 	return field;
 }
@@ -178,6 +193,19 @@ make_jsonb(const PpPair *pair)
 	return jb;
 }
 
+/* The text with a zero behind it: where it is, in `room`, or in the current memory context. */
+static char *
+terminated(const PpField *field, const PpString *text, bool in_text, char room[SHORT_STRING])
+{
+	if (!field->input_keeps_off || (!in_text && text->len >= SHORT_STRING))
+		return pnstrdup(text->data, text->len);
+	if (in_text)
+		return unconstify(char *, text->data);
+	memcpy(room, text->data, text->len);
+	room[text->len] = '\0';
+	return room;
+}
+
 /*
  * pp_field_value
  *		Its value in an entry, perhaps where it is there, perhaps in the current memory context.  Throws
@@ -189,6 +217,7 @@ pp_field_value(PpField *field, const PpEntry *entry, bool *isnull)
 	bool in_text;
 	const PpPair *pair = find_pair(field, entry, &in_text);
 	PpString text;
+	char room[SHORT_STRING];
 	char *string;
 	Jsonb *jb;
 	TimestampTz timestamp;
@@ -202,9 +231,7 @@ pp_field_value(PpField *field, const PpEntry *entry, bool *isnull)
 	if (field->type == TEXTOID)
 		return in_text ? PointerGetDatum(text.data - VARHDRSZ)
 					   : PointerGetDatum(cstring_to_text_with_len(text.data, (int) text.len));
-	/* Others than those of PostgreSQL might write into it. */
-	string = in_text && field->input.fn_oid < FirstGenbkiObjectId ? unconstify(char *, text.data)
-																  : pnstrdup(text.data, text.len);
+	string = terminated(field, &text, in_text, room);
 	if (field->type == TIMESTAMPTZOID && pp_iso_timestamp(string, &timestamp))
 		return TimestampTzGetDatum(timestamp);
 	return InputFunctionCall(&field->input, string, field->ioparam, -1);

@@ -17,9 +17,9 @@
 
 #include "word.h"
 
-#define MAX_PAIRS       256
-#define MAX_ELEMENTS    64
-#define MAX_INT64_CHARS 18 /* so many digits always fit */
+#define MAX_PAIRS         256
+#define MAX_ELEMENTS      64
+#define MAX_INTEGER_CHARS 18 /* so many always fit into 64 bits */
 
 /* What is left of the text, which is valid UTF-8, and where strings without their escapes go. */
 typedef struct Scan
@@ -230,17 +230,15 @@ take_number(Scan *s, PpPair *pair)
 	s->at = end_of_number(start, s->end, &integer);
 	if (s->at == NULL)
 		return false;
-	if (integer && s->at - start <= MAX_INT64_CHARS)
+	/* jsonb has 0 of -0. */
+	if (integer && s->at - start <= MAX_INTEGER_CHARS && (start[0] != '-' || start[1] != '0'))
 	{
-		int64 value = 0;
-
-		for (const char *p = start + (*start == '-'); p < s->at; p++)
-			value = 10 * value + (*p - '0');
-		number = int64_to_numeric(*start == '-' ? -value : value);
+		pair->type = PP_ISINTEGER;
+		pair->value = (PpString){start, s->at - start};
+		return true;
 	}
-	else
-		number = DatumGetNumeric(DirectFunctionCall3(
-			numeric_in, CStringGetDatum(pnstrdup(start, s->at - start)), 0, Int32GetDatum(-1)));
+	number = DatumGetNumeric(DirectFunctionCall3(
+		numeric_in, CStringGetDatum(pnstrdup(start, s->at - start)), 0, Int32GetDatum(-1)));
 	pair->type = JENTRY_ISNUMERIC;
 	pair->value = (PpString){(char *) number, VARSIZE_ANY(number)};
 	return true;
@@ -386,14 +384,10 @@ pp_json_parse_object(const char *text, size_t len)
 {
 	static PpNameOrder kept;
 	Scan scan = {.at = text, .end = text + len};
-	PpPair *pairs = palloc(MAX_PAIRS * sizeof(PpPair));
-	PpObject *result = NULL;
-	int n;
+	PpPair pairs[MAX_PAIRS];
+	int n = take_pairs(&scan, pairs);
 
-	if ((n = take_pairs(&scan, pairs)) >= 0)
-		result = pp_object_make(&kept, pp_names_are_kept(&kept, pairs, n), pairs, n);
-	pfree(pairs);
-	return result;
+	return n < 0 ? NULL : pp_object_make(&kept, pp_names_are_kept(&kept, pairs, n), pairs, n);
 }
 
 /*

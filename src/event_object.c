@@ -12,6 +12,9 @@
 #include "mb/pg_wchar.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
+#include "utils/numeric.h"
+
+#define MAX_INTEGER_SIZE 24 /* bytes, of the Numeric of a PP_ISINTEGER */
 
 /* jsonb's order of keys: shorter first, then by bytes. */
 static inline int
@@ -103,6 +106,15 @@ is_aligned(JEntry type)
 	return type == JENTRY_ISNUMERIC || type == JENTRY_ISCONTAINER;
 }
 
+/* A PP_ISINTEGER as jsonb has it.  In the text that it was found in something follows it, and is no digit. */
+static PpString
+numeric_of(const PpString *digits)
+{
+	Numeric number = int64_to_numeric(strtoi64(digits->data, NULL, 10));
+
+	return (PpString){(char *) number, VARSIZE_ANY(number)};
+}
+
 /*
  * Writes a name or a value: its JEntry, and its bytes at *total from `base` on.  The JEntry has the
  * offset, not the length: then a reader need not add up the lengths before it.  Either is allowed
@@ -111,6 +123,14 @@ is_aligned(JEntry type)
 static void
 put(JEntry *entry, JEntry type, const PpString *s, char *base, uint32 *total)
 {
+	PpString number;
+
+	if (type == PP_ISINTEGER)
+	{
+		number = numeric_of(s);
+		s = &number;
+		type = JENTRY_ISNUMERIC;
+	}
 	if (is_aligned(type))
 		while (*total != INTALIGN(*total))
 			base[(*total)++] = '\0';
@@ -130,6 +150,8 @@ head_size(int children)
 static inline Size
 value_size(const PpPair *pair)
 {
+	if (pair->type == PP_ISINTEGER)
+		return MAX_INTEGER_SIZE + sizeof(int32);
 	return pair->value.len + (is_aligned(pair->type) ? sizeof(int32) : 0);
 }
 
@@ -328,6 +350,7 @@ pp_pair_text(const PpPair *pair)
 	switch (pair->type)
 	{
 		case JENTRY_ISSTRING:
+		case PP_ISINTEGER:
 			return pair->value;
 		case JENTRY_ISNUMERIC:
 			made = DatumGetCString(

@@ -94,6 +94,15 @@ sql('CREATE TABLE inner_values AS SELECT n + 10000 AS n, raw, event AS wanted FR
 $redis->pipeline(map { [ 'XADD', 'stream:arrays', '*', data => $_ ] } map { my ($n, $hex) = split /\|/; qq({"n": $n, "a": ) . pack('H*', $hex) . '}' } split /\n/, sql(q(SELECT n, encode(raw, 'hex') FROM inner_values)));
 wait_sql($node, 'postgres', q(SELECT count(*) = (SELECT count(*) FROM inner_values) FROM events WHERE n >= 10000), 't', 'what is in an event is settled');
 is(sql(q(SELECT count(*) FROM inner_values JOIN events USING (n) WHERE event IS DISTINCT FROM wanted OR event::text <> wanted::text OR jsonb_hash(event) <> jsonb_hash(wanted))), 0, '... and is what it was');
+
+# Numbers of an event as a text and as other types, without a jsonb between.
+my @numbers = (qw(0 -0 7 -7 10000 -10000 1.50 1e3 -1.5e2 -0.0 1e400 123456789012345678 -12345678901234567 -123456789012345678 1234567890123456789), ' 12 ', "3\n");
+sql(q(CREATE TABLE numbers (n int, as_text text, as_numeric numeric, as_name name);
+	SELECT postpipe_create_pipeline('numbers', 'stream:numbers', statement => 'INSERT INTO numbers SELECT (event ->> ''n'')::int, event ->> ''v'', (event ->> ''v'')::numeric, (event ->> ''v'')::name FROM postpipe_batch')));
+$redis->pipeline(map { [ 'XADD', 'stream:numbers', '*', data => qq({"n": $_, "v":$numbers[$_]}) ] } 0 .. $#numbers);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM numbers', scalar @numbers, 'all numbers are there');
+my $wanted = join ', ', map { "($_, '$numbers[$_]'::jsonb #>> '{}')" } 0 .. $#numbers;
+is(sql("SELECT string_agg(format('%s: %s, %s, %s', wanted, as_text, as_numeric, as_name), '; ') FROM numbers JOIN (VALUES $wanted) w (n, wanted) USING (n) WHERE (as_text, as_numeric::text, as_name) IS DISTINCT FROM (wanted, wanted, wanted::name)"), '', '... as ->> has them');
 pp_balanced($node);
 $node->stop;
 done_testing();
