@@ -1,7 +1,7 @@
 /*
  * compat.h
  *		What differs between PostgreSQL 15 to 18, in one place.  (What differs between hiredis
- *		0.14 and 1.x is in redis.c, the only file that sees hiredis.)
+ *		0.14 and 1.x is in redis_reply.c.)
  */
 #ifndef PP_COMPAT_H
 #define PP_COMPAT_H
