@@ -33,11 +33,11 @@ is(scalar(grep { $_ eq $hits->stream } @keys), 1, 'the stream is in the slot');
 is($old->command('MIGRATE', '127.0.0.1', $new->port, '', 0, 10000, 'KEYS', @keys), 'OK', 'its keys have moved');
 $session->('COMMIT');
 $hits->shows(qr/^failed\|redis_cluster\|ASK $slot /, 'ASK: shown');
+like(join("\n", log_lines($node, qr/HINT/)), qr/Redis Cluster is not supported, but for one node that holds all slots or the stream's key/, '... with a hint');
 
 # --- The slot has moved.
 $_->command('CLUSTER', 'SETSLOT', $slot, 'NODE', $new_id) for $new, $old;
 $hits->shows(qr/^failed\|redis_cluster\|MOVED $slot 127\.0\.0\.1:@{[ $new->port ]}/, 'MOVED: shown, with where it is');
-like(join("\n", log_lines($node, qr/HINT/)), qr/Redis Cluster is not supported, but for one node that holds all slots or the stream's key/, '... with a hint');
 is($hits->sql('SELECT count(*) FROM postpipe_dlq'), 0, 'nothing is dead');
 
 $hits->{redis} = $new;
