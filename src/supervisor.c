@@ -3,9 +3,9 @@
  *		The supervisor of a database: keeps the workers of its pipelines alive.
  *
  * It works level-triggered: whenever it is woken, and when something is due, it compares what
- * should run with what runs (the slots in shared memory), and starts or stops the difference.  So
- * no signal that got lost can leave a pipeline without its worker.  It is woken by a child's start
- * or exit, by the commit of a change to a definition, and by a reload.
+ * should run with what runs (the slots in shared memory), and starts or stops the difference
+ * (supervisor_workers.c).  So no signal that got lost can leave a pipeline without its worker.  It is
+ * woken by a child's start or exit, by the commit of a change to a definition, and by a reload.
  *
  * It runs no SQL of users.  While the extension is not created in its database it only waits.
  * Between times it measures pending and lag of the groups (measure.c).
@@ -17,13 +17,11 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "postmaster/bgworker.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/guc.h"
 
-#include "backoff.h"
 #include "events.h"
 #include "guc.h"
 #include "inflight.h"
@@ -31,41 +29,10 @@
 #include "pipeline.h"
 #include "process.h"
 #include "stats.h"
-
-#define START_DEADLINE_MS 30000 /* from registering a worker to its start */
-#define STOP_DEADLINE_MS  5000  /* from asking a worker to stop to terminating it */
-#define LONG_LIVED_MS     30000 /* a worker that lived so long starts a new back-off */
-
-/* A worker that should run. */
-typedef struct Track
-{
-	char pipeline[PP_PIPELINE_LEN];
-	int worker;
-	uint64 version;    /* of the definition that it was started with */
-	PpProc *proc;      /* NULL: not running */
-	uint32 generation; /* of the slot when it was reserved */
-	BackgroundWorkerHandle *handle;
-	TimestampTz started_at;
-	TimestampTz next_start_at;
-	TimestampTz stop_asked_at; /* 0: not asked */
-	const char *waits_for;     /* the reason code while there is no slot for it; else NULL */
-	PpBackoff backoff;
-} Track;
-
-typedef struct Supervisor
-{
-	MemoryContext cxt;
-	MemoryContext list_cxt; /* the definitions; reset before they are read anew */
-	MemoryContext scratch;  /* reset in each turn of the loop */
-	char datname[NAMEDATALEN];
-	bool created;    /* the extension is */
-	List *pipelines; /* PpPipeline */
-	List *tracks;    /* Track */
-	PpMeasure *measure;
-} Supervisor;
+#include "supervisor_internal.h"
 
 static void
-read_definitions(Supervisor *s)
+read_definitions(PpSupervisor *s)
 {
 	PpExtension ext;
 
@@ -83,8 +50,12 @@ read_definitions(Supervisor *s)
 	MemoryContextSwitchTo(s->scratch);
 }
 
-static PpPipeline *
-find_definition(Supervisor *s, const char *name)
+/*
+ * pp_supervisor_find_definition
+ *		The definition of a pipeline as it was read last; NULL when there is none.  Throws nothing.
+ */
+PpPipeline *
+pp_supervisor_find_definition(PpSupervisor *s, const char *name)
 {
 	ListCell *lc;
 
@@ -94,9 +65,13 @@ find_definition(Supervisor *s, const char *name)
 	return NULL;
 }
 
-/* Why must no worker of this pipeline run?  NULL: they may. */
-static const char *
-reason_to_rest(const PpPipeline *p, PpState *state, const char **code)
+/*
+ * pp_supervisor_reason_to_rest
+ *		Why must no worker of this pipeline run?  Sets the state that is to be shown and its reason code.
+ *		NULL: they may, and there is no such state.  Throws nothing.
+ */
+const char *
+pp_supervisor_reason_to_rest(const PpPipeline *p, PpState *state, const char **code)
 {
 	*code = "";
 	if (!p->enabled)
@@ -121,89 +96,13 @@ reason_to_rest(const PpPipeline *p, PpState *state, const char **code)
 	return NULL;
 }
 
-static bool
-may_run(Supervisor *s, const Track *t)
-{
-	PpPipeline *p = find_definition(s, t->pipeline);
-	PpState state;
-	const char *code;
-
-	return p != NULL && t->worker <= p->workers && reason_to_rest(p, &state, &code) == NULL;
-}
-
-/* The slot of this track, if its worker is there or on its way. */
-static bool
-is_alive(const Track *t)
-{
-	bool alive;
-
-	if (t->proc == NULL)
-		return false;
-	LWLockAcquire(&pp_shared->lock, LW_SHARED);
-	alive = t->proc->in_use && t->proc->generation == t->generation;
-	LWLockRelease(&pp_shared->lock);
-	return alive;
-}
-
-/* Notes that a worker has gone, and when the next one may start. */
-static void
-bury(Track *t)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (TimestampDifferenceExceeds(t->started_at, now, LONG_LIVED_MS) || t->stop_asked_at != 0)
-		pp_backoff_reset(&t->backoff);
-	t->next_start_at = t->stop_asked_at != 0
-						   ? now
-						   : TimestampTzPlusMilliseconds(now, pp_backoff_next(&t->backoff));
-	t->proc = NULL;
-	if (t->stop_asked_at != 0)
-		t->started_at = 0; /* not a restart */
-	t->stop_asked_at = 0;
-	if (t->handle != NULL)
-		pfree(t->handle);
-	t->handle = NULL;
-}
-
-/* A worker that was registered and never came (fork failed) gives its slot back. */
-static void
-check_start(Track *t)
-{
-	pid_t pid;
-	BgwHandleStatus status = GetBackgroundWorkerPid(t->handle, &pid);
-	bool attached;
-
-	LWLockAcquire(&pp_shared->lock, LW_SHARED);
-	attached = t->proc->pid != 0;
-	LWLockRelease(&pp_shared->lock);
-	if (status == BGWH_STOPPED ||
-		(!attached &&
-		 TimestampDifferenceExceeds(t->started_at, GetCurrentTimestamp(), START_DEADLINE_MS)))
-	{
-		if (status != BGWH_STOPPED)
-			TerminateBackgroundWorker(t->handle);
-		pp_proc_release(t->proc, t->generation);
-		bury(t);
-	}
-}
-
-/* Stops a worker between batches, or by force when that takes too long. */
-static void
-stop_worker(Track *t)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (t->stop_asked_at == 0)
-	{
-		t->stop_asked_at = now;
-		pp_proc_ask_stop(t->proc);
-	}
-	else if (TimestampDifferenceExceeds(t->stop_asked_at, now, STOP_DEADLINE_MS))
-		TerminateBackgroundWorker(t->handle);
-}
-
-static void
-set_pipe_status(PpPipe *pipe, PpState state, const char *code, const char *reason)
+/*
+ * pp_supervisor_set_pipe_status
+ *		Shows the state of a pipeline to the views; a change of it is an event, too, and wakes who waits
+ *		for one.  Throws nothing.
+ */
+void
+pp_supervisor_set_pipe_status(PpPipe *pipe, PpState state, const char *code, const char *reason)
 {
 	bool changed;
 
@@ -216,183 +115,9 @@ set_pipe_status(PpPipe *pipe, PpState state, const char *code, const char *reaso
 	ConditionVariableBroadcast(&pp_shared->state_cv);
 }
 
-/* There is no slot for this worker now.  Said once for all that wait for the same. */
-static void
-wait_for_slot(Supervisor *s, Track *t, PpPipe *pipe, const char *code, const char *reason)
-{
-	bool said = false;
-	ListCell *lc;
-
-	foreach (lc, s->tracks)
-	{
-		const Track *other = lfirst(lc);
-
-		said |= other->waits_for != NULL && strcmp(other->waits_for, code) == 0;
-	}
-	t->waits_for = code;
-	t->started_at = 0;
-	t->next_start_at =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&t->backoff));
-	if (pipe != NULL)
-		set_pipe_status(pipe, PP_STATE_WAITING, code, reason);
-	if (!said)
-		ereport(LOG, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					  errmsg("postpipe supervisor of database \"%s\": pipelines wait: %s",
-							 s->datname, reason)));
-}
-
-static void
-wait_for_process(Supervisor *s, Track *t, PpPipe *pipe, const char *setting)
-{
-	wait_for_slot(s, t, pipe, "no_slot",
-				  psprintf("no free worker slot; raise %s and restart the server", setting));
-}
-
-static void
-start_worker(Supervisor *s, Track *t)
-{
-	PpPipeline *p = find_definition(s, t->pipeline);
-	PpPipe *pipe = pp_pipe_reserve(MyDatabaseId, p->name);
-	char *name = psprintf("postpipe worker %s/%d", p->name, t->worker);
-	MemoryContext old;
-	bool ok;
-
-	if (pipe == NULL)
-	{
-		wait_for_slot(s, t, NULL, PP_PIPES_FULL_CODE, PP_PIPES_FULL);
-		return;
-	}
-	t->version = p->version;
-	t->started_at = GetCurrentTimestamp();
-	t->proc = pp_proc_reserve(PP_PROC_WORKER, MyDatabaseId, s->datname, p->name,
-							  (int) (pipe - pp_shared->pipes), t->worker);
-	if (t->proc == NULL)
-	{
-		wait_for_process(s, t, pipe, "postpipe.max_workers");
-		return;
-	}
-	t->generation = t->proc->generation;
-	old = MemoryContextSwitchTo(s->cxt);
-	ok = pp_process_register(t->proc, "postpipe_worker_main", name, "postpipe worker", &t->handle);
-	MemoryContextSwitchTo(old);
-	if (!ok)
-	{
-		pp_proc_release(t->proc, t->generation);
-		t->proc = NULL;
-		wait_for_process(s, t, pipe, "max_worker_processes");
-		return;
-	}
-	t->waits_for = NULL;
-	set_pipe_status(pipe, PP_STATE_RUNNING, "", "");
-}
-
-/* Has each wanted worker a track?  Those that are not wanted any more lose theirs when they stop. */
-static void
-make_tracks(Supervisor *s)
-{
-	MemoryContext old = MemoryContextSwitchTo(s->cxt);
-	ListCell *lc;
-	ListCell *lc2;
-
-	foreach (lc, s->pipelines)
-	{
-		PpPipeline *p = lfirst(lc);
-
-		for (int n = 1; n <= p->workers; n++)
-		{
-			bool found = false;
-			Track *t;
-
-			foreach (lc2, s->tracks)
-			{
-				t = lfirst(lc2);
-				found |= t->worker == n && strcmp(t->pipeline, p->name) == 0;
-			}
-			if (found)
-				continue;
-			t = palloc0(sizeof(Track));
-			strlcpy(t->pipeline, p->name, sizeof(t->pipeline));
-			t->worker = n;
-			pp_backoff_init(&t->backoff, 1000, 30000);
-			s->tracks = lappend(s->tracks, t);
-		}
-	}
-	MemoryContextSwitchTo(old);
-}
-
-/* Compares what should run with what runs. Returns in how many ms it wants to look again, or -1. */
-static long
-reconcile(Supervisor *s)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	long next = -1;
-	ListCell *lc;
-
-	make_tracks(s);
-	foreach (lc, s->tracks)
-	{
-		Track *t = lfirst(lc);
-		PpPipeline *p = find_definition(s, t->pipeline);
-		bool wanted = may_run(s, t);
-		long due = -1;
-
-		if (t->proc != NULL && is_alive(t))
-			check_start(t);
-		if (t->proc != NULL && !is_alive(t))
-			bury(t);
-		if (t->proc != NULL)
-		{
-			if (!wanted || t->version != p->version)
-				stop_worker(t);
-			due = t->stop_asked_at != 0 || t->proc->pid == 0 ? 1000 : -1;
-		}
-		else if (wanted)
-		{
-			if (t->next_start_at <= now)
-			{
-				if (t->started_at != 0)
-				{
-					PpPipe *pipe = pp_pipe_find(MyDatabaseId, t->pipeline);
-
-					if (pipe != NULL)
-						pp_count(pipe, PP_COUNT_RESTARTS, 1);
-				}
-				start_worker(s, t);
-			}
-			due = t->proc != NULL ? 1000
-								  : Max(TimestampDifferenceMilliseconds(now, t->next_start_at), 10);
-		}
-		else if (p == NULL || t->worker > p->workers)
-		{
-			s->tracks = foreach_delete_current(s->tracks, lc);
-			pfree(t);
-		}
-		else
-			t->waits_for = NULL;
-		if (due >= 0)
-			next = next < 0 ? due : Min(next, due);
-	}
-	return next;
-}
-
-static bool
-has_workers(Supervisor *s, const char *pipeline)
-{
-	ListCell *lc;
-
-	foreach (lc, s->tracks)
-	{
-		Track *t = lfirst(lc);
-
-		if (t->proc != NULL && strcmp(t->pipeline, pipeline) == 0)
-			return true;
-	}
-	return false;
-}
-
 /* Publishes the state of each pipeline that rests, and forgets those that are gone. */
 static void
-publish(Supervisor *s)
+publish(PpSupervisor *s)
 {
 	ListCell *lc;
 
@@ -402,7 +127,7 @@ publish(Supervisor *s)
 		PpPipe *pipe = pp_pipe_reserve(MyDatabaseId, p->name);
 		PpState state;
 		const char *code;
-		const char *reason = reason_to_rest(p, &state, &code);
+		const char *reason = pp_supervisor_reason_to_rest(p, &state, &code);
 
 		if (pipe == NULL)
 			continue;
@@ -411,10 +136,10 @@ publish(Supervisor *s)
 		pipe->commit_level = synchronous_commit;
 		LWLockRelease(&pipe->lock);
 		/* "paused" promises that no transaction of the pipeline is open any more. */
-		if (reason != NULL && !has_workers(s, p->name))
-			set_pipe_status(pipe, state, code, reason);
+		if (reason != NULL && !pp_supervisor_has_workers(s, p->name))
+			pp_supervisor_set_pipe_status(pipe, state, code, reason);
 		else if (reason != NULL)
-			set_pipe_status(pipe, PP_STATE_RUNNING, "stopping", "");
+			pp_supervisor_set_pipe_status(pipe, PP_STATE_RUNNING, "stopping", "");
 	}
 	for (int i = 0; i < PP_MAX_PIPELINES; i++)
 	{
@@ -426,7 +151,8 @@ publish(Supervisor *s)
 		mine = pipe->in_use && pipe->dboid == MyDatabaseId;
 		strlcpy(name, pipe->name, sizeof(name));
 		LWLockRelease(&pp_shared->lock);
-		if (!mine || find_definition(s, name) != NULL || has_workers(s, name))
+		if (!mine || pp_supervisor_find_definition(s, name) != NULL ||
+			pp_supervisor_has_workers(s, name))
 			continue;
 		if (!pp_proc_must_stop()) /* else the definitions were not even read */
 			pp_inflight_remove(MyDatabaseId, name);
@@ -434,20 +160,8 @@ publish(Supervisor *s)
 	}
 }
 
-/* Are workers of a supervisor before us still there?  They have been asked to stop. */
-static bool
-strangers_left(Supervisor *s)
-{
-	int ours = 1;
-	ListCell *lc;
-
-	foreach (lc, s->tracks)
-		ours += ((Track *) lfirst(lc))->proc != NULL;
-	return pp_proc_count(MyDatabaseId) > ours;
-}
-
 static void
-set_up(Supervisor *s)
+set_up(PpSupervisor *s)
 {
 	s->cxt = AllocSetContextCreate(TopMemoryContext, "postpipe supervisor", ALLOCSET_DEFAULT_SIZES);
 	s->list_cxt = AllocSetContextCreate(s->cxt, "postpipe definitions", ALLOCSET_DEFAULT_SIZES);
@@ -459,7 +173,7 @@ set_up(Supervisor *s)
 
 /* One turn of the loop. */
 static void
-supervise(Supervisor *s)
+supervise(PpSupervisor *s)
 {
 	static bool stopping = false;
 	TimestampTz end;
@@ -479,13 +193,13 @@ supervise(Supervisor *s)
 	}
 	else
 		read_definitions(s);
-	if (strangers_left(s))
+	if (pp_supervisor_strangers_left(s))
 	{
-		pp_proc_enforce_stop(MyDatabaseId, STOP_DEADLINE_MS);
+		pp_proc_enforce_stop(MyDatabaseId, PP_STOP_DEADLINE_MS);
 		next = 100;
 	}
 	else
-		next = reconcile(s);
+		next = pp_supervisor_reconcile(s);
 	if (stopping && pp_proc_count(MyDatabaseId) <= 1)
 	{
 		publish(s);
@@ -520,7 +234,7 @@ supervise(Supervisor *s)
 void
 postpipe_supervisor_main(Datum main_arg)
 {
-	static Supervisor supervisor;
+	static PpSupervisor supervisor;
 
 	if (!pp_process_start(main_arg, pp_shared->procs[DatumGetInt32(main_arg)].dboid, true))
 		proc_exit(0);
