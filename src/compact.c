@@ -10,7 +10,7 @@
  *
  * Sealed is the ID up to which the group has delivered everything and nothing is pending.
  *
- * The closed row with the highest sequence of each worker stays: Redis is compared with it (owner.c).
+ * The closed row with the highest sequence of each worker stays: Redis is compared with it (owner_known.c).
  */
 #include "worker_internal.h"
 

@@ -9,9 +9,9 @@
  * postpipe_resume(pipeline, take_over => true).  A server that restarts, crashed, or was promoted
  * has the last nonce, and comes back at once.
  *
- * The next nonce is stored here, durably, before it is written there: whoever dies between knows
- * both; and some that were written before are kept, because a failover may bring them back.  A copy
- * that was made since has the last nonce as well, so it is asked whether the owner is
+ * The next nonce is stored here (owner_known.c), durably, before it is written there: whoever dies
+ * between knows both; and some that were written before are kept, because a failover may bring them
+ * back.  A copy that was made since has the last nonce as well, so it is asked whether the owner is
  * still connected, and moves: then the copy is fenced.
  *
  * A look at the nonce travels with each read, so a worker whose group was taken over stops with the
@@ -29,160 +29,19 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/pg_type.h"
-#include "executor/spi.h"
-#include "miscadmin.h"
-#include "utils/builtins.h"
-#include "utils/syscache.h"
 
 #include "handover.h"
 #include "owner_key.h"
+#include "owner_known.h"
 #include "process.h"
 #include "stats.h"
 
-#define MAX_PAST     20
 #define GIVE_BACK_MS 500
 #define DEAD_MS      12000 /* an owner that is connected moves at least every 8 seconds */
 
 static const char give_back_script[] =
 	"if redis.call('HGET', KEYS[1], 'nonce') == ARGV[1] then return redis.call('DEL', KEYS[1]) end "
 	"return 0";
-
-/* What the database knows of its ownership. */
-typedef struct Known
-{
-	MemoryContext cxt;             /* of what follows */
-	char nonce[PP_NONCE_LEN];      /* '' for none */
-	char next_nonce[PP_NONCE_LEN]; /* to be written now */
-	char *past_nonces;             /* with commas between */
-	bool fenced;
-	bool take_over;
-	const char *owner; /* in the key */
-	bool owner_gone;   /* a database or pipeline of this server that does not exist any more */
-} Known;
-
-static void
-copy_text(char *dst, Size size, int column)
-{
-	char *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
-
-	strlcpy(dst, value ? value : "", size);
-}
-
-/* Is that a database of this server that was dropped, or a pipeline of this one that was? */
-static bool
-is_gone(PpApply *a, const char *owner)
-{
-	char mine[32];
-	char *rest;
-	Oid database;
-
-	snprintf(mine, sizeof(mine), UINT64_FORMAT ":", GetSystemIdentifier());
-	if (strncmp(owner, mine, strlen(mine)) != 0)
-		return false;
-	database = (Oid) strtoul(owner + strlen(mine), &rest, 10);
-	if (*rest != ':')
-		return false;
-	if (database == MyDatabaseId)
-		return pp_pipeline_get(pp_apply_ledger(a)->ext, rest + 1) == NULL;
-	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
-		return true;
-	/* In this order: a supervisor that leaves gives the slots of its pipelines back first. */
-	return pp_pipe_find(database, rest + 1) == NULL && pp_supervisor_has_looked(database);
-}
-
-/* Reads what is known, and stores the nonce that will be written next. */
-static void
-prepare(PpApply *a, void *arg)
-{
-	Known *known = arg;
-	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID, TEXTOID};
-	Datum values[2];
-	char fresh[PP_NONCE_LEN];
-	uint64 random[2];
-
-	if (!pg_strong_random(random, sizeof(random)))
-		elog(ERROR, "could not generate a random nonce");
-	snprintf(fresh, sizeof(fresh), "%016llx%016llx", (unsigned long long) random[0],
-			 (unsigned long long) random[1]);
-	values[0] = CStringGetTextDatum(ledger->pipeline);
-	values[1] = CStringGetTextDatum(fresh);
-	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_progress SET next_nonce = "
-								   "coalesce(next_nonce, $2) WHERE pipeline = $1 "
-								   "RETURNING nonce, next_nonce, fenced, take_over, "
-								   "array_to_string(past_nonces, ',')",
-								   ledger->ext->schema_name),
-						  2, types, values, NULL, false, 0);
-	if (SPI_processed != 1)
-		elog(ERROR, "there is no row of pipeline \"%s\" in postpipe_progress", ledger->pipeline);
-	copy_text(known->nonce, sizeof(known->nonce), 1);
-	copy_text(known->next_nonce, sizeof(known->next_nonce), 2);
-	known->fenced = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3)[0] == 't';
-	known->take_over = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4)[0] == 't';
-	known->owner_gone = is_gone(a, known->owner);
-	known->past_nonces = MemoryContextStrdup(
-		known->cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 5));
-}
-
-static void
-set_progress(PpApply *a, const char *assignments)
-{
-	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
-
-	SPI_execute_with_args(psprintf("UPDATE %s.postpipe_progress SET %s WHERE pipeline = $1",
-								   ledger->ext->schema_name, assignments),
-						  1, types, values, NULL, false, 0);
-}
-
-/* The next nonce is in the key. */
-static void
-note_claimed(PpApply *a, void *arg)
-{
-	set_progress(a, "nonce = next_nonce, next_nonce = NULL, fenced = false, take_over = false, "
-					"past_nonces = CASE WHEN nonce IS NULL THEN past_nonces ELSE "
-					"(nonce || past_nonces)[1:" CppAsString2(MAX_PAST) "] END");
-}
-
-static void
-note_fenced(PpApply *a, void *arg)
-{
-	set_progress(a, "fenced = true");
-}
-
-typedef struct Comparison
-{
-	const PpOwnerKey *key;
-	bool went_back;
-} Comparison;
-
-/* Does Redis know of batches that the ledger has not? */
-static void
-compare_sequences(PpApply *a, void *arg)
-{
-	const PpLedger *ledger = pp_apply_ledger(a);
-	Comparison *comparison = arg;
-	Oid types[] = {TEXTOID, INT4OID, INT8OID};
-	Datum values[3] = {CStringGetTextDatum(ledger->pipeline)};
-
-	comparison->went_back = false;
-	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
-	{
-		int64 sequence = comparison->key->sequences[i];
-
-		if (sequence <= 0)
-			continue;
-		values[1] = Int32GetDatum(i);
-		values[2] = Int64GetDatum(sequence);
-		SPI_execute_with_args(psprintf("SELECT FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
-									   "AND worker = $2 AND sequence >= $3 LIMIT 1",
-									   ledger->ext->schema_name),
-							  3, types, values, NULL, true, 1);
-		comparison->went_back |= SPI_processed == 0;
-	}
-}
 
 /*
  * Is the connection that the key names still there, and not our own?  Whether it still moves, a
@@ -252,7 +111,7 @@ stay_fenced(PpWorker *w, const char *owner)
 {
 	char reason[PP_REASON_LEN];
 
-	pp_worker_transact(w, note_fenced, NULL);
+	pp_worker_transact(w, pp_owner_note_fenced, NULL);
 	snprintf(reason, sizeof(reason), "consumer group \"%s\" of stream \"%s\" belongs to %s",
 			 w->def->group, w->def->stream, owner[0] ? owner : "somebody else");
 	pp_worker_disconnect(w);
@@ -275,7 +134,7 @@ stay_fenced(PpWorker *w, const char *owner)
  * by that; so to it nothing is handed over.
  */
 static bool
-lose_group(PpWorker *w, const Known *known, const PpOwnerKey *key, PpRedisError *error)
+lose_group(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key, PpRedisError *error)
 {
 	char owner[sizeof(key->owner)];
 
@@ -292,7 +151,7 @@ lose_group(PpWorker *w, const Known *known, const PpOwnerKey *key, PpRedisError 
 
 /* Did this database write the nonce that the key has? */
 static bool
-is_our_nonce(const Known *known, const PpOwnerKey *key)
+is_our_nonce(const PpOwnerKnown *known, const PpOwnerKey *key)
 {
 	return strcmp(key->nonce, known->nonce) == 0 || strcmp(key->nonce, known->next_nonce) == 0 ||
 		   strstr(known->past_nonces, key->nonce) != NULL;
@@ -315,7 +174,7 @@ is_confirmed(PpWorker *w, const PpOwnerKey *key, PpRedisError *error)
 
 /* May the key be written?  Otherwise does not return, or returns false with *error. */
 static bool
-check_right(PpWorker *w, const Known *known, const PpOwnerKey *key, PpRedisError *error)
+check_right(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key, PpRedisError *error)
 {
 	char owner[sizeof(key->owner)];
 	char instance[sizeof(key->instance)];
@@ -356,10 +215,10 @@ check_right(PpWorker *w, const Known *known, const PpOwnerKey *key, PpRedisError
  * read since.  What another pipeline has read is in its own tables.
  */
 static bool
-has_gone_back(PpWorker *w, const Known *known, const PpOwnerKey *key)
+has_gone_back(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key)
 {
 	char owner[sizeof(key->owner)];
-	Comparison comparison = {.key = key};
+	PpOwnerComparison comparison = {.key = key};
 
 	/* It has never owned it, as far as it knows, but the key knows of its first epoch. */
 	if (known->nonce[0] == '\0')
@@ -367,7 +226,7 @@ has_gone_back(PpWorker *w, const Known *known, const PpOwnerKey *key)
 	pp_owner_write_name(w, owner, sizeof(owner));
 	if (key->nonce[0] != '\0' && strcmp(key->owner, owner) == 0 && !is_our_nonce(known, key))
 		return true;
-	pp_worker_transact(w, compare_sequences, &comparison);
+	pp_worker_transact(w, pp_owner_compare_sequences, &comparison);
 	return comparison.went_back;
 }
 
@@ -395,7 +254,7 @@ warn_no_record(PpWorker *w, const char *owner)
  * good could not be noted.
  */
 static bool
-may_keep(PpWorker *w, const Known *known, const PpOwnerKey *key, const PpRedisError *error)
+may_keep(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key, const PpRedisError *error)
 {
 	char instance[sizeof(key->instance)];
 
@@ -412,7 +271,7 @@ may_keep(PpWorker *w, const Known *known, const PpOwnerKey *key, const PpRedisEr
 bool
 pp_owner_claim(PpWorker *w, PpRedisError *error)
 {
-	Known known;
+	PpOwnerKnown known;
 	PpOwnerKey key;
 
 	if (!pp_owner_key_get(w, &key, error))
@@ -421,7 +280,7 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 		return pp_owner_key_note_connection(w, &key, error);
 	known.cxt = w->batches[0].cxt;
 	known.owner = key.owner;
-	pp_worker_transact(w, prepare, &known);
+	pp_worker_transact(w, pp_owner_prepare, &known);
 	/* Durable before it is written there. */
 	if (!XLogRecPtrIsInvalid(XactLastCommitEnd))
 		XLogFlush(XactLastCommitEnd);
@@ -432,7 +291,7 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 	w->begin = key.begin;
 	if (pp_owner_key_write(w, known.next_nonce, &key, error))
 	{
-		pp_worker_transact(w, note_claimed, NULL);
+		pp_worker_transact(w, pp_owner_note_claimed, NULL);
 		strlcpy(w->nonce, known.next_nonce, sizeof(w->nonce));
 		if (known.take_over && known.nonce[0] == '\0' && key.others_began && !w->went_back)
 			warn_no_record(w, key.owner);
