@@ -2,7 +2,7 @@
  * consume_apply.c
  *		A batch that was received: its entries become events, are settled, and counted.
  *
- * However long that takes: what fails is tried again with back-off (worker.c), with the connection open.
+ * However long that takes: what fails is tried again with back-off (worker_failure.c), with the connection open.
  */
 #include "worker_internal.h"
 

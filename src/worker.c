@@ -1,8 +1,9 @@
 /*
  * worker.c
- *		A worker of a pipeline, as a process: set-up, the connection, back-off, states, the end.
+ *		A worker of a pipeline, as a process: set-up, the connection, the end.
  *
  * What it does with a connection that works is in consume.c: read -> apply -> commit -> acknowledge.
+ * What it says and how long it waits when something has failed is in worker_failure.c.
  *
  * Whatever goes wrong with the connection: it is closed, and what was delivered and not
  * acknowledged is read again from the consumer's own pending entries, all pages of it, before any
@@ -29,15 +30,11 @@
 #include "stream.h"
 #include "worker_internal.h"
 
-#define CONNECT_MS        5000 /* to connect and log in */
-#define FAREWELL_MS       500  /* for the last XACK when stopping */
-#define BACKOFF_FIRST_MS  100
-#define BACKOFF_CAP_MS    5000
-#define BACKOFF_FORGET_MS 10000
-#define NO_GROUP_MS       1000 /* a group that vanishes more often than that is a failure */
-#define CRASHES_IN_A_ROW  6 /* with nothing applied between: then the server is spared for a while */
-#define SPARE_FIRST_MS    10000
-#define SPARE_CAP_MS      (3600 * 1000)
+#define CONNECT_MS       5000 /* to connect and log in */
+#define FAREWELL_MS      500  /* for the last XACK when stopping */
+#define BACKOFF_FIRST_MS 100
+#define BACKOFF_CAP_MS   5000
+#define NO_GROUP_MS      1000 /* a group that vanishes more often than that is a failure */
 
 /* Ends the process, saying why. */
 void
@@ -146,56 +143,6 @@ pp_worker_look_around(PpWorker *w)
 		pp_worker_disconnect(w);
 }
 
-/* Waits before the next attempt. */
-static void
-back_off(PpWorker *w)
-{
-	int ms = pp_backoff_next(&w->backoff);
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
-
-	w->failed_at = end;
-	pp_report_next_attempt(end);
-	for (;;)
-	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-
-		if (left <= 0)
-			return;
-		pp_process_sleep(left, PP_WAIT_WORKER_RETRY);
-		pp_worker_look_around(w);
-	}
-}
-
-/* It works. The back-off forgets a failure only after a while: what fails again and again, with a
- * moment of success between, is to be tried less and less often all the same. */
-void
-pp_worker_well(PpWorker *w, bool idle)
-{
-	if (w->backoff.attempts > 0 &&
-		TimestampDifferenceExceeds(w->failed_at, GetCurrentTimestamp(), BACKOFF_FORGET_MS))
-		pp_backoff_reset(&w->backoff);
-	pp_report_state(idle ? PP_STATE_IDLE : PP_STATE_RUNNING, "", "", NULL);
-}
-
-/* Says what is wrong with Redis, closes the connection, and waits. */
-static void
-redis_failed(PpWorker *w, const PpRedisError *error)
-{
-	PpRedisError copy = *error;
-
-	/* Closed by ourselves, because a setting has changed: connect again at once. */
-	if (copy.class == PP_REDIS_CLASS_NONE)
-		return;
-	pp_worker_disconnect(w);
-	pp_held_release_all(w->pipe);
-	pp_pipe_park(w->pipe);
-	pp_report_error(w->pipe, pp_redis_error_sqlstate(&copy), copy.message);
-	pp_report_state(copy.class == PP_REDIS_CLASS_SETTING ? PP_STATE_FAILED : PP_STATE_RETRYING,
-					copy.code, copy.message, pp_redis_error_hint(&copy));
-	pp_process_activity(false, "waiting to connect to Redis again");
-	back_off(w);
-}
-
 /* Says once that Redis may throw the stream away. */
 static void
 warn_of_eviction(const PpRedis *redis)
@@ -256,32 +203,6 @@ connect_redis(PpWorker *w)
 					pp_redis_client_id(w->redis));
 	warn_of_eviction(w->redis);
 	return true;
-}
-
-/*
- * Says why a batch could not be applied, and waits.  What an entry holds is for those who may read
- * dead letters, not for the log.
- */
-void
-pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error)
-{
-	char logged[PP_REASON_LEN];
-	bool ours = error->entry_sqlstate == 0 || error->reason_code != NULL;
-	PpState state = outcome == PP_OUTCOME_PIPELINE ? PP_STATE_FAILED : PP_STATE_RETRYING;
-	char code[PP_REASON_CODE_LEN];
-
-	if (error->reason_code != NULL)
-		strlcpy(code, error->reason_code, sizeof(code));
-	else
-		snprintf(code, sizeof(code), "sqlstate_%s", unpack_sql_state(error->sqlstate));
-	pp_report_error(w->pipe, error->sqlstate, error->message);
-	snprintf(logged, sizeof(logged), "SQLSTATE %s of an entry (%s); postpipe_stats has the message",
-			 unpack_sql_state(error->entry_sqlstate), code);
-	pp_report_state_as(state, code, error->message,
-					   error->entry_sqlstate != 0 ? logged : error->message,
-					   ours ? error->hint : NULL);
-	pp_process_activity(false, "waiting to apply a batch again");
-	back_off(w);
 }
 
 static void
@@ -410,39 +331,6 @@ leave_connection(PpWorker *w)
 		begin_anew(w);
 }
 
-/*
- * When everything that is tried crashes the process, no entry is to blame, and each attempt costs
- * all sessions of the server: waits longer and longer before the next one.  A change of the
- * definition, be it a pause and a resume, ends it.
- */
-static void
-spare_server(PpWorker *w)
-{
-	int crashes = pp_inflight_crashes_in_a_row();
-	TimestampTz end;
-	PpBackoff backoff;
-	int ms = 0;
-	long left;
-
-	if (crashes < CRASHES_IN_A_ROW)
-		return;
-	pp_backoff_init(&backoff, SPARE_FIRST_MS, SPARE_CAP_MS);
-	for (int i = CRASHES_IN_A_ROW; i <= crashes && ms < SPARE_CAP_MS; i++)
-		ms = pp_backoff_next(&backoff);
-	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
-	pp_report_next_attempt(end);
-	pp_report_state(PP_STATE_FAILED, "crash_loop",
-					"the server process crashed each time it applied something",
-					"Mend what the statement calls, then run postpipe_pause() and "
-					"postpipe_resume() to try at once.");
-	pp_process_activity(false, "waiting after crashes");
-	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end)) > 0)
-	{
-		pp_process_sleep(left, PP_WAIT_WORKER_RETRY);
-		pp_worker_look_around(w);
-	}
-}
-
 /* Connected and with nothing in hand: consumes until something fails. */
 static void
 serve(PpWorker *w)
@@ -451,7 +339,7 @@ serve(PpWorker *w)
 
 	if (!pp_redis_is_open(w->redis) && !connect_redis(w))
 	{
-		redis_failed(w, pp_redis_error(w->redis));
+		pp_worker_redis_failed(w, pp_redis_error(w->redis));
 		return;
 	}
 	/* What is left to acknowledge is read again with the own pending entries. */
@@ -479,7 +367,7 @@ serve(PpWorker *w)
 		leave_connection(w);
 		return;
 	}
-	redis_failed(w, &error);
+	pp_worker_redis_failed(w, &error);
 }
 
 /* The main function; main_arg is the number of the slot. */
@@ -494,7 +382,7 @@ postpipe_worker_main(Datum main_arg)
 	PG_TRY();
 	{
 		set_up(&worker);
-		spare_server(&worker);
+		pp_worker_spare_server(&worker);
 		for (;;)
 			serve(&worker);
 	}

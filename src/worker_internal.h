@@ -1,6 +1,6 @@
 /*
  * worker_internal.h
- *		A worker's state, shared by worker.c, consume.c, takeover.c, chores.c and mirror.c alone.
+ *		A worker's state, shared by the files below, consume_apply.c, owner*.c and handover.c alone.
  */
 #ifndef PP_WORKER_INTERNAL_H
 #define PP_WORKER_INTERNAL_H
@@ -124,11 +124,15 @@ PP_NORETURN extern void pp_worker_leave(const char *code, const char *reason);
 PP_NORETURN extern void pp_worker_stop(PpWorker *w, const char *code, const char *reason);
 extern void pp_worker_disconnect(PpWorker *w);
 extern void pp_worker_look_around(PpWorker *w);
-extern void pp_worker_well(PpWorker *w, bool idle);
-extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error);
 extern void pp_worker_open_ledger(PpWorker *w);
 extern bool pp_worker_prepare(PpWorker *w);
 extern bool pp_worker_transact(PpWorker *w, PpWork work, void *arg);
+
+/* worker_failure.c */
+extern void pp_worker_redis_failed(PpWorker *w, const PpRedisError *error);
+extern void pp_worker_well(PpWorker *w, bool idle);
+extern void pp_worker_apply_failed(PpWorker *w, PpOutcome outcome, const PpEntryError *error);
+extern void pp_worker_spare_server(PpWorker *w);
 
 /* acknowledge.c */
 extern void pp_acks_report(PpWorker *w);
