@@ -289,7 +289,10 @@ extern PpProc *pp_my_proc;  /* NULL in ordinary backends */
 extern void pp_shmem_init(void);
 extern void pp_require_preload(void);
 extern const char *pp_state_name(PpState state);
+extern bool pp_step_aside_set(Oid dboid, bool set);
+extern bool pp_step_aside_wanted(Oid dboid);
 
+/* shmem_proc.c */
 extern PpProc *pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname,
 							   const char *pipeline, int pipe_no, int worker);
 extern void pp_proc_release(PpProc *proc, uint32 generation);
@@ -313,8 +316,5 @@ extern int pp_pipe_count(Oid except_dboid);
 extern PpPipe *pp_pipe_find(Oid dboid, const char *name);
 extern PpPipe *pp_pipe_reserve(Oid dboid, const char *name);
 extern void pp_pipe_release(PpPipe *pipe);
-
-extern bool pp_step_aside_set(Oid dboid, bool set);
-extern bool pp_step_aside_wanted(Oid dboid);
 
 #endif /* PP_SHMEM_H */
