@@ -45,7 +45,7 @@ pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext, LOCKMODE mo
 }
 
 /*
- * The statement is run with all constraints immediate (statement.c), so what the caller's transaction
+ * The statement is run with all constraints immediate (statement_run.c), so what the caller's transaction
  * has deferred would come up now: fail for what it is still to do, and fire triggers as another role.
  * Only what is deferrable can wait.
  */

@@ -19,8 +19,10 @@ extern void pp_statement_prepare(PpStatement *s);
 extern List *pp_statement_key(const PpStatement *s);
 extern Oid pp_statement_role(const PpStatement *s);
 extern const char *pp_statement_sql(const PpStatement *s);
-extern bool pp_statement_failed(PpStatement *s);
 extern bool pp_statement_has(const PpStatement *s, PpForm form);
+
+/* statement_run.c */
+extern bool pp_statement_failed(PpStatement *s);
 extern bool pp_statement_failed_on_entries(PpStatement *s);
 extern void pp_statement_find_bad(PpStatement *s, PpEntry **entries, int n, bool *bad);
 extern bool pp_statement_show(PpStatement *s, PpEntry *entry, StringInfo rows);

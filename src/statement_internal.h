@@ -1,0 +1,34 @@
+/*
+ * statement_internal.h
+ *		Shared by statement.c and statement_run.c.
+ */
+#ifndef PP_STATEMENT_INTERNAL_H
+#define PP_STATEMENT_INTERNAL_H
+
+#include "statement.h"
+
+#include "access/tupdesc.h"
+#include "executor/spi.h"
+#include "utils/timestamp.h"
+
+#define PP_PLANS (2 * PP_FORMS) /* for a few and for many entries, of each form */
+
+struct PpStatement
+{
+	MemoryContext cxt;
+	MemoryContext run_cxt; /* for one run */
+	const PpExtension *ext;
+	PpPipeline *pipeline;
+	MemoryContext made_cxt; /* holds … */
+	PpGenerated *made;      /* … what is run; NULL: not made yet */
+	bool bulk;              /* the plain form may be run by bulk_insert.c */
+	Oid role;
+	Oid target;     /* OID of the target table; InvalidOid with a user's statement */
+	TupleDesc desc; /* of postpipe_batch */
+	SPIPlanPtr plans[PP_PLANS];
+	int timeout_ms;         /* 0: none */
+	TimestampTz started_at; /* of the run that is under way; 0: none is */
+	bool over_entries;      /* it has some, and has not ended */
+};
+
+#endif /* PP_STATEMENT_INTERNAL_H */

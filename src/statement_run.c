@@ -1,0 +1,215 @@
+/*
+ * statement_run.c
+ *		A pipeline's statement, run over a set of entries.
+ *
+ * The entries are a relation, postpipe_batch, that the statement reads (batch_relation.c).
+ *
+ * The statement runs as the target's owner, or for a statement of the user as the pipeline's
+ * owner, security-restricted, in a GUC nest level that is rolled back after each run, so that
+ * nothing a trigger sets stays.
+ *
+ * Two plans are kept, one made for a few entries and one for many: row estimates freeze with a
+ * kept plan, and a join that is right for 1000 entries is wrong for one.
+ */
+#include "statement_internal.h"
+
+#include "commands/trigger.h"
+#include "miscadmin.h"
+#include "parser/parsetree.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/timeout.h"
+
+#include "batch_relation.h"
+#include "returned.h"
+#include "run_plan.h"
+#include "target.h"
+
+#define SMALL_BATCH 16   /* entries, up to which the plan for a few is used */
+#define FEW         1    /* what the planner is told then … */
+#define MANY        1000 /* … and else */
+
+/* Of the tables that a plan writes.  It must not be saved yet: then no resource owner has it. */
+static void
+check_written(PpStatement *s, SPIPlanPtr plan)
+{
+	CachedPlan *cplan = SPI_plan_get_cached_plan(plan);
+	List *relids = NIL;
+	ListCell *lc;
+	ListCell *lc2;
+
+	if (cplan == NULL)
+		return;
+	foreach (lc, cplan->stmt_list)
+	{
+		PlannedStmt *stmt = lfirst_node(PlannedStmt, lc);
+
+		foreach (lc2, stmt->resultRelations)
+			relids = lappend_oid(relids, rt_fetch(lfirst_int(lc2), stmt->rtable)->relid);
+	}
+	ReleaseCachedPlan(cplan, NULL);
+	foreach (lc, relids)
+		pp_target_check_written(s->pipeline, s->role, lfirst_oid(lc));
+}
+
+static SPIPlanPtr
+get_plan(PpStatement *s, int n, PpForm form)
+{
+	int which = (n <= SMALL_BATCH ? 0 : 1) + 2 * (int) form;
+	SPIPlanPtr plan;
+
+	if (s->plans[which] != NULL)
+		return s->plans[which];
+	plan = SPI_prepare(s->made->forms[form], 0, NULL);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare the statement: %s", SPI_result_code_string(SPI_result));
+	if (list_length(SPI_plan_get_plan_sources(plan)) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR), errmsg("a pipeline needs exactly one statement"),
+				 errhint("Several changes fit into one statement with WITH.")));
+	if (s->pipeline->target == NULL)
+		check_written(s, plan);
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not keep the plan of the statement");
+	s->plans[which] = plan;
+	return plan;
+}
+
+static void
+set_for_statement(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+							 false);
+}
+
+/* Deferred constraints would pass the savepoints and fail at commit: they are checked at once. */
+static void
+set_constraints_immediate(void)
+{
+	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
+
+	stmt->constraints = NIL;
+	stmt->deferred = false;
+	AfterTriggerSetState(stmt);
+}
+
+/*
+ * pp_statement_failed
+ *		After any error: if a run was under way, it is no more.  Returns whether it took as long as it
+ *		may; else, or when there was none, a cancel came from somebody.
+ */
+bool
+pp_statement_failed(PpStatement *s)
+{
+	TimestampTz started_at = s->started_at;
+
+	s->started_at = 0;
+	return started_at != 0 && s->timeout_ms > 0 &&
+		   TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), s->timeout_ms);
+}
+
+/* Did what was just caught come up while the statement ran over entries?  Asked once. */
+bool
+pp_statement_failed_on_entries(PpStatement *s)
+{
+	bool failed = s->over_entries;
+
+	s->over_entries = false;
+	return failed;
+}
+
+static void run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned);
+
+/*
+ * pp_statement_run
+ *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
+ *		connected, in this form, which there must be.  Returns how many rows the statement said it
+ *		did not insert.  Throws what the statement throws; the caller's (sub)transaction abort puts
+ *		role and settings back.
+ */
+int
+pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form)
+{
+	PpReturned returned;
+
+	pp_returned_init(&returned);
+	run(s, entries, n, form, &returned);
+	return returned.not_inserted;
+}
+
+/*
+ * pp_statement_find_bad
+ *		Sets bad[i] of those entries whose values cannot be converted to the types of their columns.
+ *		As pp_statement_run() otherwise; throws when a type's input function cannot do without.
+ */
+void
+pp_statement_find_bad(PpStatement *s, PpEntry **entries, int n, bool *bad)
+{
+	PpReturned returned;
+
+	pp_returned_init(&returned);
+	returned.bad = bad;
+	run(s, entries, n, PP_FORM_CHECK, &returned);
+}
+
+/*
+ * pp_statement_show
+ *		As pp_statement_run() in the whole form, with one entry.  Appends the rows that it wrote (or those
+ *		that a user's statement returns), as the elements of a JSON array.  False: it returns none.
+ */
+bool
+pp_statement_show(PpStatement *s, PpEntry *entry, StringInfo rows)
+{
+	PpForm form = s->made->forms[PP_FORM_SHOW] != NULL ? PP_FORM_SHOW : PP_FORM_WHOLE;
+	PpReturned returned;
+
+	pp_returned_init(&returned);
+	returned.rows = rows;
+	run(s, &entry, 1, form, &returned);
+	return returned.any;
+}
+
+static void
+run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
+{
+	PpBatchRelation *batch;
+	SPIPlanPtr plan;
+	MemoryContext old;
+	Oid save_user;
+	int save_context;
+	int nest;
+
+	/* One that an aborted run left behind lives in run_cxt: away with it before the reset. */
+	pp_batch_unregister();
+	MemoryContextReset(s->run_cxt);
+	old = MemoryContextSwitchTo(s->run_cxt);
+	batch =
+		pp_batch_register(s->desc, s->pipeline->stream, entries, n, n <= SMALL_BATCH ? FEW : MANY);
+
+	GetUserIdAndSecContext(&save_user, &save_context);
+	SetUserIdAndSecContext(s->role, save_context | SECURITY_RESTRICTED_OPERATION);
+	nest = NewGUCNestLevel();
+	set_for_statement("search_path", s->pipeline->search_path);
+	set_for_statement("TimeZone", "UTC");
+	set_for_statement("DateStyle", "ISO, MDY");
+	set_for_statement("IntervalStyle", "postgres");
+	set_for_statement("bytea_output", "hex");
+	set_for_statement("extra_float_digits", "1");
+	set_constraints_immediate();
+	s->started_at = GetCurrentTimestamp();
+	if (s->timeout_ms > 0)
+		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
+
+	plan = get_plan(s, n, form);
+	s->over_entries = n > 0;
+	pp_run_plan(plan, batch, form == PP_FORM_PLAIN && s->bulk, &returned->pub);
+	s->over_entries = false;
+	if (s->timeout_ms > 0)
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	s->started_at = 0;
+	AtEOXact_GUC(false, nest);
+	SetUserIdAndSecContext(save_user, save_context);
+	pp_batch_unregister();
+	MemoryContextSwitchTo(old);
+}
