@@ -212,7 +212,7 @@ typedef struct PpPipe
 	uint64 has_consumer;   /* by worker: it has found or made its own */
 	bool consumer_gone;    /* somebody deleted one, with what was pending for it */
 	PpStanding looked;     /* when a worker last saw that no entry is missing, or recorded it */
-	PpStreamSeen stream;   /* by worker 1, when it looked last; this and below: see watch.c */
+	PpStreamSeen stream;   /* by worker 1, when it looked last; this and below: see watch*.c */
 	bool correction_known; /* of what Redis says that the group has read */
 	int64 correction;
 	uint64 correction_run; /* of which life of Redis; 0: not known */

@@ -175,7 +175,13 @@ extern long pp_watch_due_ms(const PpWorker *w, long max_ms);
 extern bool pp_watch_out_of_future(PpWorker *w, PpStreamFacts *facts, PpRedisError *error);
 extern bool pp_watch_consumer(PpWorker *w, PpRedisError *error);
 extern void pp_watch_delivered(PpWorker *w, int n, PpId first, PpId last);
+
+/* watch_lost.c */
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
+extern bool pp_watch_is_alone(const PpWorker *w);
+extern void pp_watch_set_position(PpWorker *w, const PpStreamFacts *facts, int64 position);
+extern bool pp_watch_look_for_trimmed(PpWorker *w, const PpStreamFacts *facts);
+
 /* chores.c */
 extern void pp_chores_configure(PpWorker *w);
 extern void pp_chores_run(PpWorker *w);
