@@ -423,21 +423,6 @@ pp_ledger_has(const PpExtension *ext, const char *pipeline, PpEntry *entry, int 
 	return entry->verdict == PP_VERDICT_DUPLICATE;
 }
 
-/* Notes that the group of the pipeline had other consumers. From a backend. */
-void
-pp_ledger_note_shared(const PpExtension *ext, const char *pipeline)
-{
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(pipeline)};
-
-	pp_store_execute(ext,
-					 psprintf("INSERT INTO %s.postpipe_progress (pipeline, shared) "
-							  "VALUES ($1, true) ON CONFLICT (pipeline) DO UPDATE "
-							  "SET shared = true",
-							  ext->schema_name),
-					 1, types, values, NULL);
-}
-
 /*
  * pp_ledger_lose
  *		Records those of these IDs, in stream order, as lost that are not on record.  From a backend
