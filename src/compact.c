@@ -17,105 +17,17 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "pgstat.h"
-#include "storage/itemptr.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
-#include "ledger_ids.h"
+#include "compact_internal.h"
 #include "process.h"
 #include "stats.h"
 
-#define PAGE_ROWS   1000
-#define FULL_BYTES  4096  /* of IDs: a row with so many is not merged any more */
 #define MAX_HOLES   10000 /* with more entries pending, nothing is pruned */
 #define BATCHES_DUE 1000
 #define MINUTE_MS   60000
-
-/* Rows that become one. */
-typedef struct Merged
-{
-	int32 epoch;
-	int32 worker;
-	int64 sums[5]; /* applied, filtered, dead, discarded, lost */
-	int64 sequence;
-	TimestampTz settled_at;
-	int rows;
-	Size bytes;
-	PpIdHash *ids;
-	int n;
-	int size;
-} Merged;
-
-static int
-compare_ids(const void *a, const void *b)
-{
-	return pp_id_compare(((const PpIdHash *) a)->id, ((const PpIdHash *) b)->id);
-}
-
-static void
-add_ids(Merged *group, const bytea *ids)
-{
-	PpIdsReader reader;
-	PpIdHash next;
-
-	pp_ids_begin(&reader, ids);
-	while (pp_ids_next(&reader, &next))
-	{
-		if (group->n == group->size)
-		{
-			group->size = Max(2 * group->size, 1024);
-			group->ids = group->ids == NULL ? palloc(group->size * sizeof(PpIdHash))
-											: repalloc(group->ids, group->size * sizeof(PpIdHash));
-		}
-		group->ids[group->n++] = next;
-	}
-	group->bytes += VARSIZE_ANY_EXHDR(ids);
-}
-
-static int64
-get_number(HeapTuple row, TupleDesc desc, int column)
-{
-	bool isnull;
-	Datum value = SPI_getbinval(row, desc, column, &isnull);
-
-	return SPI_gettypeid(desc, column) == INT4OID ? DatumGetInt32(value) : DatumGetInt64(value);
-}
-
-/* Writes the one row.  Rows of corrections alone have no IDs, and lie where the first one lay. */
-static void
-write_group(const PpLedger *ledger, Merged *group, PpId first)
-{
-	Oid id_type = pp_id_type_oid(ledger->ext);
-	Oid types[] = {TEXTOID, INT4OID, INT4OID, id_type, id_type,  INT4OID,       INT4OID,
-				   INT4OID, INT4OID, INT4OID, INT8OID, BYTEAOID, TIMESTAMPTZOID};
-	Datum values[13];
-	PpId last = first;
-
-	qsort(group->ids, group->n, sizeof(PpIdHash), compare_ids);
-	if (group->n > 0)
-	{
-		first = group->ids[0].id;
-		last = group->ids[group->n - 1].id;
-	}
-	values[0] = CStringGetTextDatum(ledger->pipeline);
-	values[1] = Int32GetDatum(group->epoch);
-	values[2] = Int32GetDatum(group->worker);
-	values[3] = PointerGetDatum(&first);
-	values[4] = PointerGetDatum(&last);
-	for (int i = 0; i < 5; i++)
-		values[5 + i] = Int32GetDatum((int32) group->sums[i]);
-	values[10] = Int64GetDatum(group->sequence);
-	values[11] = PointerGetDatum(pp_ids_encode(group->ids, group->n));
-	values[12] = TimestampTzGetDatum(group->settled_at);
-	SPI_execute_with_args(psprintf("INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, "
-								   "first_id, last_id, applied, filtered, dead, discarded, lost, "
-								   "sequence, ids, settled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, "
-								   "$8, $9, $10, $11, $12, $13)",
-								   ledger->ext->schema_name),
-						  13, types, values, NULL, false, 0);
-}
 
 /* What is closed. */
 typedef struct Close
@@ -134,8 +46,8 @@ close_rows(PpApply *a, void *arg)
 	Close *closed = arg;
 	const PpLedger *ledger = pp_apply_ledger(a);
 	Oid types[] = {TEXTOID, INT4OID, TIMESTAMPTZOID, INT4OID};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(FULL_BYTES),
-					  TimestampTzGetDatum(closed->before), Int32GetDatum(PAGE_ROWS)};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(PP_COMPACT_FULL_BYTES),
+					  TimestampTzGetDatum(closed->before), Int32GetDatum(PP_COMPACT_PAGE_ROWS)};
 	bool isnull;
 
 	SPI_execute_with_args(
@@ -154,62 +66,7 @@ close_rows(PpApply *a, void *arg)
 				 ledger->ext->schema_name),
 		4, types, values, NULL, false, 0);
 	closed->more = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-											   &isnull)) == PAGE_ROWS;
-}
-
-/* Merges a page of the other ones. *arg becomes true when there may be more. */
-static void
-merge(PpApply *a, void *arg)
-{
-	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID, INT4OID, INT4OID};
-	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(FULL_BYTES),
-					  Int32GetDatum(PAGE_ROWS)};
-	SPITupleTable *table;
-	uint64 total;
-	Merged group = {0};
-	PpId first = {0, 0};
-
-	/* As a page is deleted whole and written again, a row alone in its group is written as it was. */
-	SPI_execute_with_args(
-		psprintf("WITH page AS (DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
-				 "SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
-				 "AND octet_length(ids) < $2 ORDER BY epoch, worker, settled_at LIMIT $3)) "
-				 "RETURNING *) SELECT epoch, worker, applied, filtered, dead, discarded, lost, "
-				 "sequence, settled_at, first_id, ids FROM page ORDER BY epoch, worker, settled_at",
-				 ledger->ext->schema_name),
-		3, types, values, NULL, false, 0);
-	table = SPI_tuptable;
-	total = SPI_processed;
-	*(bool *) arg |= total == PAGE_ROWS;
-	for (uint64 i = 0; i <= total; i++)
-	{
-		HeapTuple row = i < total ? table->vals[i] : NULL;
-		int32 epoch = row ? (int32) get_number(row, table->tupdesc, 1) : -1;
-		int32 worker = row ? (int32) get_number(row, table->tupdesc, 2) : -1;
-		bool isnull;
-
-		if (group.rows > 0 &&
-			(epoch != group.epoch || worker != group.worker || group.bytes >= 2 * FULL_BYTES))
-		{
-			write_group(ledger, &group, first);
-			group.rows = group.n = 0;
-			group.bytes = 0;
-			group.sequence = 0;
-			memset(group.sums, 0, sizeof(group.sums));
-		}
-		if (row == NULL)
-			break;
-		if (group.rows++ == 0)
-			first = *(PpId *) DatumGetPointer(SPI_getbinval(row, table->tupdesc, 10, &isnull));
-		group.epoch = epoch;
-		group.worker = worker;
-		for (int s = 0; s < 5; s++)
-			group.sums[s] += get_number(row, table->tupdesc, 3 + s);
-		group.sequence = Max(group.sequence, get_number(row, table->tupdesc, 8));
-		group.settled_at = get_number(row, table->tupdesc, 9);
-		add_ids(&group, DatumGetByteaPP(SPI_getbinval(row, table->tupdesc, 11, &isnull)));
-	}
+											   &isnull)) == PP_COMPACT_PAGE_ROWS;
 }
 
 /* What is pruned, and up to where. */
@@ -243,7 +100,7 @@ find_old(PpApply *a, void *arg)
 	const PpLedger *ledger = pp_apply_ledger(a);
 	Oid types[] = {TEXTOID, TIMESTAMPTZOID, pp_id_type_oid(ledger->ext), INT4OID};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), TimestampTzGetDatum(prune->before),
-					  PointerGetDatum(&prune->delivered), Int32GetDatum(PAGE_ROWS)};
+					  PointerGetDatum(&prune->delivered), Int32GetDatum(PP_COMPACT_PAGE_ROWS)};
 	TupleDesc desc;
 	HeapTuple row;
 	bool none;
@@ -257,7 +114,7 @@ find_old(PpApply *a, void *arg)
 		4, types, values, NULL, true, 0);
 	row = SPI_tuptable->vals[0];
 	desc = SPI_tuptable->tupdesc;
-	prune->more = get_number(row, desc, 3) == PAGE_ROWS;
+	prune->more = pp_store_get_number(row, desc, 3) == PP_COMPACT_PAGE_ROWS;
 	value = SPI_getbinval(row, desc, 2, &none);
 	prune->upto = none ? (PpId){0, 0} : *(PpId *) DatumGetPointer(value);
 	value = SPI_getbinval(row, desc, 1, &none);
@@ -439,8 +296,8 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	closed.before = prune.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
 	ok = get_sealed(w, &prune, error);
 	if (ok && transact(w, seal, &prune.sealed) && transact(w, close_rows, &closed) &&
-		transact(w, merge, &c->more) && transact(w, find_old, &prune) && prune.before != 0 &&
-		(ok = get_holes(w, c->cxt, &prune, error)) && prune.before != 0 &&
+		transact(w, pp_compact_merge, &c->more) && transact(w, find_old, &prune) &&
+		prune.before != 0 && (ok = get_holes(w, c->cxt, &prune, error)) && prune.before != 0 &&
 		transact(w, delete_old, &prune))
 		c->more |= prune.more;
 	c->more |= closed.more;

@@ -9,6 +9,7 @@
 #include "store.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
 
@@ -74,6 +75,16 @@ pp_store_id_array(const PpExtension *ext, const PpId *ids, int n)
 		elems[i] = PointerGetDatum(&ids[i]);
 	return PointerGetDatum(
 		construct_array(elems, n, pp_id_type_oid(ext), sizeof(PpId), false, TYPALIGN_DOUBLE));
+}
+
+/* The number in a column, from 1, of a row of a result: an int4 or int8 that is not NULL. */
+int64
+pp_store_get_number(HeapTuple row, TupleDesc desc, int column)
+{
+	bool isnull;
+	Datum value = SPI_getbinval(row, desc, column, &isnull);
+
+	return SPI_gettypeid(desc, column) == INT4OID ? DatumGetInt32(value) : DatumGetInt64(value);
 }
 
 /*

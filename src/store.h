@@ -13,6 +13,7 @@
 extern void pp_store_begin(const PpExtension *ext);
 extern void pp_store_end(void);
 extern Datum pp_store_id_array(const PpExtension *ext, const PpId *ids, int n);
+extern int64 pp_store_get_number(HeapTuple row, TupleDesc desc, int column);
 extern uint64 pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
 							   const Datum *values, const bool *nulls);
 extern uint64 pp_store_execute_plan(SPIPlanPtr *plan, const char *sql, int nargs, const Oid *types,
