@@ -78,8 +78,11 @@ extern void pp_apply_reopen(PpBatch *batch);
 extern int pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open);
 
 /* split.c */
+#define PP_SAMPLES 8 /* entries that are tried before the pipeline is found at fault */
+
+extern PpEntryError *pp_apply_run_part(PpApply *a, PpEntry **entries, int n, bool keep,
+									   PpApplyResult *result);
 extern PpOutcome pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result);
-extern bool pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result);
 extern PpEntryError *pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result);
 
 /* sample.c */
@@ -121,5 +124,6 @@ extern void pp_threshold_end(PpApply *a, bool committed);
 extern void pp_threshold_check(PpApply *a, const PpBatch *batch);
 extern void pp_threshold_foresee(PpApply *a, int failed, int n, const PpEntryError *last);
 extern void pp_threshold_stopped(PpApply *a, PpEntryError *error);
+extern bool pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result);
 
 #endif /* PP_APPLY_INTERNAL_H */

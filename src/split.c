@@ -18,7 +18,6 @@
  */
 #include "apply_internal.h"
 
-#include "common/pg_prng.h"
 #include "utils/memutils.h"
 
 #include "errors.h"
@@ -27,7 +26,6 @@
 
 #define MAX_SUBTRANSACTIONS 32 /* in a transaction; more than 64 XIDs overflow a proc's cache */
 #define MAX_HOPELESS_RUNS   24 /* failures of the pipeline's kind with no success between */
-#define SAMPLES             8  /* entries that are tried before the pipeline is found at fault */
 
 /* A part of the batch that is still to be run while it is split. */
 typedef struct Part
@@ -71,11 +69,12 @@ run_entries(PpApply *a, void *arg)
 }
 
 /*
- * Runs one part in a subtransaction, keeps what it did if `keep`.  Returns NULL, or the error it
- * failed with.  With n = 0 the statement runs over nothing.
+ * pp_apply_run_part
+ *		Runs one part of a batch in a subtransaction, keeps what it did if `keep`.  Returns NULL, or the
+ *		error it failed with.  With n = 0 the statement runs over nothing.
  */
-static PpEntryError *
-run_part(PpApply *a, PpEntry **entries, int n, bool keep, PpApplyResult *result)
+PpEntryError *
+pp_apply_run_part(PpApply *a, PpEntry **entries, int n, bool keep, PpApplyResult *result)
 {
 	Run run = {entries, n, result};
 	int conflicted = result->conflicted;
@@ -134,7 +133,7 @@ split_step(PpApply *a, Split *split, PpApplyResult *result)
 		push_halves(split, part.first, part.end);
 		return NULL;
 	}
-	error = run_part(a, entries, n, true, result);
+	error = pp_apply_run_part(a, entries, n, true, result);
 	if (error == NULL)
 	{
 		split->successes++;
@@ -167,11 +166,11 @@ split_step(PpApply *a, Split *split, PpApplyResult *result)
 static bool
 sample_passes(PpApply *a, Split *split, PpApplyResult *result)
 {
-	for (int i = 0; i < SAMPLES; i++)
+	for (int i = 0; i < PP_SAMPLES; i++)
 	{
-		PpEntry **entry = &split->open[(int) ((int64) split->n * i / SAMPLES)];
+		PpEntry **entry = &split->open[(int) ((int64) split->n * i / PP_SAMPLES)];
 		PpVerdict verdict = (*entry)->verdict;
-		bool passes = run_part(a, entry, 1, false, result) == NULL;
+		bool passes = pp_apply_run_part(a, entry, 1, false, result) == NULL;
 
 		(*entry)->verdict = verdict;
 		if (passes)
@@ -219,7 +218,7 @@ may_try_again(PpApply *a, const PpEntry *entry)
 static bool
 pipeline_is_at_fault(PpApply *a, Split *split, PpApplyResult *result)
 {
-	PpEntryError *error = run_part(a, NULL, 0, false, result);
+	PpEntryError *error = pp_apply_run_part(a, NULL, 0, false, result);
 	PpSample sample;
 
 	if (error != NULL)
@@ -403,42 +402,6 @@ pp_apply_split(PpApply *a, PpBatch *batch, PpApplyResult *result)
 }
 
 /*
- * pp_apply_samples_pass
- *		While the pipeline is stopped because too many have failed: do most of a few entries pass?  No
- *		more than half as many may fail as of all: chance must not let it go on.  In a transaction
- *		of its own, which is rolled back.
- */
-bool
-pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result)
-{
-	PpEntry **open;
-	int n = pp_apply_collect_open(a, batch, &open);
-	int volatile failed = 0;
-
-	PG_TRY();
-	{
-		if (pp_apply_begin(a))
-		{
-			pp_statement_prepare(a->statement);
-			for (int i = 0; i < SAMPLES && n > 0; i++)
-			{
-				PpEntry **entry = &open[pg_prng_uint64_range(&pg_global_prng_state, 0, n - 1)];
-
-				failed += run_part(a, entry, 1, false, result) != NULL;
-			}
-		}
-		pp_apply_abort(a->call_cxt);
-	}
-	PG_CATCH();
-	{
-		result->error = pp_apply_roll_back(a, a->call_cxt);
-		failed = SAMPLES;
-	}
-	PG_END_TRY();
-	return failed < SAMPLES && failed <= a->error_threshold * SAMPLES / 2;
-}
-
-/*
  * pp_apply_isolate
  *		In a backend: runs the open entries of a batch in the caller's transaction, with SPI connected
  *		and the statement prepared, and finds those that fail.  Returns NULL, or the error that says
@@ -453,7 +416,7 @@ pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	MemoryContextReset(a->call_cxt);
 	split.n = pp_apply_collect_open(a, batch, &split.open);
 	(void) pp_apply_number_waves(pp_statement_key(a->statement), split.open, split.n);
-	error = run_part(a, NULL, 0, false, result);
+	error = pp_apply_run_part(a, NULL, 0, false, result);
 	start_split(a, batch, &split, false);
 	while (split.depth > 0 && error == NULL)
 		error = split_step(a, &split, result);

@@ -15,6 +15,7 @@
 #include "apply_internal.h"
 
 #include "catalog/pg_type.h"
+#include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -227,4 +228,40 @@ pp_threshold_stopped(PpApply *a, PpEntryError *error)
 	a->stop_error->message = pstrdup(error->message);
 	a->stop_error->hint = error->hint ? pstrdup(error->hint) : NULL;
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * pp_apply_samples_pass
+ *		While the pipeline is stopped because too many have failed: do most of a few entries pass?  No
+ *		more than half as many may fail as of all: chance must not let it go on.  In a transaction
+ *		of its own, which is rolled back.
+ */
+bool
+pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result)
+{
+	PpEntry **open;
+	int n = pp_apply_collect_open(a, batch, &open);
+	int volatile failed = 0;
+
+	PG_TRY();
+	{
+		if (pp_apply_begin(a))
+		{
+			pp_statement_prepare(a->statement);
+			for (int i = 0; i < PP_SAMPLES && n > 0; i++)
+			{
+				PpEntry **entry = &open[pg_prng_uint64_range(&pg_global_prng_state, 0, n - 1)];
+
+				failed += pp_apply_run_part(a, entry, 1, false, result) != NULL;
+			}
+		}
+		pp_apply_abort(a->call_cxt);
+	}
+	PG_CATCH();
+	{
+		result->error = pp_apply_roll_back(a, a->call_cxt);
+		failed = PP_SAMPLES;
+	}
+	PG_END_TRY();
+	return failed < PP_SAMPLES && failed <= a->error_threshold * PP_SAMPLES / 2;
 }
