@@ -90,7 +90,7 @@ CREATE INDEX postpipe_dead_letter_due ON @extschema@.postpipe_dead_letter (pipel
 CREATE INDEX postpipe_dead_letter_age ON @extschema@.postpipe_dead_letter (pipeline, last_failed_at) WHERE state OPERATOR(pg_catalog.=) 'dead';
 CREATE INDEX postpipe_dead_letter_key ON @extschema@.postpipe_dead_letter (pipeline, key_hash) WHERE NOT overtaken;
 
--- Internal: which entries are settled (src/ledger.c has the encoding of ids), the epochs, and what was lost.
+-- Internal: which entries are settled (src/ledger_ids.c has the encoding of ids), the epochs, and what was lost.
 CREATE TABLE @extschema@.postpipe_ledger (
     pipeline        text NOT NULL,
     epoch           integer NOT NULL,

@@ -4,7 +4,7 @@
  *
  * A high-water mark would be wrong for a consumer group: one worker holds 100, another commits 200,
  * the first dies, and 100 would be skipped.  So the ledger knows single entries, by ID and by a
- * hash of the content. *
+ * hash of the content.
  * What was settled before the epoch began is not in its rows: an ID at or below progress.pruned_id
  * that is not one of the holes (pending at that time) is a duplicate by definition.
  */

@@ -6,7 +6,7 @@
  * itself, if there is but one; else by Redis's entries-read and a correction, because releases differ
  * in whether that includes what was trimmed unread.  What is missing in that count is lost if nothing
  * is left in the stream up to there.  Else it may have been passed over: then worker 1 reads the
- * stream (open.c).
+ * stream (repair.c).
  */
 #include "worker_internal.h"
 
