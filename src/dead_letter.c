@@ -170,7 +170,19 @@ pp_dead_letter_keys(MemoryContext cxt, int *n)
 	return keys;
 }
 
-/* The strings of a bytea[]; they point into the copy in `cxt`. */
+/* A string as those of a reply are: a text where it is (PpEntry.in_texts), with a zero behind it. */
+static PpString
+copy_text(const char *data, size_t len)
+{
+	char *copy = (char *) palloc(VARHDRSZ + len + 1) + VARHDRSZ;
+
+	SET_VARSIZE(copy - VARHDRSZ, VARHDRSZ + len);
+	memcpy(copy, data, len);
+	copy[len] = '\0';
+	return (PpString){copy, len};
+}
+
+/* The strings of a bytea[], in `cxt`. */
 static void
 read_fields(Datum array, MemoryContext cxt, PpEntry *entry)
 {
@@ -178,17 +190,18 @@ read_fields(Datum array, MemoryContext cxt, PpEntry *entry)
 	Datum *elems;
 	bool *nulls;
 
-	deconstruct_array(DatumGetArrayTypePCopy(array), BYTEAOID, -1, false, TYPALIGN_INT, &elems,
-					  &nulls, &entry->nfields);
-	entry->fields = palloc0(Max(entry->nfields, 1) * sizeof(PpString));
+	deconstruct_array(DatumGetArrayTypeP(array), BYTEAOID, -1, false, TYPALIGN_INT, &elems, &nulls,
+					  &entry->nfields);
+	entry->fields = palloc(Max(entry->nfields, 1) * sizeof(PpString));
 	for (int i = 0; i < entry->nfields; i++)
 	{
 		bytea *field = nulls[i] ? NULL : DatumGetByteaPP(elems[i]);
 
-		entry->fields[i].data = field ? VARDATA_ANY(field) : "";
-		entry->fields[i].len = field ? VARSIZE_ANY_EXHDR(field) : 0;
+		entry->fields[i] =
+			field ? copy_text(VARDATA_ANY(field), VARSIZE_ANY_EXHDR(field)) : copy_text("", 0);
 		entry->bytes += entry->fields[i].len;
 	}
+	entry->in_texts = true;
 	MemoryContextSwitchTo(old);
 }
 
