@@ -68,7 +68,7 @@ extern PpEntryError *pp_apply_subtransaction(PpApply *a, PpWork work, void *arg,
 
 /* waves.c */
 extern int pp_apply_number_waves(List *key_fields, PpEntry **entries, int n);
-extern int pp_apply_compare_waves(const void *x, const void *y);
+extern int pp_apply_compare_order(const void *x, const void *y);
 extern void pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain,
 							   PpApplyResult *result);
 

@@ -2,8 +2,8 @@
  * split.c
  *		A batch that is known to fail: isolate first, then judge.
  *
- * The batch is split in halves, each run in a subtransaction, until the entries that fail alone are
- * found: for one of n, at most 2 log2(n) + 2 runs of the statement in all.  After
+ * The batch is split in halves, each run in a subtransaction, in the order of the stream, until the
+ * entries that fail alone are found: for one of n, at most 2 log2(n) + 2 runs of the statement in all.  After
  * MAX_SUBTRANSACTIONS successful parts what is decided so far is committed, and the rest goes on in
  * a new transaction.
  *
@@ -38,7 +38,7 @@ typedef struct Part
 
 typedef struct Split
 {
-	PpEntry **open; /* entries without a verdict, by wave and stream order */
+	PpEntry **open; /* entries without a verdict, in the order in which they take effect */
 	int n;
 	Part *stack;
 	int depth;
@@ -57,15 +57,23 @@ typedef struct Run
 	PpApplyResult *result;
 } Run;
 
+/* In waves of its own: the parts stay in their order, whatever becomes of this one. */
 static void
 run_entries(PpApply *a, void *arg)
 {
 	Run *run = arg;
+	PpEntry **entries;
 
-	if (run->n > 0)
-		pp_apply_run_waves(a, run->entries, run->n, false, run->result);
-	else
+	if (run->n == 0)
+	{
 		(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
+		return;
+	}
+	entries = palloc(run->n * sizeof(PpEntry *));
+	memcpy(entries, run->entries, run->n * sizeof(PpEntry *));
+	(void) pp_apply_number_waves(pp_statement_key(a->statement), entries, run->n);
+	pp_apply_run_waves(a, entries, run->n, false, run->result);
+	pfree(entries);
 }
 
 /*
@@ -383,7 +391,7 @@ static void
 start_split(PpApply *a, PpBatch *batch, Split *split, bool known_bad)
 {
 	split->n = pp_apply_collect_open(a, batch, &split->open);
-	qsort(split->open, split->n, sizeof(PpEntry *), pp_apply_compare_waves);
+	qsort(split->open, split->n, sizeof(PpEntry *), pp_apply_compare_order);
 	split->stack = MemoryContextAlloc(a->call_cxt, 2 * (split->n + 1) * sizeof(Part));
 	split->stack[split->depth++] = (Part){0, split->n, known_bad, false};
 }
@@ -415,7 +423,6 @@ pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result)
 
 	MemoryContextReset(a->call_cxt);
 	split.n = pp_apply_collect_open(a, batch, &split.open);
-	(void) pp_apply_number_waves(pp_statement_key(a->statement), split.open, split.n);
 	error = pp_apply_run_part(a, NULL, 0, false, result);
 	start_split(a, batch, &split, false);
 	while (split.depth > 0 && error == NULL)

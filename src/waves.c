@@ -27,19 +27,27 @@ epoch_of(const PpEntry *entry)
 	return entry->letter ? entry->letter->epoch : 0;
 }
 
+/* The order in which entries take effect. */
 int
-pp_apply_compare_waves(const void *x, const void *y)
+pp_apply_compare_order(const void *x, const void *y)
 {
 	const PpEntry *a = *(PpEntry *const *) x;
 	const PpEntry *b = *(PpEntry *const *) y;
 
-	if (a->wave != b->wave)
-		return a->wave - b->wave;
 	if (is_older(a) != is_older(b))
 		return is_older(a) ? 1 : -1;
 	if (epoch_of(a) != epoch_of(b))
 		return epoch_of(a) - epoch_of(b);
 	return pp_id_compare(a->id, b->id);
+}
+
+static int
+compare_waves(const void *x, const void *y)
+{
+	const PpEntry *a = *(PpEntry *const *) x;
+	const PpEntry *b = *(PpEntry *const *) y;
+
+	return a->wave != b->wave ? a->wave - b->wave : pp_apply_compare_order(x, y);
 }
 
 /*
@@ -80,7 +88,7 @@ pp_apply_number_waves(List *key, PpEntry **entries, int n)
 	}
 	pfree(table);
 	if (max > 0 || entries[0]->letter != NULL)
-		qsort(entries, n, sizeof(PpEntry *), pp_apply_compare_waves);
+		qsort(entries, n, sizeof(PpEntry *), compare_waves);
 	return max;
 }
 

@@ -50,6 +50,24 @@ for my $case (
 	sql("SELECT postpipe_drop_pipeline('$name')");
 }
 
+# --- One key that is written in several ways: the last entry wins all the same, also when another one of the batch fails.
+for my $case ([ 'number', 'int', '5', '05' ], [ 'unique_id', 'uuid', 'aaaaaaaa-0000-0000-0000-000000000000', 'AAAAAAAA-0000-0000-0000-000000000000' ], [ 'moment', 'timestamptz', '2025-01-01 00:00:00Z', '2025-01-01 00:00:00.0Z' ])
+{
+	my ($name, $type, $one, $other) = @$case;
+	sql("CREATE TABLE $name (id $type PRIMARY KEY, v int); SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '$name', enabled => false)");
+	my @keys = ($one, $one, $other, $one, $one, $other, $other, $other, $one, $other);
+	for my $bad ('', 'bad')
+	{
+		sql("TRUNCATE $name");
+		$redis->pipeline(map({ [ 'XADD', "stream:$name", '*', id => $keys[$_], v => $_ ] } 0 .. $#keys), $bad ? [ 'XADD', "stream:$name", '*', id => $one, v => 'bad' ] : ());
+		sql("SELECT postpipe_resume('$name')");
+		wait_sql($node, 'postgres', "SELECT entries_applied FROM postpipe_stats WHERE pipeline = '$name'", @keys * ($bad ? 2 : 1), "$name: all are applied" . ($bad && ' but one'));
+		is(sql("SELECT v FROM $name"), $#keys, "$name: the last one wins" . ($bad && ', beside one that fails'));
+		sql("SELECT postpipe_pause('$name'); SELECT postpipe_wait_state('$name', 'paused')");
+	}
+	sql("SELECT postpipe_drop_pipeline('$name', discard_dead => true)");
+}
+
 # What an explicit key names must be something that entries can fill.
 my ($rc, undef, $stderr) = $node->psql('postgres', q(SELECT postpipe_create_pipeline('named', 'stream:named', target => 'always', key => '{id}')), on_error_die => 0);
 like($stderr, qr/key column "id" of pipeline "named" is not a column of table "always" that can be filled/, 'an explicit key that only the server can fill is refused');
