@@ -19,7 +19,8 @@
 
 #define MAX_PAIRS         256
 #define MAX_ELEMENTS      64
-#define MAX_INTEGER_CHARS 18 /* so many always fit into 64 bits */
+#define MAX_INTEGER_CHARS 18  /* so many always fit into 64 bits */
+#define MAX_NUMBER_CHARS  100 /* so many always fit into a Numeric */
 
 /* What is left of the text, which is valid UTF-8, and where strings without their escapes go. */
 typedef struct Scan
@@ -192,7 +193,7 @@ skip_digits(const char *p, const char *end)
 	return p;
 }
 
-/* Where a JSON number that begins at `p` ends, *integer: without point and exponent; NULL: it is none. */
+/* Where a JSON number without exponent that begins at `p` ends, *integer: without point; NULL: it is none. */
 static const char *
 end_of_number(const char *p, const char *end, bool *integer)
 {
@@ -210,16 +211,10 @@ end_of_number(const char *p, const char *end, bool *integer)
 		if ((p = skip_digits(start, end)) == start)
 			return NULL;
 	}
-	if (p < end && (*p == 'e' || *p == 'E'))
-	{
-		*integer = false;
-		start = p + 1 + (p + 1 < end && (p[1] == '+' || p[1] == '-'));
-		if ((p = skip_digits(start, end)) == start)
-			return NULL;
-	}
 	return p;
 }
 
+/* Not one that may be out of range: what is wrong behind it would be told first. */
 static bool
 take_number(Scan *s, PpPair *pair)
 {
@@ -228,7 +223,7 @@ take_number(Scan *s, PpPair *pair)
 	Numeric number;
 
 	s->at = end_of_number(start, s->end, &integer);
-	if (s->at == NULL)
+	if (s->at == NULL || s->at - start > MAX_NUMBER_CHARS)
 		return false;
 	/* jsonb has 0 of -0. */
 	if (integer && s->at - start <= MAX_INTEGER_CHARS && (start[0] != '-' || start[1] != '0'))
