@@ -17,11 +17,15 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
 #include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
 #include "parser/parsetree.h"
 #include "rewrite/rewriteHandler.h"
+#include "utils/lsyscache.h"
 #include "utils/typcache.h"
 
 #include "batch_row.h"
@@ -56,23 +60,73 @@ typedef struct BulkReceiver
 static MemoryContext ring_cxt;
 static BulkInsertState kept_ring; /* NULL: none is kept */
 
-/* Has the type, a domain, a constraint that could look at the table? */
+static bool is_volatile(Oid type);
+
 static bool
-has_volatile_constraint(Oid type)
+has_volatile_domain_check(Oid domain)
 {
 	DomainConstraintRef *ref = palloc0(sizeof(DomainConstraintRef));
 	ListCell *lc;
 
-	InitDomainConstraintRef(type, ref, CurrentMemoryContext, false);
+	InitDomainConstraintRef(domain, ref, CurrentMemoryContext, false);
 	foreach (lc, ref->constraints)
 		if (contain_volatile_functions((Node *) ((DomainConstraintState *) lfirst(lc))->check_expr))
 			return true;
-	return false;
+	return is_volatile(getBaseType(domain));
+}
+
+static bool
+has_volatile_attribute(Oid composite)
+{
+	TupleDesc desc = lookup_rowtype_tupdesc(composite, -1);
+	bool found = false;
+
+	for (int i = 0; i < desc->natts && !found; i++)
+		found =
+			!TupleDescAttr(desc, i)->attisdropped && is_volatile(TupleDescAttr(desc, i)->atttypid);
+	ReleaseTupleDesc(desc);
+	return found;
+}
+
+/* Could a value of the type look at the table while it is made, by its input function or a check of a domain in it? */
+static bool
+is_volatile(Oid type)
+{
+	Oid input;
+	Oid ioparam;
+
+	getTypeInputInfo(type, &input, &ioparam);
+	if (func_volatile(input) == PROVOLATILE_VOLATILE)
+		return true;
+	switch (get_typtype(type))
+	{
+		case TYPTYPE_DOMAIN:
+			return has_volatile_domain_check(type);
+		case TYPTYPE_COMPOSITE:
+			return has_volatile_attribute(type);
+		case TYPTYPE_RANGE:
+			return is_volatile(get_range_subtype(type));
+		case TYPTYPE_MULTIRANGE:
+			return is_volatile(get_multirange_range(type));
+		default:
+			return OidIsValid(get_element_type(type)) && is_volatile(get_element_type(type));
+	}
+}
+
+/* Is a text made one of this type by a function that could? */
+static bool
+has_volatile_cast(Oid type)
+{
+	Oid function;
+
+	return find_coercion_pathway(type, TEXTOID, COERCION_EXPLICIT, &function) ==
+			   COERCION_PATH_FUNC &&
+		   func_volatile(function) == PROVOLATILE_VOLATILE;
 }
 
 /*
  * pp_bulk_insert_allowed
- *		May rows wait before they are inserted?  Not where a default or a constraint could look at the
+ *		May rows wait before they are inserted?  Not where a value, a default or a constraint could look at the
  *		table, nor where a rule says what is done instead.
  */
 bool
@@ -90,7 +144,7 @@ pp_bulk_insert_allowed(Relation rel)
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
 		if (!att->attisdropped &&
-			(has_volatile_constraint(att->atttypid) ||
+			(is_volatile(att->atttypid) || has_volatile_cast(att->atttypid) ||
 			 (!att->attgenerated &&
 			  contain_volatile_functions_not_nextval(build_column_default(rel, att->attnum)))))
 			return false;
