@@ -55,7 +55,7 @@ for my $case ([ 'number', 'int', '5', '05' ], [ 'unique_id', 'uuid', 'aaaaaaaa-0
 {
 	my ($name, $type, $one, $other) = @$case;
 	sql("CREATE TABLE $name (id $type PRIMARY KEY, v int); SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '$name', enabled => false)");
-	my @keys = ($one, $one, $other, $one, $one, $other, $other, $other, $one, $other);
+	my @keys = ($one, $one, $one, $other, $one, $other);
 	for my $bad ('', 'bad')
 	{
 		sql("TRUNCATE $name");
