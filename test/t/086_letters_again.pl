@@ -23,7 +23,7 @@ for my $db (@encodings)
 		[ a => 'passes', b => 'passes' ],
 		map({ [ a => 'y' x $_, b => 'z' x ($_ % 5), n => $_ % 3 ? $_ : '' ] } 0 .. 20),
 		map({ [ b => '', 'x' x ($_ + 1) => 'no column', a => 'y' x $_ ] } 0 .. 8),
-		map({ [ data => qq({"id": ID, "n": 7, $many, "a": ") . 'x' x $_ . '"}' ] } 0 .. 16));
+		map({ [ data => qq({"id": ID, "n": 7, $many, "a": ") . 'x' x $_ . '"}', source => 'behind it' ] } 0 .. 16));
 	$redis->pipeline(map { my $id = $_; [ 'XADD', "stream:$db", '*', id => $id, map { s/ID/$id/r } @{ $entries[$id] } ] } 0 .. $#entries);
 	wait_sql($node, $db, 'SELECT entries_applied, entries_dead FROM postpipe_stats', "1|$#entries", "$db: all but one are dead");
 	is($sql->('SELECT DISTINCT sqlstate FROM postpipe_dlq'), '23514', '... because of the constraint');
