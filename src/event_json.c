@@ -4,8 +4,9 @@
  *
  * That is done for every entry of most producers, and jsonb_in() takes four times as long for it.  So are
  * arrays of a few strings, numbers, booleans and nulls.  All others, and objects in an object, are left to
- * jsonb_in(); and the whole text if there is an escape for a character that text cannot have, or any error,
- * so that there is one place that says what is wrong with a text.
+ * jsonb_in(); and the whole text if there is an escape for a character that text cannot have, a number with
+ * an exponent or of very many digits, or any error, so that there is one place that says what is wrong with
+ * a text.
  */
 #include "event_internal.h"
 

@@ -422,7 +422,6 @@ pp_apply_isolate(PpApply *a, PpBatch *batch, PpApplyResult *result)
 	PpEntryError *error;
 
 	MemoryContextReset(a->call_cxt);
-	split.n = pp_apply_collect_open(a, batch, &split.open);
 	error = pp_apply_run_part(a, NULL, 0, false, result);
 	start_split(a, batch, &split, false);
 	while (split.depth > 0 && error == NULL)
