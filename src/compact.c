@@ -48,7 +48,6 @@ close_rows(PpApply *a, void *arg)
 	Oid types[] = {TEXTOID, INT4OID, TIMESTAMPTZOID, INT4OID};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(PP_COMPACT_FULL_BYTES),
 					  TimestampTzGetDatum(closed->before), Int32GetDatum(PP_COMPACT_PAGE_ROWS)};
-	bool isnull;
 
 	SPI_execute_with_args(
 		psprintf("WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "
@@ -65,8 +64,8 @@ close_rows(PpApply *a, void *arg)
 				 "SELECT count(*) FROM page",
 				 ledger->ext->schema_name),
 		4, types, values, NULL, false, 0);
-	closed->more = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-											   &isnull)) == PP_COMPACT_PAGE_ROWS;
+	closed->more = pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) ==
+				   PP_COMPACT_PAGE_ROWS;
 }
 
 /* What is pruned, and up to where. */

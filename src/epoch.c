@@ -200,21 +200,6 @@ pp_ledger_set_shared(PpLedger *ledger, bool shared)
 	ledger->shared = shared;
 }
 
-/* Notes that the group of the pipeline had other consumers. From a backend. */
-void
-pp_ledger_note_shared(const PpExtension *ext, const char *pipeline)
-{
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(pipeline)};
-
-	pp_store_execute(ext,
-					 psprintf("INSERT INTO %s.postpipe_progress (pipeline, shared) "
-							  "VALUES ($1, true) ON CONFLICT (pipeline) DO UPDATE "
-							  "SET shared = true",
-							  ext->schema_name),
-					 1, types, values, NULL);
-}
-
 /*
  * pp_ledger_start_epoch
  *		Opens an epoch because the stream is another one, or an older state of it.  Only look-ups get

@@ -248,21 +248,6 @@ postpipe_pause(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* The worker that is started next writes the owner key, whosever it is. */
-static void
-ask_to_take_over(const PpExtension *ext, const char *pipeline)
-{
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(pipeline)};
-
-	pp_store_execute(ext,
-					 psprintf("INSERT INTO %s.postpipe_progress AS p (pipeline, take_over) "
-							  "VALUES ($1, true) "
-							  "ON CONFLICT (pipeline) DO UPDATE SET take_over = true",
-							  ext->schema_name),
-					 1, types, values, NULL);
-}
-
 /* postpipe_resume(pipeline, take_over): takes effect at commit. */
 Datum
 postpipe_resume(PG_FUNCTION_ARGS)
@@ -281,7 +266,8 @@ postpipe_resume(PG_FUNCTION_ARGS)
 								"postpipe_resume('%s', take_over => true).",
 								p->name)));
 	if (take_over)
-		ask_to_take_over(&ext, p->name);
+		/* The worker that is started next writes the owner key, whosever it is. */
+		pp_store_note_progress(&ext, p->name, "take_over");
 	if (!p->builtin || take_over)
 		set_enabled(&ext, p, true, NULL, take_over);
 	PG_RETURN_VOID();

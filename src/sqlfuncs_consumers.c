@@ -365,7 +365,7 @@ postpipe_reap_consumers(PG_FUNCTION_ARGS)
 	n = choose(&ext, p, only, consumers, may_go, n, &foreign);
 	/* What they settled is not on record, and must not be taken for missing when they are gone. */
 	if (foreign && (PG_ARGISNULL(3) || !PG_GETARG_BOOL(3)))
-		pp_ledger_note_shared(&ext, p->name);
+		pp_store_note_progress(&ext, p->name, "shared");
 	reap_and_show(fcinfo, conn, p, min_idle, consumers, may_go, n);
 	pp_redis_close(conn);
 	return (Datum) 0;

@@ -11,6 +11,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 
 static Oid save_user;
@@ -63,6 +64,25 @@ pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *
 	processed = SPI_processed;
 	pp_store_end();
 	return processed;
+}
+
+/*
+ * pp_store_note_progress
+ *		Sets a flag of postpipe_progress, of which the pipeline may have no row yet.  From a backend;
+ *		throws what SQL throws.
+ */
+void
+pp_store_note_progress(const PpExtension *ext, const char *pipeline, const char *flag)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(pipeline)};
+
+	pp_store_execute(ext,
+					 psprintf("INSERT INTO %1$s.postpipe_progress (pipeline, %2$s) "
+							  "VALUES ($1, true) ON CONFLICT (pipeline) DO UPDATE "
+							  "SET %2$s = true",
+							  ext->schema_name, flag),
+					 1, types, values, NULL);
 }
 
 /* IDs as an array for SQL. */

@@ -16,6 +16,7 @@ extern Datum pp_store_id_array(const PpExtension *ext, const PpId *ids, int n);
 extern int64 pp_store_get_number(HeapTuple row, TupleDesc desc, int column);
 extern uint64 pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
 							   const Datum *values, const bool *nulls);
+extern void pp_store_note_progress(const PpExtension *ext, const char *pipeline, const char *flag);
 extern uint64 pp_store_execute_plan(SPIPlanPtr *plan, const char *sql, int nargs, const Oid *types,
 									const Datum *values, const char *nulls);
 

@@ -17,24 +17,26 @@
 #define SPARE_FIRST_MS    10000
 #define SPARE_CAP_MS      (3600 * 1000)
 
+/* Until then, or until the worker is to stop, which ends the process. */
+static void
+wait_until(PpWorker *w, TimestampTz end)
+{
+	long left;
+
+	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end)) > 0)
+	{
+		pp_process_sleep(left, PP_WAIT_WORKER_RETRY);
+		pp_worker_look_around(w);
+	}
+}
+
 /* Waits before the next attempt. */
 static void
 back_off(PpWorker *w)
 {
-	int ms = pp_backoff_next(&w->backoff);
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
-
-	w->failed_at = end;
-	pp_report_next_attempt(end);
-	for (;;)
-	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-
-		if (left <= 0)
-			return;
-		pp_process_sleep(left, PP_WAIT_WORKER_RETRY);
-		pp_worker_look_around(w);
-	}
+	w->failed_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&w->backoff));
+	pp_report_next_attempt(w->failed_at);
+	wait_until(w, w->failed_at);
 }
 
 /* It works. The back-off forgets a failure only after a while: what fails again and again, with a
@@ -111,7 +113,6 @@ pp_worker_spare_server(PpWorker *w)
 	TimestampTz end;
 	PpBackoff backoff;
 	int ms = 0;
-	long left;
 
 	if (crashes < CRASHES_IN_A_ROW)
 		return;
@@ -125,9 +126,5 @@ pp_worker_spare_server(PpWorker *w)
 					"Mend what the statement calls, then run postpipe_pause() and "
 					"postpipe_resume() to try at once.");
 	pp_process_activity(false, "waiting after crashes");
-	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end)) > 0)
-	{
-		pp_process_sleep(left, PP_WAIT_WORKER_RETRY);
-		pp_worker_look_around(w);
-	}
+	wait_until(w, end);
 }
