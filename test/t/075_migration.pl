@@ -70,7 +70,7 @@ my @hooks = (
 	[ before => qr/left_to_python/, \&nothing_settled_is_pending ]);
 my $manual = Postpipe::Test::Manual->new($node, $redis, before => sub { hook(before => @_) }, after => sub { hook(after => @_) },
 	programs => {
-		'systemctl restart postgresql' => sub { $python->stop; $node->restart; $python = start_python() },
+		'systemctl restart postgresql' => sub { $python->stop; $node->restart; $python = start_python(); left_is_taken() },
 		'docker stop worker-container' => sub { $python->stop },
 		'docker start worker-container' => sub { $python = start_python() } });
 is($manual->run(slurp_file("$FindBin::RealBin/../../docs/migration.md")), 21, 'all blocks of docs/migration.md were found');
@@ -88,6 +88,13 @@ done_testing();
 sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub applied { return sql('SELECT count(*) FROM journal') }
 sub start_python { return Postpipe::Test::PythonWorker->new(redis => $redis, node => $node, stream => $stream, group => $group) }
+
+# What the one before has left in the middle of a batch is done: a worker that was stopped before that would leave it once more.
+sub left_is_taken
+{
+	return wait_for { @{ $redis->command('XPENDING', $stream, $group)->[3] // [] } <= 1 } 'the Python worker has taken what was left';
+}
+
 sub foreign { return sql(q(SELECT count(*) FROM postpipe_consumers('posts') WHERE NOT ours)) }
 
 # What XINFO GROUPS says of the group.

@@ -38,16 +38,21 @@ sub work
 	return $self->{psql}->(undef);
 }
 
-# Stopped in the middle of a batch: one entry is written and not acknowledged, one is in the dead letters and not acknowledged, the others were only read.
+# Stopped in the middle of a batch: one entry is written and not acknowledged, the one after it is in the dead letters and not acknowledged,
+# the others were only read. Those that no upsert takes come before, so that there always is one that is written.
 sub _leave
 {
 	my ($self) = @_;
-	my $new = $self->{client}->command('XREADGROUP', 'GROUP', @$self{qw(group consumer)}, 'COUNT', 8, 'BLOCK', 1000, 'STREAMS', $self->{stream}, '>');
-	my @entries = $new ? @{ $new->[0][1] } : ();
-	return unless @entries;
-	$self->_upsert($entries[0]);
-	return $self->_to_dead_letters($entries[1], 'stopped') if @entries > 1;
-	return;
+	while (1)
+	{
+		my $new = $self->{client}->command('XREADGROUP', 'GROUP', @$self{qw(group consumer)}, 'COUNT', 8, 'BLOCK', 1000, 'STREAMS', $self->{stream}, '>') or return;
+		my @entries = @{ $new->[0][1] };
+		while (my $entry = shift @entries)
+		{
+			next if $self->_upsert($entry);
+			return @entries && $self->_to_dead_letters($entries[0], 'stopped');
+		}
+	}
 }
 
 sub _handle
