@@ -221,6 +221,7 @@ int
 pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, const char *cause,
 					bool again)
 {
+	PpStoreScope store;
 	Oid types[] = {TEXTOID, TEXTOID, BOOLOID, TEXTOID};
 	char id[PP_ID_LEN];
 	Datum values[4];
@@ -232,7 +233,7 @@ pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, co
 	values[1] = CStringGetTextDatum(cause);
 	values[2] = BoolGetDatum(again);
 	values[3] = CStringGetTextDatum(id);
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	SPI_execute_with_args(
 		psprintf("INSERT INTO %1$s.postpipe_epoch (pipeline, epoch, cause, again, "
 				 "since_id) SELECT $1, coalesce(max(epoch), 1) + 1, $2, $3, "
@@ -241,7 +242,7 @@ pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, co
 				 ext->schema_name),
 		4, types, values, NULL, false, 0);
 	epoch = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	pp_store_end();
+	pp_store_end(&store);
 	return epoch;
 }
 

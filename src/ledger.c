@@ -349,17 +349,17 @@ pp_ledger_committed(PpLedger *ledger)
  * decides nothing.
  */
 static void
-begin_call(PpLedger *ledger, const PpExtension *ext, const char *pipeline)
+begin_call(PpStoreScope *store, PpLedger *ledger, const PpExtension *ext, const char *pipeline)
 {
 	memset(ledger, 0, sizeof(*ledger));
 	ledger->cxt = CurrentMemoryContext;
 	ledger->ext = ext;
 	ledger->pipeline = pipeline;
-	pp_store_begin(ext);
+	pp_store_begin(store, ext);
 }
 
 static void
-end_call(PpLedger *ledger)
+end_call(PpStoreScope *store, PpLedger *ledger)
 {
 	SPIPlanPtr plans[] = {ledger->lookup_plan, ledger->pruned_plan, ledger->record_plan,
 						  ledger->lost_plan};
@@ -367,7 +367,7 @@ end_call(PpLedger *ledger)
 	for (int i = 0; i < lengthof(plans); i++)
 		if (plans[i] != NULL)
 			SPI_freeplan(plans[i]);
-	pp_store_end();
+	pp_store_end(store);
 }
 
 static PpEntry **
@@ -396,11 +396,12 @@ pp_ledger_settled(const PpExtension *ext, const char *pipeline, const PpId *ids,
 {
 	PpEntry **entries = gone_entries(ids, n);
 	PpLedger ledger;
+	PpStoreScope store;
 
-	begin_call(&ledger, ext, pipeline);
+	begin_call(&store, &ledger, ext, pipeline);
 	pp_ledger_load_epochs(&ledger);
 	pp_ledger_lookup(&ledger, entries, n);
-	end_call(&ledger);
+	end_call(&store, &ledger);
 	for (int i = 0; i < n; i++)
 		settled[i] = entries[i]->verdict == PP_VERDICT_DUPLICATE;
 }
@@ -414,11 +415,12 @@ bool
 pp_ledger_has(const PpExtension *ext, const char *pipeline, PpEntry *entry, int *epoch)
 {
 	PpLedger ledger;
+	PpStoreScope store;
 
-	begin_call(&ledger, ext, pipeline);
+	begin_call(&store, &ledger, ext, pipeline);
 	pp_ledger_load_epochs(&ledger);
 	pp_ledger_lookup(&ledger, &entry, 1);
-	end_call(&ledger);
+	end_call(&store, &ledger);
 	*epoch = Max(ledger.epoch, 1);
 	return entry->verdict == PP_VERDICT_DUPLICATE;
 }
@@ -433,15 +435,16 @@ pp_ledger_lose(const PpExtension *ext, const char *pipeline, const PpId *ids, in
 {
 	PpEntry **entries = gone_entries(ids, n);
 	PpLedger ledger;
+	PpStoreScope store;
 	int lost = 0;
 
-	begin_call(&ledger, ext, pipeline);
+	begin_call(&store, &ledger, ext, pipeline);
 	(void) pp_ledger_open(&ledger);
 	pp_ledger_lookup(&ledger, entries, n);
 	for (int i = 0; i < n; i++)
 		if (entries[i]->verdict == PP_VERDICT_GONE)
 			entries[lost++] = entries[i];
 	pp_ledger_record(&ledger, entries, lost);
-	end_call(&ledger);
+	end_call(&store, &ledger);
 	return lost;
 }

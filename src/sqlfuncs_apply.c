@@ -52,9 +52,10 @@ pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext, LOCKMODE mo
 void
 pp_function_refuse_deferred(const PpExtension *ext, const char *function)
 {
+	PpStoreScope store;
 	bool isnull;
 
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	SPI_execute("SELECT DISTINCT tgrelid FROM pg_trigger WHERE tgdeferrable", true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 		if (AfterTriggerPendingOnRel(DatumGetObjectId(
@@ -64,7 +65,7 @@ pp_function_refuse_deferred(const PpExtension *ext, const char *function)
 								   "constraints or triggers to check",
 								   function),
 							errhint("Commit first, or run SET CONSTRAINTS ALL IMMEDIATE.")));
-	pp_store_end();
+	pp_store_end(&store);
 }
 
 /* What applies entries, in `cxt`; pp_function_apply_end() has to follow, also after an error. */

@@ -67,12 +67,13 @@ pp_check_has_redis(PpCheck *c)
 char **
 pp_check_ask(PpCheck *c, const char *sql)
 {
+	PpStoreScope store;
 	MemoryContext cxt = CurrentMemoryContext;
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(c->p->name)};
 	char **row = NULL;
 
-	pp_store_begin(c->ext);
+	pp_store_begin(&store, c->ext);
 	SPI_execute_with_args(psprintf(sql, c->ext->schema_name), 1, types, values, NULL, true, 1);
 	if (SPI_processed > 0)
 	{
@@ -86,7 +87,7 @@ pp_check_ask(PpCheck *c, const char *sql)
 			row[i] = value ? MemoryContextStrdup(cxt, value) : NULL;
 		}
 	}
-	pp_store_end();
+	pp_store_end(&store);
 	return row;
 }
 

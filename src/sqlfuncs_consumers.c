@@ -80,6 +80,7 @@ pp_function_names(PpString consumer, const char *name)
 void
 pp_require_group(const PpExtension *ext, const PpPipeline *p)
 {
+	PpStoreScope store;
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(p->name)};
 	bool fenced;
@@ -90,13 +91,13 @@ pp_require_group(const PpExtension *ext, const PpPipeline *p)
 						errhint("If it is to read from here, and nowhere else any more, run "
 								"postpipe_resume('%s', take_over => true).",
 								p->name)));
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	SPI_execute_with_args(
 		psprintf("SELECT FROM %s.postpipe_progress WHERE pipeline = $1 AND fenced",
 				 ext->schema_name),
 		1, types, values, NULL, true, 0);
 	fenced = SPI_processed > 0;
-	pp_store_end();
+	pp_store_end(&store);
 	if (fenced)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),

@@ -83,14 +83,15 @@ selection(const PpExtension *ext, const char *columns, bool sealed)
 static PpLetterKey *
 lock_letters(const PpExtension *ext, Filter *filter, int *n)
 {
+	PpStoreScope store;
 	MemoryContext cxt = CurrentMemoryContext;
 	PpLetterKey *keys;
 
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	SPI_execute_with_args(selection(ext, "epoch, id, size_bytes", false), FILTER_ARGS,
 						  filter->types, filter->values, filter->nulls, false, 0);
 	keys = pp_dead_letter_keys(cxt, n);
-	pp_store_end();
+	pp_store_end(&store);
 	return keys;
 }
 
@@ -98,17 +99,18 @@ lock_letters(const PpExtension *ext, Filter *filter, int *n)
 static int
 replay_chunk(PpApply *a, PpLetterKey *keys, int n, PpBatch *batch, PpApplyResult *total)
 {
+	PpStoreScope store;
 	int taken;
 
 	MemoryContextReset(batch->cxt);
-	pp_store_begin(a->ext);
+	pp_store_begin(&store, a->ext);
 	taken = pp_retry_make_batch(a, keys, Min(n, CHUNK), CHUNK_BYTES, batch);
-	pp_store_end();
+	pp_store_end(&store);
 	pp_function_isolate(a, batch);
-	pp_store_begin(a->ext);
+	pp_store_begin(&store, a->ext);
 	pp_retry_record(a, batch, true);
 	pp_overtaken_mark(a, batch);
-	pp_store_end();
+	pp_store_end(&store);
 	for (int i = 0; i < batch->n; i++)
 	{
 		total->applied += batch->entries[i].verdict == PP_VERDICT_APPLIED;
@@ -181,6 +183,7 @@ postpipe_replay(PG_FUNCTION_ARGS)
 Datum
 postpipe_discard(PG_FUNCTION_ARGS)
 {
+	PpStoreScope store;
 	PpExtension ext;
 	PpPipeline *p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	char *reason = pp_text_arg(fcinfo, 6);
@@ -188,10 +191,10 @@ postpipe_discard(PG_FUNCTION_ARGS)
 	int64 n;
 
 	read_filter(fcinfo, &ext, &filter);
-	pp_store_begin(&ext);
+	pp_store_begin(&store, &ext);
 	n = pp_dead_letter_discard(&ext, selection(&ext, "epoch, id", true), FILTER_ARGS, filter.types,
 							   filter.values, filter.nulls);
-	pp_store_end();
+	pp_store_end(&store);
 	if (n > 0)
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\": " INT64_FORMAT
 							 " dead letters were discarded by %s%s%s",

@@ -142,6 +142,7 @@ put_buckets(PpRow *row, int kind, const PpHistogram *h)
 Datum
 postpipe_histograms_0_1(PG_FUNCTION_ARGS)
 {
+	PpStoreScope store;
 	PpExtension ext;
 	List *pipelines;
 	ListCell *lc;
@@ -150,7 +151,7 @@ postpipe_histograms_0_1(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&ext);
 	pipelines = pp_pipeline_list(&ext);
-	pp_store_begin(&ext);
+	pp_store_begin(&store, &ext);
 	foreach (lc, pipelines)
 	{
 		const PpPipeline *p = lfirst(lc);
@@ -168,6 +169,6 @@ postpipe_histograms_0_1(PG_FUNCTION_ARGS)
 			pp_row_emit(fcinfo, &row);
 		}
 	}
-	pp_store_end();
+	pp_store_end(&store);
 	return (Datum) 0;
 }

@@ -129,25 +129,28 @@ tidy(const PpExtension *ext, const PpPipeline *p)
 static void
 run_chunk(PpApply *a, PpBatch *batch)
 {
+	PpStoreScope store;
+
 	pp_function_run(a, batch);
-	pp_store_begin(a->ext);
+	pp_store_begin(&store, a->ext);
 	pp_overtaken_mark(a, batch);
-	pp_store_end();
+	pp_store_end(&store);
 }
 
 static void
 run(const PpExtension *ext, PpPipeline *p, PpBatch *batch)
 {
+	PpStoreScope store;
 	PpApply *a = pp_function_apply_begin(batch->cxt, ext, p);
 
 	PG_TRY();
 	{
-		pp_store_begin(ext);
+		pp_store_begin(&store, ext);
 		if (pp_posts_owns(p))
 			pp_posts_create_table(ext, p);
 		pp_ledger_load_epochs(&a->ledger);
 		pp_overtaken_load(a);
-		pp_store_end();
+		pp_store_end(&store);
 		for (int first = 0; first < batch->n; first += CHUNK)
 		{
 			PpBatch chunk = *batch;

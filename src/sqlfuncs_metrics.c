@@ -187,7 +187,7 @@ static const char metrics_query[] =
 
 /* Leaves the samples in SPI_tuptable; pp_store_end() is to be called. */
 static void
-read_metrics(void)
+read_metrics(PpStoreScope *store)
 {
 	Oid types[] = {TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID,
 				   INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID};
@@ -198,7 +198,7 @@ read_metrics(void)
 	pp_require_preload();
 	pp_require_extension(&ext);
 	pipelines = pp_pipeline_list(&ext);
-	pp_store_begin(&ext);
+	pp_store_begin(store, &ext);
 	/* Rows are few and estimates are high: to compile the query would take twenty times its time. */
 	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
 							 false);
@@ -213,8 +213,9 @@ read_metrics(void)
 Datum
 postpipe_metrics_0_1(PG_FUNCTION_ARGS)
 {
+	PpStoreScope store;
 	InitMaterializedSRF(fcinfo, 0);
-	read_metrics();
+	read_metrics(&store);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		PpRow row = {0};
@@ -228,7 +229,7 @@ postpipe_metrics_0_1(PG_FUNCTION_ARGS)
 		}
 		pp_row_emit(fcinfo, &row);
 	}
-	pp_store_end();
+	pp_store_end(&store);
 	return (Datum) 0;
 }
 
@@ -274,8 +275,9 @@ emit_line(FunctionCallInfo fcinfo, const char *line)
 Datum
 postpipe_prometheus(PG_FUNCTION_ARGS)
 {
+	PpStoreScope store;
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	read_metrics();
+	read_metrics(&store);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple row = SPI_tuptable->vals[i];
@@ -299,6 +301,6 @@ postpipe_prometheus(PG_FUNCTION_ARGS)
 		appendStringInfo(&line, " %.17g", DatumGetFloat8(value));
 		emit_line(fcinfo, line.data);
 	}
-	pp_store_end();
+	pp_store_end(&store);
 	return (Datum) 0;
 }

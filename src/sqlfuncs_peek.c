@@ -35,11 +35,12 @@ typedef struct Look
 static void
 find_letters(const PpExtension *ext, const PpPipeline *p, PpId *ids, int n, Look *looks)
 {
+	PpStoreScope store;
 	MemoryContext cxt = CurrentMemoryContext;
 	Oid types[] = {TEXTOID, get_array_type(pp_id_type_oid(ext))};
 	Datum values[] = {CStringGetTextDatum(p->name), pp_store_id_array(ext, ids, n)};
 
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	SPI_execute_with_args(psprintf("SELECT id, state FROM %1$s.postpipe_dead_letter "
 								   "WHERE pipeline = $1 AND id OPERATOR(%1$s.=) ANY ($2) "
 								   "ORDER BY epoch",
@@ -55,7 +56,7 @@ find_letters(const PpExtension *ext, const PpPipeline *p, PpId *ids, int n, Look
 		looks[found - ids].letter =
 			MemoryContextStrdup(cxt, SPI_getvalue(tuple, SPI_tuptable->tupdesc, 2));
 	}
-	pp_store_end();
+	pp_store_end(&store);
 }
 
 /* NULL: acknowledged, and not by this pipeline. */

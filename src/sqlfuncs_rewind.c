@@ -70,15 +70,16 @@ count_after(PpRedis *conn, const PpPipeline *p, PpId id)
 static bool
 is_in_stream(PpLedger *ledger, const PpPipeline *p, PpRedis *conn, const PpLetterKey *key)
 {
+	PpStoreScope store;
 	PpEntry letter;
 	PpBatch found = {.cxt = CurrentMemoryContext};
 	PpRedisError error;
 	PpReply *reply;
 	bool loaded;
 
-	pp_store_begin(ledger->ext);
+	pp_store_begin(&store, ledger->ext);
 	loaded = pp_dead_letter_load(ledger, found.cxt, key, &letter);
-	pp_store_end();
+	pp_store_end(&store);
 	pp_redis_reply_target(conn, found.cxt, MAX_REPLY);
 	pp_stream_send_range(conn, p->stream, pp_id_previous(key->id), key->id, 1);
 	reply = pp_function_reply(conn);
@@ -91,19 +92,20 @@ is_in_stream(PpLedger *ledger, const PpPipeline *p, PpRedis *conn, const PpLette
 static PpLetterKey *
 letters_after(const PpExtension *ext, const PpPipeline *p, PpId since, int *n)
 {
+	PpStoreScope store;
 	MemoryContext cxt = CurrentMemoryContext;
 	Oid types[] = {TEXTOID, pp_id_type_oid(ext)};
 	Datum values[] = {CStringGetTextDatum(p->name), PointerGetDatum(&since)};
 	PpLetterKey *keys;
 
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	SPI_execute_with_args(
 		psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
 				 "WHERE pipeline = $1 AND NOT undelivered AND id OPERATOR(%s.>) $2",
 				 ext->schema_name, ext->schema_name),
 		2, types, values, NULL, false, 0);
 	keys = pp_dead_letter_keys(cxt, n);
-	pp_store_end();
+	pp_store_end(&store);
 	return keys;
 }
 
@@ -111,6 +113,7 @@ letters_after(const PpExtension *ext, const PpPipeline *p, PpId since, int *n)
 static void
 discard_letters(const PpExtension *ext, const PpPipeline *p, PpRedis *conn, PpId since)
 {
+	PpStoreScope store;
 	MemoryContext cxt =
 		AllocSetContextCreate(CurrentMemoryContext, "postpipe letter", ALLOCSET_DEFAULT_SIZES);
 	PpLedger ledger = {.cxt = CurrentMemoryContext, .ext = ext, .pipeline = p->name};
@@ -145,10 +148,10 @@ discard_letters(const PpExtension *ext, const PpPipeline *p, PpRedis *conn, PpId
 						  PointerGetDatum(construct_array(ids, again, id_type, sizeof(PpId), false,
 														  TYPALIGN_DOUBLE))};
 
-		pp_store_begin(ext);
+		pp_store_begin(&store, ext);
 		(void) pp_dead_letter_discard(ext, "SELECT * FROM unnest($2, $3) AS u (epoch, id)", 3,
 									  types, values, NULL);
-		pp_store_end();
+		pp_store_end(&store);
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\": %d dead letters were discarded, because a "
 							 "rewind reads their entries again",
 							 p->name, again)));

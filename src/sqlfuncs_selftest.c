@@ -83,10 +83,12 @@ connect(Selftest *s)
 static char *
 create(Selftest *s)
 {
-	pp_store_begin(&s->ext);
+	PpStoreScope store;
+
+	pp_store_begin(&store, &s->ext);
 	SPI_execute(psprintf("CREATE TABLE %s (id bigint PRIMARY KEY, v text, n integer)", s->p.target),
 				false, 0);
-	pp_store_end();
+	pp_store_end(&store);
 	CommandCounterIncrement();
 	pp_stream_send_create_group(s->conn, s->p.stream, s->p.group, "0");
 	(void) reply_of(s);
@@ -139,13 +141,14 @@ receive(Selftest *s)
 static int64
 count_rows(Selftest *s, const char *condition)
 {
+	PpStoreScope store;
 	bool isnull;
 	int64 n;
 
-	pp_store_begin(&s->ext);
+	pp_store_begin(&store, &s->ext);
 	SPI_execute(psprintf("SELECT count(*) FROM %s WHERE %s", s->p.target, condition), false, 0);
 	n = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	pp_store_end();
+	pp_store_end(&store);
 	return n;
 }
 
@@ -163,15 +166,16 @@ apply(Selftest *s)
 static char *
 record(Selftest *s)
 {
+	PpStoreScope store;
 	PpEntry **entries = palloc(s->batch.n * sizeof(PpEntry *));
 
 	for (int i = 0; i < s->batch.n; i++)
 		entries[i] = &s->batch.entries[i];
 	s->a->ledger.epoch = 1;
-	pp_store_begin(&s->ext);
+	pp_store_begin(&store, &s->ext);
 	pp_ledger_record(&s->a->ledger, entries, s->batch.n);
 	SPI_freeplan(s->a->ledger.record_plan);
-	pp_store_end();
+	pp_store_end(&store);
 	CommandCounterIncrement();
 	return "the entries are on record as settled";
 }

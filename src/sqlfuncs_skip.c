@@ -95,6 +95,7 @@ end_retries(const PpExtension *ext, const PpPipeline *p, const PpId *id, const P
 static bool
 write_letter(const PpExtension *ext, const PpPipeline *p, PpEntry *entry, PpEntryError *error)
 {
+	PpStoreScope store;
 	PpLedger ledger = {.cxt = CurrentMemoryContext, .ext = ext, .pipeline = p->name};
 	PpPipe *pipe = pp_pipe_find(MyDatabaseId, p->name);
 	TimestampTz never = 0;
@@ -107,10 +108,10 @@ write_letter(const PpExtension *ext, const PpPipeline *p, PpEntry *entry, PpEntr
 	entry->verdict = PP_VERDICT_DEAD;
 	entry->error = error;
 	entry->skipped = ledger.epoch;
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	pp_dead_letter_store(&ledger, p, entry, NULL, &never);
 	pp_dead_letter_forget_plans(&ledger);
-	pp_store_end();
+	pp_store_end(&store);
 	/* Without a slot it has no worker; the next one reads all letters first. */
 	if (pipe != NULL)
 		pipe->skips++;

@@ -167,6 +167,7 @@ entries_per_second(const PpPipe *pipe, uint64 settled, double *rate)
 static void
 put_dead_letters(PpRow *row, const PpExtension *ext, const char *pipeline)
 {
+	PpStoreScope store;
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(pipeline)};
 	Datum count = 0;
@@ -174,7 +175,7 @@ put_dead_letters(PpRow *row, const PpExtension *ext, const char *pipeline)
 	bool null = true;
 	bool isnull;
 
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	SPI_execute_with_args(psprintf("SELECT count(*), min(first_failed_at) "
 								   "FROM %s.postpipe_dead_letter WHERE pipeline = $1",
 								   ext->schema_name),
@@ -182,7 +183,7 @@ put_dead_letters(PpRow *row, const PpExtension *ext, const char *pipeline)
 	count = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	count = Int64GetDatum(DatumGetInt64(count));
 	oldest = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &null);
-	pp_store_end();
+	pp_store_end(&store);
 	pp_row_put(row, count, false);
 	pp_row_put(row, oldest, null);
 }

@@ -243,6 +243,7 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 Datum
 postpipe_audit_0_1(PG_FUNCTION_ARGS)
 {
+	PpStoreScope store;
 	PpExtension ext;
 	uint64 settled[PP_MAX_PIPELINES];
 
@@ -251,7 +252,7 @@ postpipe_audit_0_1(PG_FUNCTION_ARGS)
 	pp_require_extension(&ext);
 	for (int i = 0; i < PP_MAX_PIPELINES; i++)
 		settled[i] = pp_pipe_settled(&pp_shared->pipes[i]);
-	pp_store_begin(&ext);
+	pp_store_begin(&store, &ext);
 	/* Redis is seen as it is now; so are the tables, whatever this transaction sees else. */
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_execute(psprintf(audit_query, ext.schema_name), true, 0);
@@ -272,7 +273,7 @@ postpipe_audit_0_1(PG_FUNCTION_ARGS)
 		put_balance(&row, tuple, desc, settled);
 		pp_row_emit(fcinfo, &row);
 	}
-	pp_store_end();
+	pp_store_end(&store);
 	return (Datum) 0;
 }
 
@@ -280,11 +281,12 @@ postpipe_audit_0_1(PG_FUNCTION_ARGS)
 Datum
 postpipe_lost_0_1(PG_FUNCTION_ARGS)
 {
+	PpStoreScope store;
 	PpExtension ext;
 
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&ext);
-	pp_store_begin(&ext);
+	pp_store_begin(&store, &ext);
 	SPI_execute(psprintf("SELECT pipeline, epoch, first_id, last_id, entries, cause, noticed_at "
 						 "FROM %s.postpipe_lost_range ORDER BY pipeline, epoch, noticed_at, "
 						 "first_id",
@@ -303,6 +305,6 @@ postpipe_lost_0_1(PG_FUNCTION_ARGS)
 		}
 		pp_row_emit(fcinfo, &row);
 	}
-	pp_store_end();
+	pp_store_end(&store);
 	return (Datum) 0;
 }

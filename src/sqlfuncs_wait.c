@@ -105,12 +105,13 @@ is_still_ahead(const char *pipeline, PpId id)
 static char *
 what_became(const PpExtension *ext, const char *pipeline, PpId id)
 {
+	PpStoreScope store;
 	Oid types[] = {TEXTOID, pp_id_type_oid(ext)};
 	Datum values[] = {CStringGetTextDatum(pipeline), PointerGetDatum(&id)};
 	MemoryContext cxt = CurrentMemoryContext;
 	char *state = NULL;
 
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	SPI_execute_with_args(
 		psprintf("SELECT state FROM %1$s.postpipe_dead_letter WHERE pipeline = $1 "
 				 "AND id OPERATOR(%1$s.=) $2 UNION ALL "
@@ -122,7 +123,7 @@ what_became(const PpExtension *ext, const char *pipeline, PpId id)
 	if (SPI_processed > 0)
 		state =
 			MemoryContextStrdup(cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
-	pp_store_end();
+	pp_store_end(&store);
 	return state;
 }
 

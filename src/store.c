@@ -14,21 +14,18 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
-static Oid save_user;
-static int save_context;
-static int nest_level;
-
 /*
  * pp_store_begin
  *		Connects SPI as the extension's owner.  pp_store_end() has to follow; an error between them
- *		puts everything back, as any abort does.  Does not nest.
+ *		puts everything back, as any abort does.  What was before is kept in the caller's scope: a
+ *		statement may call functions that do the same.
  */
 void
-pp_store_begin(const PpExtension *ext)
+pp_store_begin(PpStoreScope *store, const PpExtension *ext)
 {
-	GetUserIdAndSecContext(&save_user, &save_context);
-	SetUserIdAndSecContext(ext->owner, save_context | SECURITY_RESTRICTED_OPERATION);
-	nest_level = NewGUCNestLevel();
+	GetUserIdAndSecContext(&store->user, &store->context);
+	SetUserIdAndSecContext(ext->owner, store->context | SECURITY_RESTRICTED_OPERATION);
+	store->nest_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_connect() != SPI_OK_CONNECT)
@@ -36,11 +33,11 @@ pp_store_begin(const PpExtension *ext)
 }
 
 void
-pp_store_end(void)
+pp_store_end(PpStoreScope *store)
 {
 	SPI_finish();
-	AtEOXact_GUC(false, nest_level);
-	SetUserIdAndSecContext(save_user, save_context);
+	AtEOXact_GUC(false, store->nest_level);
+	SetUserIdAndSecContext(store->user, store->context);
 }
 
 /*
@@ -54,15 +51,16 @@ pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *
 {
 	uint64 processed;
 	char *null_chars = palloc0(nargs + 1);
+	PpStoreScope store;
 
 	for (int i = 0; i < nargs; i++)
 		null_chars[i] = nulls && nulls[i] ? 'n' : ' ';
-	pp_store_begin(ext);
+	pp_store_begin(&store, ext);
 	if (SPI_execute_with_args(sql, nargs, (Oid *) types, (Datum *) values, null_chars, false, 0) <
 		0)
 		elog(ERROR, "could not execute \"%s\"", sql);
 	processed = SPI_processed;
-	pp_store_end();
+	pp_store_end(&store);
 	return processed;
 }
 

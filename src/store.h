@@ -10,8 +10,16 @@
 
 #include "executor/spi.h"
 
-extern void pp_store_begin(const PpExtension *ext);
-extern void pp_store_end(void);
+/* Who the session was before pp_store_begin(). */
+typedef struct PpStoreScope
+{
+	Oid user;
+	int context;    /* the flags of GetUserIdAndSecContext() */
+	int nest_level; /* of settings */
+} PpStoreScope;
+
+extern void pp_store_begin(PpStoreScope *store, const PpExtension *ext);
+extern void pp_store_end(PpStoreScope *store);
 extern Datum pp_store_id_array(const PpExtension *ext, const PpId *ids, int n);
 extern int64 pp_store_get_number(HeapTuple row, TupleDesc desc, int column);
 extern uint64 pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
