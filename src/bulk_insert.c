@@ -152,7 +152,10 @@ pp_bulk_insert_allowed(Relation rel)
 	return true;
 }
 
-/* While it is in use none is kept: after an error its pins are gone, and so is it. */
+/*
+ * While it is in use none is kept: after an error its pins are gone, and so is it.  One is enough: functions
+ * in a backend do not run a statement in bulk, so nothing that is called meanwhile does.
+ */
 static BulkInsertState
 take_ring(void)
 {

@@ -13,6 +13,7 @@ use Time::HiRes qw(time);
 
 my $piece = 250_000; # posts that are in Redis at one time: some 300 MB
 my $beside_each = 3; # small backlogs before each piece
+my $copies = 3; # by COPY, at the end
 my $pipelines = 50;
 my $restart_share = 1 / 2;
 my ($bytes_per_post, $bytes_besides) = (1_800, 9e9); # of the table with its indexes, the ledger; of WAL and generated posts
@@ -32,9 +33,11 @@ sub run
 		pending => sub { pending($stage, $pipeline, $restart) }
 	]);
 	Bench::Posts::forget();
+	$stage->sql('CREATE TABLE posts_beside (LIKE posts INCLUDING ALL)');
 	my ($long, $beside) = backlog_with_small_ones($stage, $pipeline, [ $large, $largest ], $small);
 	my $last = $long->{$largest}{last};
-	my $copied = copy_more($stage, $largest, $last->{entries});
+	my @copied = map { copy_more($stage, $largest + $_ * $last->{entries}, $last->{entries}) } 0 .. $copies - 1;
+	$stage->sql('DROP TABLE posts_beside');
 	my $many = many_pipelines($stage);
 	my $full = $stage->option('long') ? full_table($stage, $pipeline, 2 * $largest) : undef;
 	$stage->empty('posts');
@@ -46,7 +49,9 @@ sub run
 		microseconds($long->{$largest}) / microseconds($beside), 'at most', 1.1)
 	  ->once('time_beside', "time per entry, backlogs of $small beside that of $largest", 'us', microseconds($beside))
 	  ->once('last_to_copy', "last $last->{entries} of $largest / COPY of as many more", '',
-		microseconds($copied) / microseconds($last))
+		Bench::Rounds::median(map { microseconds($_->{large}) } @copied) / microseconds($last))
+	  ->value('copy_large_to_empty', "COPY of $last->{entries} into the table of $largest / into an empty one", '',
+		[ map { Bench::Rounds::rounded($_->{large}{seconds} / $_->{empty}{seconds}) } @copied ])
 	  ->once('memory_above_backend', "memory at $largest above a plain backend", 'MB', $above_mb, 'at most', 64)
 	  ->ratio('pending_to_backlog', "$restart->{entries} entries, pending at the start / new", 'pending', 'backlog')
 	  ->once('pipelines_to_one', "$pipelines pipelines / one, entries per second", '', $many->{ratio})
@@ -101,7 +106,6 @@ sub backlog_with_small_ones
 	my ($stage, $pipeline, $marks, $small) = @_;
 	my %all = (entries => 0, seconds => 0);
 
-	$stage->sql('CREATE TABLE posts_beside (LIKE posts INCLUDING ALL)');
 	my $beside = Bench::Pipeline->like_posts($stage, 'beside', 'posts_beside');
 	$beside->resume;
 	$beside->wait_state('idle');
@@ -118,7 +122,6 @@ sub backlog_with_small_ones
 	});
 	$beside->pause;
 	$beside->drop;
-	$stage->sql('DROP TABLE posts_beside');
 	return ($at, \%all);
 }
 
@@ -169,15 +172,16 @@ sub drain_held
 	return $seconds;
 }
 
-# More posts into the table as it is, by COPY: what a table of that size costs anybody.
+# More posts by COPY, into the table as it is and into an empty one: what a table of that size costs anybody. Without a
+# checkpoint before: after it each page of the large one would be logged as a whole once more.
 sub copy_more
 {
 	my ($stage, $rows, $entries) = @_;
 	my $posts = Bench::Posts->new($stage, entries => $entries, first => $rows);
-	$stage->write_out;
-	my $result = $posts->copy('posts');
+	$stage->sql('TRUNCATE posts_beside');
+	my %copied = (large => $posts->copy('posts'), empty => $posts->copy('posts_beside'));
 	Bench::Posts::forget();
-	return $result;
+	return \%copied;
 }
 
 sub new_backlog
@@ -271,7 +275,9 @@ sub full_table
 	}
 	$stage->sql('VACUUM ANALYZE posts');
 	my $full = $drain->($more->(1));
-	my $copied = copy_more($stage, $rows + 2 * $entries, $entries);
+	my $posts = $more->(2);
+	$stage->write_out;
+	my $copied = $posts->copy('posts');
 	return { to_empty => $empty->{seconds} / $full->{seconds}, to_copy => $copied->{seconds} / $full->{seconds} };
 }
 
