@@ -265,19 +265,39 @@ is_due(PpWorker *w)
 		   TimestampDifferenceExceeds(w->compact.at, GetCurrentTimestamp(), w->compact.every_ms);
 }
 
+/* Seals, and prunes if anything is old. False with *error: the connection failed. */
+static bool
+seal_and_prune(PpWorker *w, TimestampTz before, PpRedisError *error)
+{
+	PpCompact *c = &w->compact;
+	Prune prune = {.before = before};
+
+	pp_redis_reply_target(w->redis, c->cxt, (size_t) 64 * 1024 * 1024);
+	if (!get_sealed(w, &prune, error))
+		return false;
+	if (!transact(w, seal, &prune.sealed) || !transact(w, find_old, &prune) || prune.before == 0)
+		return true;
+	if (!get_holes(w, c->cxt, &prune, error))
+		return false;
+	if (prune.before != 0 && transact(w, delete_old, &prune))
+		c->more |= prune.more;
+	return true;
+}
+
 /*
  * pp_compact_run
- *		Does a bounded piece of it, if it is due.  Outside a transaction, with no reply outstanding; a
- *		batch may be in hand.  False with *error: the connection failed.
+ *		Does a bounded piece of it, if it is due: one step of three, because entries wait meanwhile.
+ *		Outside a transaction, with no reply outstanding; a batch may be in hand.  False with *error: the
+ *		connection failed.
  */
 bool
 pp_compact_run(PpWorker *w, PpRedisError *error)
 {
 	PpCompact *c = &w->compact;
 	MemoryContext old;
-	Prune prune = {.sealed = {0, 0}};
 	Close closed = {0};
-	bool ok;
+	bool goes_on = false;
+	bool ok = true;
 
 	if (c->cxt == NULL)
 	{
@@ -286,22 +306,32 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 		c->every_ms = (int) Min(Max(c->retention_ms, 1000), MINUTE_MS);
 		c->at = GetCurrentTimestamp();
 	}
-	if (!is_due(w))
-		return true;
+	if (c->step == PP_COMPACT_CLOSE)
+	{
+		if (!is_due(w))
+			return true;
+		c->more = false;
+		c->found = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
+	}
 	pp_process_activity(true, "compacting the ledger");
 	old = MemoryContextSwitchTo(c->cxt);
-	pp_redis_reply_target(w->redis, c->cxt, (size_t) 64 * 1024 * 1024);
-	c->more = false;
-	closed.before = prune.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
-	ok = get_sealed(w, &prune, error);
-	if (ok && transact(w, seal, &prune.sealed) && transact(w, close_rows, &closed) &&
-		transact(w, pp_compact_merge, &c->more) && transact(w, find_old, &prune) &&
-		prune.before != 0 && (ok = get_holes(w, c->cxt, &prune, error)) && prune.before != 0 &&
-		transact(w, delete_old, &prune))
-		c->more |= prune.more;
-	c->more |= closed.more;
-	if (!c->more)
-		c->batches = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
+	closed.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
+	switch (c->step)
+	{
+		case PP_COMPACT_CLOSE:
+			goes_on = transact(w, close_rows, &closed);
+			c->more |= closed.more;
+			break;
+		case PP_COMPACT_MERGE:
+			goes_on = transact(w, pp_compact_merge, &c->more);
+			break;
+		case PP_COMPACT_PRUNE:
+			ok = seal_and_prune(w, closed.before, error);
+			break;
+	}
+	c->step = goes_on ? c->step + 1 : PP_COMPACT_CLOSE;
+	if (!goes_on && !c->more)
+		c->batches = c->found;
 	c->at = GetCurrentTimestamp();
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(c->cxt);
@@ -315,6 +345,8 @@ pp_compact_due_ms(PpWorker *w, long max_ms)
 {
 	TimestampTz due = TimestampTzPlusMilliseconds(w->compact.at, w->compact.every_ms);
 
+	if (w->compact.step != PP_COMPACT_CLOSE)
+		return 0;
 	if (pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]) == w->compact.batches)
 		return max_ms;
 	return Min(max_ms, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due));

@@ -47,15 +47,24 @@ typedef struct PpTakeover
 	bool refused;         /* Redis does not let us: said already */
 } PpTakeover;
 
-/* Keeping the ledger small; see compact.c. */
+/* Keeping the ledger small, in rounds of these steps; see compact.c. */
+typedef enum PpCompactStep
+{
+	PP_COMPACT_CLOSE,
+	PP_COMPACT_MERGE,
+	PP_COMPACT_PRUNE
+} PpCompactStep;
+
 typedef struct PpCompact
 {
-	MemoryContext cxt; /* for one run */
+	MemoryContext cxt; /* for one step */
 	int64 retention_ms;
 	int every_ms;
-	TimestampTz at; /* the last run */
-	uint64 batches; /* of the pipeline, then */
-	bool more;      /* there was more to do */
+	PpCompactStep step; /* the next one */
+	TimestampTz at;     /* the last step */
+	uint64 batches;     /* of the pipeline, when the last round began … */
+	uint64 found;       /* … and this one */
+	bool more;          /* there was more to do */
 } PpCompact;
 
 /* What a worker has seen of its stream; see watch.c. */
