@@ -214,6 +214,7 @@ Datum
 postpipe_metrics_0_1(PG_FUNCTION_ARGS)
 {
 	PpStoreScope store;
+
 	InitMaterializedSRF(fcinfo, 0);
 	read_metrics(&store);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -276,6 +277,7 @@ Datum
 postpipe_prometheus(PG_FUNCTION_ARGS)
 {
 	PpStoreScope store;
+
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	read_metrics(&store);
 	for (uint64 i = 0; i < SPI_processed; i++)

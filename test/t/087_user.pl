@@ -33,7 +33,7 @@ WHERE d.deptype = 'e' AND e.extname = 'postpipe' AND p.pronargs = p.pronargdefau
 ORDER BY 1
 SQL
 	app => [ map { "SELECT * FROM $_" } q(postpipe_check('main')), q(postpipe_test('main', 10, from_id => '0-0')), q(postpipe_peek('main')), q(postpipe_ingest('main', '{"id": 9, "v": "y"}')),
-		q(postpipe_ingest('main', '{"id": "none"}')), q(postpipe_backfill('main', '-', '+')), q(postpipe_replay('main')), q(postpipe_discard('main', older_than => '1 h')),
+		q(postpipe_ingest('main', '{"id": "none"}')), q(postpipe_backfill('main', '-', '+')), q(postpipe_replay('main')), q(postpipe_discard('main', reason => 'why')),
 		q(postpipe_skip('main', '1-1', 'why')), q(postpipe_consumers('main')), q(postpipe_pending('main')), q(postpipe_pause('main', 'why')), q(postpipe_rewind('main', '0-0')),
 		q(postpipe_resume('main')), q(postpipe_wait_state('main', 'idle')), q(postpipe_alter_pipeline('main', workers => 2)), q(postpipe_drop_pipeline('main', discard_dead => true)) ]);
 
@@ -47,6 +47,8 @@ for my $role (sort keys %calls)
 			stdout => \$out, stderr => \$err, extra_params => [ '-U', $role ], on_error_stop => 0);
 		is($out, "$role public, pg_temp", "$call leaves role and search_path");
 		unlike($err, qr/within security-restricted operation/, '... and no restriction');
+		my ($error) = $err =~ /ERROR: +(.*)/;
+		is($error // '', $call =~ /"none"/ ? 'invalid input syntax for type integer: "none"' : '', '... and has done what it is for');
 	}
 }
 $node->stop('fast');
