@@ -44,6 +44,13 @@
 	ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL)
 #endif
 
+/* The root of a B-tree, locked for reading; none if it is empty. */
+#if PG_VERSION_NUM >= 160000
+#define pp_btree_root(index) _bt_getroot(index, NULL, BT_READ)
+#else
+#define pp_btree_root(index) _bt_getroot(index, BT_READ)
+#endif
+
 /* What will be read soon.  It need not be valid memory. */
 #if defined(__GNUC__)
 #define pp_prefetch(address) __builtin_prefetch(address)
