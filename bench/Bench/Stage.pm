@@ -105,6 +105,18 @@ sub write_out
 	return;
 }
 
+# Nothing of a table and its indexes is in the system's memory, and in the server's only what its buffers hold.
+sub forget_table
+{
+	my ($self, $table) = @_;
+	my @files = map { $_->[0] } $self->rows("SELECT pg_relation_filepath(oid) FROM pg_class WHERE oid = '$table'::regclass"
+		  . " UNION ALL SELECT pg_relation_filepath(indexrelid) FROM pg_index WHERE indrelid = '$table'::regclass");
+
+	$self->write_out;
+	$self->run("dd if=$_ iflag=nocache count=0 2>/dev/null") for map { glob "$self->{option}{data}/$_*" } @files;
+	return;
+}
+
 # A command in a session of its own, because the others begin with a new process, too, which has not mapped the server's
 # buffers yet: seconds without the connecting, and what its backend needed.
 sub timed_sql

@@ -14,6 +14,9 @@ use Time::HiRes qw(time);
 my $piece = 250_000; # posts that are in Redis at one time: some 300 MB
 my $beside_each = 3; # small backlogs before each piece
 my $copies = 3; # by COPY, at the end
+my $disk_rounds = 3; # into a table that is not in memory
+my $disk_share = 1 / 10;
+my $disk_buffers = '128MB'; # less than an index of the largest backlog
 my $pipelines = 50;
 my $restart_share = 1 / 2;
 my ($bytes_per_post, $bytes_besides) = (1_800, 9e9); # of the table with its indexes, the ledger; of WAL and generated posts
@@ -38,6 +41,7 @@ sub run
 	my $last = $long->{$largest}{last};
 	my @copied = map { copy_more($stage, $largest + $_ * $last->{entries}, $last->{entries}) } 0 .. $copies - 1;
 	$stage->sql('DROP TABLE posts_beside');
+	my $disk = from_disk($stage, $pipeline, $largest + $copies * $last->{entries});
 	my $many = many_pipelines($stage);
 	my $full = $stage->option('long') ? full_table($stage, $pipeline, 2 * $largest) : undef;
 	$stage->empty('posts');
@@ -52,6 +56,9 @@ sub run
 		Bench::Rounds::median(map { microseconds($_->{large}) } @copied) / microseconds($last))
 	  ->value('copy_large_to_empty', "COPY of $last->{entries} into the table of $largest / into an empty one", '',
 		[ map { Bench::Rounds::rounded($_->{large}{seconds} / $_->{empty}{seconds}) } @copied ])
+	  ->value('disk_to_copy', "into a table of $largest that is not in memory, postpipe / COPY", '',
+		[ map { Bench::Rounds::rounded($_->{copy} / $_->{postpipe}) } @$disk ])
+	  ->value('disk_time', '... time per entry', 'us', [ map { Bench::Rounds::rounded($_->{postpipe} * 1e6) } @$disk ])
 	  ->once('memory_above_backend', "memory at $largest above a plain backend", 'MB', $above_mb, 'at most', 64)
 	  ->ratio('pending_to_backlog', "$restart->{entries} entries, pending at the start / new", 'pending', 'backlog')
 	  ->once('pipelines_to_one', "$pipelines pipelines / one, entries per second", '', $many->{ratio})
@@ -182,6 +189,33 @@ sub copy_more
 	my %copied = (large => $posts->copy('posts'), empty => $posts->copy('posts_beside'));
 	Bench::Posts::forget();
 	return \%copied;
+}
+
+# The next posts into the table when neither the server nor the system has it in memory: for nearly each of them a page of an
+# index is read. Seconds per entry.
+sub from_disk
+{
+	my ($stage, $pipeline, $rows) = @_;
+	my $entries = $stage->entries($disk_share);
+	my @rounds;
+
+	$stage->restart_server("shared_buffers=$disk_buffers");
+	for my $round (1 .. $disk_rounds)
+	{
+		my %took;
+		for my $who ($round % 2 ? qw(postpipe copy) : qw(copy postpipe))
+		{
+			my $posts = Bench::Posts->new($stage, entries => $entries, first => $rows);
+			$posts->publish if $who eq 'postpipe';
+			$stage->forget_table('posts');
+			my $result = $who eq 'copy' ? $posts->copy('posts') : $pipeline->drain;
+			$took{$who} = $result->{seconds} / $entries;
+			$rows += $entries;
+		}
+		push @rounds, \%took;
+	}
+	$stage->restart_server;
+	return \@rounds;
 }
 
 sub new_backlog
