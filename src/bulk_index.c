@@ -26,8 +26,9 @@
 #include "compat.h"
 #include "index_ahead.h"
 
-#define SORT_COLUMNS 2 /* of a key that are compared: a third one would seldom matter */
-#define MISSING_PART 8 /* pages are missing when more than one of so many entries had to read one */
+#define SORT_COLUMNS 2  /* of a key that are compared: a third one would seldom matter */
+#define FEW_ENTRIES  10 /* show whether pages are missing … */
+#define MISSING_PART 8  /* … which they are when more than one of so many had to read one */
 
 /* A value, as far as it is compared. */
 typedef struct SortValue
@@ -234,12 +235,16 @@ make_entry(PpBulkIndex *bulk, Entry *entry, int which, TupleTableSlot *row)
 	MemoryContextSwitchTo(old);
 }
 
-static int
+static void
 look_ahead(PpIndexAhead *ahead, const Place *places, int n)
 {
 	for (int i = 0; i < n; i++)
-		pp_index_ahead_look(ahead, places[i].entry->values, places[i].entry->nulls);
-	return pp_index_ahead_ask(ahead);
+	{
+		Entry *entry = places[i].entry;
+
+		pp_index_ahead_look(ahead, entry->values, entry->nulls, &entry->row);
+	}
+	pp_index_ahead_ask(ahead);
 }
 
 static void
@@ -264,29 +269,28 @@ sort_entries(PpBulkIndex *bulk, int which)
 	sort_places(bulk->places, bulk->n);
 }
 
-/* Looks ahead while pages of the index are missing from the buffers: that takes a tenth of the time of an entry. */
+/*
+ * The first entries show whether pages of the index are missing from the buffers, and those that follow
+ * whether they still are.  Only then it looks ahead, which takes a tenth of the time of an entry.
+ */
 static void
 flush_index(PpBulkIndex *bulk, int which)
 {
 	PpIndexAhead *ahead = bulk->ahead[which];
-	int step = ahead ? pp_index_ahead_depth(ahead) : bulk->n;
 	bool missing = false;
-	int asked = 0;
+	int n;
 
 	sort_entries(bulk, which);
-	for (int i = 0; i < bulk->n; i += step)
+	for (int i = 0; i < bulk->n; i += n)
 	{
-		int n = Min(step, bulk->n - i);
 		int64 before = pgBufferUsage.shared_blks_read;
 
+		n = Min(missing ? pp_index_ahead_depth(ahead) : FEW_ENTRIES, bulk->n - i);
 		if (missing)
-			asked += look_ahead(ahead, &bulk->places[i], n);
+			look_ahead(ahead, &bulk->places[i], n);
 		insert_entries(bulk, which, &bulk->places[i], n);
 		missing = ahead && (pgBufferUsage.shared_blks_read - before) * MISSING_PART > n;
 	}
-	if (asked > 0)
-		elog(DEBUG2, "asked ahead for %d pages of index \"%s\" for %d entries", asked,
-			 RelationGetRelationName(bulk->target->ri_IndexRelationDescs[which]), bulk->n);
 }
 
 /*

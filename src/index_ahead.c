@@ -65,19 +65,28 @@ pp_index_ahead_depth(const PpIndexAhead *ahead)
 	return ahead->depth;
 }
 
-static void
-set_key(BTScanInsert key, const Datum *values, const bool *nulls)
+/* False: a value that is stored elsewhere would have to be read to compare it. */
+static bool
+set_key(PpIndexAhead *ahead, const Datum *values, const bool *nulls, ItemPointer row)
 {
+	BTScanInsert key = ahead->key;
+
 	for (int i = 0; i < key->keysz; i++)
 	{
 		ScanKey column = &key->scankeys[i];
 
+		if (!nulls[i] && TupleDescAttr(RelationGetDescr(ahead->index), i)->attlen == -1 &&
+			VARATT_IS_EXTERNAL(DatumGetPointer(values[i])))
+			return false;
 		column->sk_argument = values[i];
 		if (nulls[i])
 			column->sk_flags |= SK_ISNULL;
 		else
 			column->sk_flags &= ~SK_ISNULL;
 	}
+	/* Equal keys are in the order of their rows, so a new one comes last. */
+	key->scantid = key->heapkeyspace ? row : NULL;
+	return true;
 }
 
 static bool
@@ -88,11 +97,11 @@ is_right_of(Relation index, BTScanInsert key, Page page)
 	return P_IGNORE(opaque) || (!P_RIGHTMOST(opaque) && _bt_compare(index, key, page, P_HIKEY) > 0);
 }
 
-/* The child of an inner page in which a key belongs. */
-static BlockNumber
+/* The child of an inner page in which a key belongs.  That of its first item has no lower bound there. */
+static OffsetNumber
 child_of(Relation index, BTScanInsert key, Page page)
 {
-	OffsetNumber low = P_FIRSTDATAKEY(BTPageGetOpaque(page)); /* below all keys */
+	OffsetNumber low = P_FIRSTDATAKEY(BTPageGetOpaque(page));
 	OffsetNumber high = PageGetMaxOffsetNumber(page);
 
 	while (low < high)
@@ -104,10 +113,16 @@ child_of(Relation index, BTScanInsert key, Page page)
 		else
 			high = middle - 1;
 	}
-	return BTreeTupleGetDownLink((IndexTuple) PageGetItem(page, PageGetItemId(page, low)));
+	return low;
 }
 
-/* The page above the leaf in which a key belongs, locked; none if the root is a leaf. */
+static BlockNumber
+block_of(Page page, OffsetNumber child)
+{
+	return BTreeTupleGetDownLink((IndexTuple) PageGetItem(page, PageGetItemId(page, child)));
+}
+
+/* The page above the leaf in which a key belongs, locked; none if the root is a leaf, or there is no root. */
 static Buffer
 find_parent(Relation index, BTScanInsert key)
 {
@@ -118,63 +133,84 @@ find_parent(Relation index, BTScanInsert key)
 		Page page = BufferGetPage(buffer);
 		BTPageOpaque opaque = BTPageGetOpaque(page);
 
-		if (P_ISLEAF(opaque))
+		if (P_ISLEAF(opaque) || (P_IGNORE(opaque) && P_RIGHTMOST(opaque)))
 		{
 			_bt_relbuf(index, buffer);
 			return InvalidBuffer;
 		}
-		if (is_right_of(index, key, page) && !P_RIGHTMOST(opaque))
+		if (is_right_of(index, key, page))
 			buffer = _bt_relandgetbuf(index, buffer, opaque->btpo_next, BT_READ);
 		else if (opaque->btpo_level == 1)
 			return buffer;
 		else
-			buffer = _bt_relandgetbuf(index, buffer, child_of(index, key, page), BT_READ);
+			buffer = _bt_relandgetbuf(index, buffer, block_of(page, child_of(index, key, page)),
+									  BT_READ);
 	}
 	return InvalidBuffer;
 }
 
+/* Whether the key belongs below the page, as far as the page itself tells; if so, in which child. */
+static bool
+is_below(Relation index, BTScanInsert key, Page page, OffsetNumber *child)
+{
+	BTPageOpaque opaque = BTPageGetOpaque(page);
+
+	if (is_right_of(index, key, page))
+		return false;
+	*child = child_of(index, key, page);
+	return *child > P_FIRSTDATAKEY(opaque) || P_LEFTMOST(opaque);
+}
+
+static void
+leave_parent(PpIndexAhead *ahead)
+{
+	if (BufferIsValid(ahead->parent))
+		_bt_relbuf(ahead->index, ahead->parent);
+	ahead->parent = InvalidBuffer;
+}
+
 /*
  * pp_index_ahead_look
- *		Finds the leaf for the key of an entry, given as to index_insert().  Keys in about the order of
- *		the index take the least time.  To be followed by pp_index_ahead_ask() before anything else
- *		is done with the index: a page stays locked.
+ *		Finds the leaf for the entry of a row, given as to index_insert().  Keys in about the order of the index,
+ *		up or down, take the least time.  To be followed by pp_index_ahead_ask() before anything else is done
+ *		with the index: a page stays locked.
  */
 void
-pp_index_ahead_look(PpIndexAhead *ahead, const Datum *values, const bool *nulls)
+pp_index_ahead_look(PpIndexAhead *ahead, const Datum *values, const bool *nulls, ItemPointer row)
 {
+	Relation index = ahead->index;
+	OffsetNumber child;
 	BlockNumber leaf;
 
-	set_key(ahead->key, values, nulls);
-	if (BufferIsValid(ahead->parent) &&
-		is_right_of(ahead->index, ahead->key, BufferGetPage(ahead->parent)))
-	{
-		_bt_relbuf(ahead->index, ahead->parent);
-		ahead->parent = InvalidBuffer;
-	}
-	if (!BufferIsValid(ahead->parent))
-		ahead->parent = find_parent(ahead->index, ahead->key);
-	if (!BufferIsValid(ahead->parent))
+	if (!set_key(ahead, values, nulls, row))
 		return;
-	leaf = child_of(ahead->index, ahead->key, BufferGetPage(ahead->parent));
+	if (!BufferIsValid(ahead->parent) ||
+		!is_below(index, ahead->key, BufferGetPage(ahead->parent), &child))
+	{
+		leave_parent(ahead);
+		ahead->parent = find_parent(index, ahead->key);
+		if (!BufferIsValid(ahead->parent))
+			return;
+		child = child_of(index, ahead->key, BufferGetPage(ahead->parent));
+	}
+	leaf = block_of(BufferGetPage(ahead->parent), child);
 	if (ahead->n == 0 || ahead->leaves[ahead->n - 1] != leaf)
 		ahead->leaves[ahead->n++] = leaf;
 }
 
 /*
  * pp_index_ahead_ask
- *		Asks for all leaves that were found; returns how many.  Those that are in memory cost next to
- *		nothing.
+ *		Asks for all leaves that were found.  Those that are in the server's buffers cost next to nothing.
  */
-int
+void
 pp_index_ahead_ask(PpIndexAhead *ahead)
 {
-	int n = ahead->n;
-
-	if (BufferIsValid(ahead->parent))
-		_bt_relbuf(ahead->index, ahead->parent);
-	ahead->parent = InvalidBuffer;
-	for (int i = 0; i < n; i++)
+	leave_parent(ahead);
+	for (int i = 0; i < ahead->n; i++)
+	{
+		elog(DEBUG3, "asking ahead for page %u of index \"%s\"", ahead->leaves[i],
+			 RelationGetRelationName(ahead->index));
 		(void) PrefetchBuffer(ahead->index, MAIN_FORKNUM, ahead->leaves[i]);
+	}
 	ahead->n = 0;
-	return n;
 }

@@ -12,7 +12,8 @@ typedef struct PpIndexAhead PpIndexAhead;
 
 extern PpIndexAhead *pp_index_ahead_begin(Relation index);
 extern int pp_index_ahead_depth(const PpIndexAhead *ahead);
-extern void pp_index_ahead_look(PpIndexAhead *ahead, const Datum *values, const bool *nulls);
-extern int pp_index_ahead_ask(PpIndexAhead *ahead);
+extern void pp_index_ahead_look(PpIndexAhead *ahead, const Datum *values, const bool *nulls,
+								ItemPointer row);
+extern void pp_index_ahead_ask(PpIndexAhead *ahead);
 
 #endif /* PP_INDEX_AHEAD_H */

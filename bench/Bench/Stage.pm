@@ -105,7 +105,7 @@ sub write_out
 	return;
 }
 
-# Nothing of a table and its indexes is in the system's memory, and in the server's only what its buffers hold.
+# Nothing of a table and its indexes is in the system's memory any more; what is in the server's buffers stays there.
 sub forget_table
 {
 	my ($self, $table) = @_;

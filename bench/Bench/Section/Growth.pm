@@ -199,7 +199,6 @@ sub from_disk
 	my $entries = $stage->entries($disk_share);
 	my @rounds;
 
-	$stage->restart_server("shared_buffers=$disk_buffers");
 	for my $round (1 .. $disk_rounds)
 	{
 		my %took;
@@ -207,6 +206,8 @@ sub from_disk
 		{
 			my $posts = Bench::Posts->new($stage, entries => $entries, first => $rows);
 			$posts->publish if $who eq 'postpipe';
+			$stage->restart_server("shared_buffers=$disk_buffers");
+			$pipeline->wait_state('paused');
 			$stage->forget_table('posts');
 			my $result = $who eq 'copy' ? $posts->copy('posts') : $pipeline->drain;
 			$took{$who} = $result->{seconds} / $entries;
