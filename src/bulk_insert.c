@@ -21,6 +21,7 @@
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
+#include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "parser/parse_coerce.h"
 #include "parser/parsetree.h"
@@ -113,15 +114,28 @@ is_volatile(Oid type)
 	}
 }
 
-/* Is a text made one of this type by a function that could? */
+/* Is a text made one of this type, or of its elements, by a function that could? */
 static bool
 has_volatile_cast(Oid type)
 {
+	Oid element = get_element_type(type);
 	Oid function;
 
-	return find_coercion_pathway(type, TEXTOID, COERCION_EXPLICIT, &function) ==
-			   COERCION_PATH_FUNC &&
-		   func_volatile(function) == PROVOLATILE_VOLATILE;
+	return (OidIsValid(element) && has_volatile_cast(element)) ||
+		   (find_coercion_pathway(type, TEXTOID, COERCION_EXPLICIT, &function) ==
+				COERCION_PATH_FUNC &&
+			func_volatile(function) == PROVOLATILE_VOLATILE);
+}
+
+/* Is a value made one of a domain in the expression, whose check could?  That is no function call. */
+static bool
+has_volatile_domain(Node *expr, void *unused)
+{
+	if (expr == NULL)
+		return false;
+	if (IsA(expr, CoerceToDomain) && is_volatile(((CoerceToDomain *) expr)->resulttype))
+		return true;
+	return expression_tree_walker(expr, has_volatile_domain, unused);
 }
 
 /*
@@ -137,16 +151,22 @@ pp_bulk_insert_allowed(Relation rel)
 	if (rel->rd_rules != NULL)
 		return false;
 	for (int i = 0; desc->constr != NULL && i < desc->constr->num_check; i++)
-		if (contain_volatile_functions(stringToNode(desc->constr->check[i].ccbin)))
+	{
+		Node *check = stringToNode(desc->constr->check[i].ccbin);
+
+		if (contain_volatile_functions(check) || has_volatile_domain(check, NULL))
 			return false;
+	}
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Node *value;
 
-		if (!att->attisdropped &&
-			(is_volatile(att->atttypid) || has_volatile_cast(att->atttypid) ||
-			 (!att->attgenerated &&
-			  contain_volatile_functions_not_nextval(build_column_default(rel, att->attnum)))))
+		if (att->attisdropped)
+			continue;
+		value = build_column_default(rel, att->attnum);
+		if (is_volatile(att->atttypid) || has_volatile_cast(att->atttypid) ||
+			contain_volatile_functions_not_nextval(value) || has_volatile_domain(value, NULL))
 			return false;
 	}
 	return true;

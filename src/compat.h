@@ -44,6 +44,15 @@
 	ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL)
 #endif
 
+/* Which relations a plan asks a permission for, and which one: a list of PpPermission. */
+#if PG_VERSION_NUM >= 160000
+#define PpPermission            RTEPermissionInfo
+#define pp_permissions_of(stmt) ((stmt)->permInfos)
+#else
+#define PpPermission            RangeTblEntry
+#define pp_permissions_of(stmt) ((stmt)->rtable)
+#endif
+
 /* The root of a B-tree, locked for reading; none if it is empty. */
 #if PG_VERSION_NUM >= 160000
 #define pp_btree_root(index) _bt_getroot(index, NULL, BT_READ)

@@ -7,11 +7,7 @@
  * timestamp without zone is UTC.
  *
  * What each column takes is in generate_columns.c; what is absent takes the column's default.
- * On conflict with the key, each column is merged by its rule:
- *		replace		the newer value, also if it is absent
- *		keep		the newer value, or what was there if it is absent (the default rule)
- *		greatest	the greater one
- *		first		what was there
+ * What becomes of a row that is there is in generate_conflict.c.
  */
 #include "generate_internal.h"
 
@@ -54,130 +50,6 @@ primary_key(Relation rel)
 	return made_here ? NIL : names;
 }
 
-/* What is inserted: what the event has, or else the default. */
-static char *
-inserted_value(const PpColumn *col)
-{
-	if (col->default_value == NULL)
-		return col->value;
-	return psprintf("coalesce(%s, %s)", col->value, col->default_value);
-}
-
-/* "a, b" of the key's columns: their names with a prefix, or their expressions. */
-static char *
-key_list(List *columns, const char *prefix)
-{
-	StringInfoData buf;
-	ListCell *lc;
-
-	initStringInfo(&buf);
-	foreach (lc, columns)
-	{
-		PpColumn *col = lfirst(lc);
-
-		if (!col->is_key)
-			continue;
-		if (buf.len > 0)
-			appendStringInfoString(&buf, ", ");
-		if (prefix != NULL)
-			appendStringInfo(&buf, "%s%s", prefix, col->name);
-		else
-			appendStringInfoString(&buf, inserted_value(col));
-	}
-	return buf.data;
-}
-
-/* "The new row is at least as new as the old one"; NULL when every row counts as newer. */
-static char *
-newer_condition(const PpExtension *ext, const PpPipeline *p, List *columns)
-{
-	ListCell *lc;
-
-	if (strcmp(p->on_conflict, "newer") != 0)
-		return NULL;
-	foreach (lc, columns)
-	{
-		PpColumn *col = lfirst(lc);
-		const char *cast = "";
-
-		if (p->newer_by == NULL || strcmp(col->name, quote_identifier(p->newer_by)) != 0)
-			continue;
-		if (col->sources == NIL)
-			cast = psprintf("::%s.postpipe_id", ext->schema_name);
-		return psprintf("(t.%s IS NULL OR excluded.%s%s >= t.%s%s)", col->name, col->name, cast,
-						col->name, cast);
-	}
-	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-					errmsg("on_conflict newer needs newer_by to name a column of the target"),
-					errhint("Set newer_by to the column that tells which row is newer.")));
-	return NULL;
-}
-
-/*
- * Was the event silent about a column that has a default?  The default is in "excluded" then, and
- * must not replace what the row has; so the batch is asked.  The subquery is hashed, once per
- * statement and only when a row conflicts.
- */
-static char *
-absent_condition(const PpColumn *col, List *columns)
-{
-	return psprintf("(%s) IN (SELECT %s FROM postpipe_batch b WHERE %s IS NULL)",
-					key_list(columns, "excluded."), key_list(columns, NULL), col->value);
-}
-
-/* The new value of a column when the key is there already. */
-static char *
-merged_value(const PpColumn *col, List *columns, const char *newer)
-{
-	const char *c = col->name;
-
-	if (strcmp(col->merge, "greatest") == 0)
-		return psprintf("greatest(t.%s, excluded.%s)", c, c);
-	if (strcmp(col->merge, "replace") == 0)
-		return newer ? psprintf("CASE WHEN %s THEN excluded.%s ELSE t.%s END", newer, c, c)
-					 : psprintf("excluded.%s", c);
-	if (col->default_value != NULL)
-		return psprintf("CASE WHEN %s%s THEN t.%s ELSE excluded.%s END",
-						newer ? psprintf("NOT %s AND t.%s IS NOT NULL OR ", newer, c) : "",
-						absent_condition(col, columns), c, c);
-	if (newer != NULL)
-		return psprintf("CASE WHEN %s THEN coalesce(excluded.%s, t.%s) "
-						"ELSE coalesce(t.%s, excluded.%s) END",
-						newer, c, c, c, c);
-	return psprintf("coalesce(excluded.%s, t.%s)", c, c);
-}
-
-/* `newer` is as of newer_condition(). */
-static void
-append_conflict_clause(StringInfo sql, const PpPipeline *p, List *columns, const char *newer)
-{
-	bool all_replace = true;
-	int n = 0;
-	ListCell *lc;
-
-	appendStringInfo(sql, "\nON CONFLICT (%s) DO ", key_list(columns, ""));
-	foreach (lc, columns)
-	{
-		PpColumn *col = lfirst(lc);
-
-		all_replace &= col->is_key || strcmp(col->merge, "replace") == 0;
-	}
-	foreach (lc, columns)
-	{
-		PpColumn *col = lfirst(lc);
-
-		if (col->is_key || strcmp(col->merge, "first") == 0 ||
-			strcmp(p->on_conflict, "nothing") == 0)
-			continue;
-		appendStringInfo(sql, "%s%s = %s", n++ == 0 ? "UPDATE SET\n    " : ",\n    ", col->name,
-						 merged_value(col, columns, all_replace ? NULL : newer));
-	}
-	if (n == 0)
-		appendStringInfoString(sql, "NOTHING");
-	else if (all_replace && newer != NULL)
-		appendStringInfo(sql, "\nWHERE %s", newer);
-}
-
 static void
 check_key(const PpPipeline *p, Relation rel, List *key, List *columns)
 {
@@ -201,13 +73,14 @@ check_key(const PpPipeline *p, Relation rel, List *key, List *columns)
 
 /*
  * Is there a unique index that ON CONFLICT with this key would find?  *nulls_alike: rows whose key is
- * NULL conflict, too.
+ * NULL conflict, too.  Throws when it would find one that it cannot use.
  */
 static bool
 find_arbiter(Relation rel, List *columns, bool *nulls_alike)
 {
 	List *indexes = RelationGetIndexList(rel);
 	bool found = false;
+	bool deferrable = false;
 	Bitmapset *key = NULL;
 	ListCell *lc;
 
@@ -223,16 +96,23 @@ find_arbiter(Relation rel, List *columns, bool *nulls_alike)
 
 		for (int i = 0; i < form->indnkeyatts; i++)
 			attrs = bms_add_member(attrs, Max(form->indkey.values[i], 0)); /* 0: an expression */
-		if (form->indisunique && !form->indisexclusion && form->indisvalid && form->indimmediate &&
+		if (form->indisunique && !form->indisexclusion && form->indisvalid &&
 			heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL) &&
 			bms_equal(attrs, key))
 		{
 			found = true;
+			deferrable |= !form->indimmediate;
 			*nulls_alike |= form->indnullsnotdistinct;
 		}
 		index_close(index, AccessShareLock);
 	}
 	list_free(indexes);
+	if (deferrable)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("a unique constraint for the key of target \"%s\" is deferrable",
+							   RelationGetRelationName(rel)),
+						errdetail("ON CONFLICT cannot use it."),
+						errhint("Make it NOT DEFERRABLE, or use on_conflict => 'error'.")));
 	return found;
 }
 
@@ -282,21 +162,22 @@ make_insert(Relation target, List *columns)
 	foreach (lc, columns)
 	{
 		appendStringInfoString(&sql, n++ > 0 ? ",\n    " : "\n    ");
-		appendStringInfoString(&sql, inserted_value(lfirst(lc)));
+		appendStringInfoString(&sql, pp_generate_inserted(lfirst(lc)));
 	}
 	appendStringInfoString(&sql, "\nFROM postpipe_batch b");
 	return sql.data;
 }
 
-/* An insert with what becomes of rows that are there; `newer` is as of newer_condition(). */
+/* An insert with what becomes of rows that are there; see pp_generate_conflict(). */
 static char *
-make_upsert(const char *insert, const PpPipeline *p, List *columns, const char *newer)
+make_upsert(const char *insert, const PpPipeline *p, List *columns, const char *newer,
+			bool nulls_alike)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, insert);
-	append_conflict_clause(&sql, p, columns, newer);
+	pp_generate_conflict(&sql, p, columns, newer, nulls_alike);
 	return sql.data;
 }
 
@@ -344,10 +225,21 @@ make_delete(Relation target, List *columns)
 		const PpColumn *col = lfirst(lc);
 
 		if (col->is_key)
-			appendStringInfo(&sql, "%st.%s = %s", n++ > 0 ? " AND " : "", col->name,
-							 col->default_varies ? col->value : inserted_value(col));
+			appendStringInfo(&sql, "%st.%s %s %s", n++ > 0 ? " AND " : "", col->name,
+							 pp_generate_equal(col->type),
+							 col->default_varies ? col->value : pp_generate_inserted(col));
 	}
 	return sql.data;
+}
+
+/* Does ON CONFLICT more, or allow less, than a plain INSERT even where nothing conflicts? */
+static bool
+upsert_does_more(Relation target)
+{
+	const TriggerDesc *t = target->trigdesc;
+
+	return target->rd_rel->relrowsecurity || target->rd_rules != NULL ||
+		   (t != NULL && (t->trig_update_before_statement || t->trig_update_after_statement));
 }
 
 /*
@@ -394,6 +286,7 @@ pp_generate(const PpExtension *ext, const PpPipeline *p, Relation target)
 	List *columns = pp_generate_columns(p, target, key);
 	char *insert = make_insert(target, columns);
 	char *upsert;
+	bool has_arbiter;
 	bool nulls_alike;
 
 	check_key(p, target, key, columns);
@@ -406,13 +299,15 @@ pp_generate(const PpExtension *ext, const PpPipeline *p, Relation target)
 		g->forms[PP_FORM_SHOW] = show_rows(insert);
 		return g;
 	}
-	upsert = make_upsert(insert, p, columns, newer_condition(ext, p, columns));
+	has_arbiter = find_arbiter(target, columns, &nulls_alike);
+	upsert = make_upsert(insert, p, columns, pp_generate_newer(ext, p, columns), nulls_alike);
 	g->forms[PP_FORM_WHOLE] = tell_inserted(upsert, target);
 	g->forms[PP_FORM_SHOW] = show_rows(upsert);
-	if (find_arbiter(target, columns, &nulls_alike))
+	if (has_arbiter && !upsert_does_more(target))
 		g->forms[PP_FORM_PLAIN] = insert;
 	if (strcmp(p->on_conflict, "update") == 0)
-		g->forms[PP_FORM_OLDER] = tell_inserted(make_upsert(insert, p, columns, "false"), target);
+		g->forms[PP_FORM_OLDER] =
+			tell_inserted(make_upsert(insert, p, columns, "false", nulls_alike), target);
 	g->key = make_key(columns, nulls_alike);
 	return g;
 }

@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
 #include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -145,6 +146,14 @@ text_expression(const PpColumn *col)
 	return col->empty_is_null ? buf.data : psprintf("(%s)", buf.data);
 }
 
+/* Without a modifier (-1) no length either: "character" and "bit" mean one of 1. */
+static char *
+type_name(Oid type, int32 typmod)
+{
+	return format_type_extended(type, typmod,
+								FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+}
+
 /* The same with the column's type. Text types are left to the assignment, which checks the length. */
 static char *
 typed_expression(Form_pg_attribute att, const char *text)
@@ -152,16 +161,18 @@ typed_expression(Form_pg_attribute att, const char *text)
 	Oid base = getBaseType(att->atttypid);
 	Oid element = get_element_type(base);
 	/* The base type: a cast of NULL to a domain that is NOT NULL would throw before the default. */
-	char *type = format_type_be_qualified(base);
+	char *type = type_name(base, -1);
 
 	if (base == TEXTOID || base == VARCHAROID || base == BPCHAROID)
 		return pstrdup(text);
+	/* Cast to timestamp directly, the offset in the text would be dropped without a word. */
+	if (element == TIMESTAMPOID)
+		type = psprintf("%s::%s", type_name(TIMESTAMPTZARRAYOID, -1), type);
 	if (OidIsValid(element))
 		return psprintf(
 			"CASE WHEN left(%s, 1) = '[' THEN "
 			"ARRAY(SELECT jsonb_array_elements_text((%s)::jsonb))::%s ELSE (%s)::%s END",
 			text, text, type, text, type);
-	/* Cast to it directly, the offset in the text would be dropped without a word. */
 	if (base == TIMESTAMPOID)
 		return psprintf("(%s::timestamptz AT TIME ZONE 'UTC')", text);
 	return psprintf("%s::%s", text, type);
@@ -183,15 +194,17 @@ valid_expression(Form_pg_attribute att, const char *text)
 		return NULL;
 	if (base == TIMESTAMPOID)
 		base = TIMESTAMPTZOID;
-	check = psprintf("pg_input_is_valid(%s, %s)", text,
-					 quote_literal_cstr(format_type_extended(
-						 base, typmod, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY)));
+	check =
+		psprintf("pg_input_is_valid(%s, %s)", text, quote_literal_cstr(type_name(base, typmod)));
 	if (OidIsValid(get_element_type(base)))
 		return psprintf("(left(%s, 1) = '[' OR %s)", text, check);
 	return check;
 }
 
-/* The column's default, its domain's, or the next value of its identity; NULL: none. */
+/*
+ * The column's default, its domain's, or the next value of its identity; NULL: none.  With the casts that an
+ * assignment does by itself: it has to meet the event's value in one expression.
+ */
 static char *
 deparse_default(Relation rel, Node *expr)
 {
@@ -199,7 +212,7 @@ deparse_default(Relation rel, Node *expr)
 		return NULL;
 	return deparse_expression(
 		expr, deparse_context_for(RelationGetRelationName(rel), RelationGetRelid(rel)), false,
-		false);
+		true);
 }
 
 static bool
@@ -219,12 +232,16 @@ make_column(const PpPipeline *p, Relation rel, Form_pg_attribute att, List *key)
 	PpColumn *col = palloc0(sizeof(PpColumn));
 	Node *default_expr = build_column_default(rel, att->attnum);
 	const char *name = NameStr(att->attname);
-	Oid base = getBaseType(att->atttypid);
-	bool is_text = base == TEXTOID || base == VARCHAROID || base == BPCHAROID;
+	int32 typmod = att->atttypmod;
+	Oid base = getBaseTypeAndTypmod(att->atttypid, &typmod);
+	bool is_text = TypeCategory(base) == TYPCATEGORY_STRING;
 	bool empty_null = strcmp(rule_text(p, name, "empty", "keep"), "null") == 0;
 
 	col->name = quote_identifier(name);
 	col->attnum = att->attnum;
+	col->type = base;
+	if (typmod >= 0 || base == BPCHAROID)
+		col->assigned_type = type_name(base, typmod);
 	col->sources = make_sources(rule_fields(p, name));
 	col->merge = rule_text(p, name, "merge", "keep");
 	col->is_key = in_list(key, name);

@@ -10,6 +10,7 @@
 
 #include "access/xact.h"
 #include "executor/executor.h"
+#include "utils/guc.h"
 #include "utils/plancache.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
@@ -42,7 +43,8 @@ run_one(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch, bool bulk, D
 
 /* False: nothing was done, it is not planned as one statement. */
 static bool
-run_directly(SPIPlanPtr plan, PpBatchRelation *batch, bool bulk, DestReceiver *dest)
+run_directly(SPIPlanPtr plan, const char *search_path, PpBatchRelation *batch, bool bulk,
+			 DestReceiver *dest)
 {
 	CachedPlanSource *plan_source = linitial(SPI_plan_get_plan_sources(plan));
 	CachedPlan *cplan;
@@ -57,6 +59,9 @@ run_directly(SPIPlanPtr plan, PpBatchRelation *batch, bool bulk, DestReceiver *d
 	{
 		stmt = linitial_node(PlannedStmt, cplan->stmt_list);
 		done = stmt->utilityStmt == NULL;
+		if (done)
+			(void) set_config_option("search_path", search_path, PGC_SUSET, PGC_S_SESSION,
+									 GUC_ACTION_SAVE, true, 0, false);
 		if (done)
 			run_one(stmt, plan_source->query_string, batch, bulk, dest);
 	}
@@ -84,12 +89,15 @@ run_with_spi(SPIPlanPtr plan, PpBatchRelation *batch, DestReceiver *dest)
 /*
  * pp_run_plan
  *		Runs a kept plan of one statement without parameters over the batch, which is registered with
- *		SPI.  In a transaction, with SPI connected.  bulk: a plain INSERT's rows may wait for one another.
+ *		SPI.  In a transaction, with SPI connected.  The search_path in force is that of the plan; here, to the
+ *		end of the caller's GUC nest level, another one is set, but not for what has to go through SPI, which
+ *		would plan it anew then.  bulk: a plain INSERT's rows may wait for one another.
  *		What it returns goes to `dest`.  Throws what the statement throws.
  */
 void
-pp_run_plan(SPIPlanPtr plan, PpBatchRelation *batch, bool bulk, DestReceiver *dest)
+pp_run_plan(SPIPlanPtr plan, const char *search_path, PpBatchRelation *batch, bool bulk,
+			DestReceiver *dest)
 {
-	if (!run_directly(plan, batch, bulk, dest))
+	if (!run_directly(plan, search_path, batch, bulk, dest))
 		run_with_spi(plan, batch, dest);
 }

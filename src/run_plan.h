@@ -10,6 +10,7 @@
 
 #include "batch_relation.h"
 
-extern void pp_run_plan(SPIPlanPtr plan, PpBatchRelation *batch, bool bulk, DestReceiver *dest);
+extern void pp_run_plan(SPIPlanPtr plan, const char *search_path, PpBatchRelation *batch, bool bulk,
+						DestReceiver *dest);
 
 #endif /* PP_RUN_PLAN_H */

@@ -236,7 +236,6 @@ check_statement(const PpExtension *ext, PpPipeline *p)
 	return pstrdup(pp_statement_sql(s));
 }
 
-
 static void
 check_on_conflict(const PpPipeline *p)
 {
@@ -245,6 +244,10 @@ check_on_conflict(const PpPipeline *p)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("invalid on_conflict \"%s\"", p->on_conflict),
 						errhint("Valid values are update, nothing, newer and error.")));
+	if (p->newer_by != NULL && strcmp(p->on_conflict, "newer") != 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("newer_by has no effect with on_conflict \"%s\"", p->on_conflict),
+						errhint("Set on_conflict => 'newer', or reset => '{newer_by}'.")));
 }
 
 static void

@@ -20,32 +20,48 @@
 #include "shmem.h"
 #include "target.h"
 
-/* Set by invalidation: some relation has changed, look at the definition again. */
-static bool relations_changed = true;
-static Oid watched_target;
+/*
+ * Counted by invalidation: look at the definition again.  It is not only the target that counts: a statement
+ * has the names of sequences, functions, types and schemas in it, and rows may wait or not depending on
+ * what the checks of a domain are.
+ */
+static uint64 catalog_changes = 1;
 
 static void
 relation_changed(Datum arg, Oid relid)
 {
-	if (!OidIsValid(relid) || !OidIsValid(watched_target) || relid == watched_target)
-		relations_changed = true;
+	catalog_changes++;
 }
 
 static void
-role_changed(Datum arg, int cache_id, uint32 hash)
+catalog_changed(Datum arg, int cache_id, uint32 hash)
 {
-	relations_changed = true;
+	catalog_changes++;
+}
+
+static void
+watch_catalogs(void)
+{
+	/* With roles, who may act as whom, and who is a superuser. */
+	static const int caches[] = {TYPEOID,      CONSTROID, PROCOID,
+								 NAMESPACEOID, AUTHOID,   AUTHMEMMEMROLE};
+	static bool watched = false;
+
+	if (watched)
+		return;
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	for (int i = 0; i < lengthof(caches); i++)
+		CacheRegisterSyscacheCallback(caches[i], catalog_changed, (Datum) 0);
+	watched = true;
 }
 
 /*
  * pp_statement_create
- *		For one pipeline, living in `cxt`.  Needs a transaction.  One per process: the invalidation
- *		callback is shared.
+ *		For one pipeline, living in `cxt`.  Needs a transaction.
  */
 PpStatement *
 pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipeline)
 {
-	static bool registered = false;
 	MemoryContext old = MemoryContextSwitchTo(cxt);
 	PpStatement *s = palloc0(sizeof(PpStatement));
 
@@ -58,15 +74,7 @@ pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipel
 	if (pp_my_proc != NULL && !get_timeout_active(STATEMENT_TIMEOUT))
 		s->timeout_ms = pp_pipeline_option_ms(pipeline, "statement_timeout", StatementTimeout);
 	MemoryContextSwitchTo(old);
-	if (!registered)
-	{
-		CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
-		/* Who may act as whom, and who is a superuser. */
-		CacheRegisterSyscacheCallback(AUTHOID, role_changed, (Datum) 0);
-		CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, role_changed, (Datum) 0);
-	}
-	registered = true;
-	relations_changed = true;
+	watch_catalogs();
 	return s;
 }
 
@@ -119,8 +127,6 @@ take_over(PpStatement *s, MemoryContext cxt, PpGenerated *made, Oid role, Oid ta
 	s->made = made;
 	s->role = role;
 	s->target = target;
-	watched_target = target;
-	relations_changed = false;
 }
 
 /* A user's statement.  Planned anew, because which tables it may write depends on who owns them. */
@@ -155,10 +161,10 @@ static void
 make_for_target(PpStatement *s, MemoryContext cxt)
 {
 	PpPipeline adapted = *s->pipeline;
+	PpStatementScope scope;
 	PpGenerated *made;
 	Relation rel;
 
-	watched_target = InvalidOid;
 	rel = pp_target_open(s->pipeline, RowExclusiveLock);
 	if (rel == NULL)
 		ereport(
@@ -173,15 +179,15 @@ make_for_target(PpStatement *s, MemoryContext cxt)
 					   s->pipeline->name, s->pipeline->name)
 				 : errhint("Create it; the pipeline goes on by itself then.")));
 	pp_target_check(s->pipeline, rel);
+	/* Functions of the table's owner may be called, such as those in the check of a domain. */
+	pp_statement_enter(&scope, rel->rd_rel->relowner, s->pipeline->search_path);
 	if (pp_posts_owns(s->pipeline))
 		pp_posts_adapt(&adapted, rel);
 	made = pp_generate(s->ext, &adapted, rel);
 	check_key_is_there(s, made);
 	s->bulk = pp_bulk_insert_allowed(rel);
+	pp_statement_leave(&scope);
 	take_over(s, cxt, made, rel->rd_rel->relowner, RelationGetRelid(rel));
-	/* Its parts may change, and nothing of itself. */
-	if (rel->rd_rel->relhassubclass)
-		watched_target = InvalidOid;
 	table_close(rel, NoLock);
 }
 
@@ -195,6 +201,7 @@ pp_statement_prepare(PpStatement *s)
 {
 	MemoryContext cxt;
 	MemoryContext old;
+	uint64 changes;
 
 	/*
 	 * First the lock that the run takes, because waiting for it is when the table changes: an index
@@ -203,7 +210,8 @@ pp_statement_prepare(PpStatement *s)
 	if (OidIsValid(s->target))
 		LockRelationOid(s->target, RowExclusiveLock);
 	pp_target_check_own(s->ext);
-	if (!relations_changed)
+	changes = catalog_changes; /* of what comes meanwhile it may have seen nothing */
+	if (s->catalog_changes == changes)
 		return;
 	check_owner(s);
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe statement", ALLOCSET_SMALL_SIZES);
@@ -212,19 +220,15 @@ pp_statement_prepare(PpStatement *s)
 		make_own(s, cxt);
 	else
 		make_for_target(s, cxt);
+	s->catalog_changes = changes;
 	MemoryContextSwitchTo(old);
 }
 
-/*
- * Frees the kept plans of a statement that is not needed any more.  A trigger may have needed it: then
- * another statement goes on, which has not been watched meanwhile.
- */
+/* Frees the kept plans of a statement that is not needed any more. */
 void
 pp_statement_destroy(PpStatement *s)
 {
 	forget_plans(s);
-	watched_target = InvalidOid;
-	relations_changed = true;
 }
 
 /* The target's key, PpKeyColumn; NIL: no row can conflict with another, or we do not know. */

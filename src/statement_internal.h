@@ -21,6 +21,7 @@ struct PpStatement
 	PpPipeline *pipeline;
 	MemoryContext made_cxt; /* holds … */
 	PpGenerated *made;      /* … what is run; NULL: not made yet */
+	uint64 catalog_changes; /* that it knows of */
 	bool bulk;              /* the plain form may be run by bulk_insert.c */
 	Oid role;
 	Oid target;     /* OID of the target table; InvalidOid with a user's statement */
@@ -30,5 +31,17 @@ struct PpStatement
 	TimestampTz started_at; /* of the run that is under way; 0: none is */
 	bool over_entries;      /* it has some, and has not ended */
 };
+
+/* What was in force before pp_statement_enter(). */
+typedef struct PpStatementScope
+{
+	Oid user;
+	int context;
+	int nest;
+} PpStatementScope;
+
+/* statement_run.c */
+extern void pp_statement_enter(PpStatementScope *scope, Oid role, const char *search_path);
+extern void pp_statement_leave(const PpStatementScope *scope);
 
 #endif /* PP_STATEMENT_INTERNAL_H */

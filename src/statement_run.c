@@ -8,6 +8,10 @@
  * owner, security-restricted, in a GUC nest level that is rolled back after each run, so that
  * nothing a trigger sets stays.
  *
+ * A generated statement is parsed and planned with a search_path in which nobody can have put an
+ * operator or a function that fits better than the one that is meant, and runs with that of the
+ * pipeline, for the triggers' sake.
+ *
  * Two plans are kept, one made for a few entries and one for many: row estimates freeze with a
  * kept plan, and a join that is right for 1000 entries is wrong for one.
  */
@@ -17,11 +21,13 @@
 #include "miscadmin.h"
 #include "parser/parsetree.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/timeout.h"
 
 #include "batch_relation.h"
+#include "compat.h"
 #include "returned.h"
 #include "run_plan.h"
 #include "target.h"
@@ -30,7 +36,27 @@
 #define FEW         1    /* what the planner is told then … */
 #define MANY        1000 /* … and else */
 
-/* Of the tables that a plan writes.  It must not be saved yet: then no resource owner has it. */
+#define SAFE_PATH "pg_catalog, pg_temp"
+
+/* A view that is written is no result relation, but the permission is asked for. */
+static List *
+written_views(const PlannedStmt *stmt)
+{
+	List *relids = NIL;
+	ListCell *lc;
+
+	foreach (lc, pp_permissions_of(stmt))
+	{
+		const PpPermission *permission = lfirst(lc);
+
+		if ((permission->requiredPerms & (ACL_INSERT | ACL_UPDATE | ACL_DELETE)) != 0 &&
+			get_rel_relkind(permission->relid) == RELKIND_VIEW)
+			relids = lappend_oid(relids, permission->relid);
+	}
+	return relids;
+}
+
+/* Of the tables and views that a plan writes.  It must not be saved yet: then no resource owner has it. */
 static void
 check_written(PpStatement *s, SPIPlanPtr plan)
 {
@@ -47,6 +73,7 @@ check_written(PpStatement *s, SPIPlanPtr plan)
 
 		foreach (lc2, stmt->resultRelations)
 			relids = lappend_oid(relids, rt_fetch(lfirst_int(lc2), stmt->rtable)->relid);
+		relids = list_concat(relids, written_views(stmt));
 	}
 	ReleaseCachedPlan(cplan, NULL);
 	foreach (lc, relids)
@@ -81,6 +108,32 @@ set_for_statement(const char *name, const char *value)
 {
 	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
 							 false);
+}
+
+/*
+ * pp_statement_enter
+ *		From here to pp_statement_leave() what is done is done as `role`, with settings under which values
+ *		and texts mean the same everywhere.  After an error the caller's (sub)transaction abort leaves.
+ */
+void
+pp_statement_enter(PpStatementScope *scope, Oid role, const char *search_path)
+{
+	GetUserIdAndSecContext(&scope->user, &scope->context);
+	SetUserIdAndSecContext(role, scope->context | SECURITY_RESTRICTED_OPERATION);
+	scope->nest = NewGUCNestLevel();
+	set_for_statement("search_path", search_path);
+	set_for_statement("TimeZone", "UTC");
+	set_for_statement("DateStyle", "ISO, MDY");
+	set_for_statement("IntervalStyle", "postgres");
+	set_for_statement("bytea_output", "hex");
+	set_for_statement("extra_float_digits", "1");
+}
+
+void
+pp_statement_leave(const PpStatementScope *scope)
+{
+	AtEOXact_GUC(false, scope->nest);
+	SetUserIdAndSecContext(scope->user, scope->context);
 }
 
 /* Deferred constraints would pass the savepoints and fail at commit: they are checked at once. */
@@ -175,10 +228,8 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 {
 	PpBatchRelation *batch;
 	SPIPlanPtr plan;
+	PpStatementScope scope;
 	MemoryContext old;
-	Oid save_user;
-	int save_context;
-	int nest;
 
 	/* One that an aborted run left behind lives in run_cxt: away with it before the reset. */
 	pp_batch_unregister();
@@ -187,15 +238,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 	batch =
 		pp_batch_register(s->desc, s->pipeline->stream, entries, n, n <= SMALL_BATCH ? FEW : MANY);
 
-	GetUserIdAndSecContext(&save_user, &save_context);
-	SetUserIdAndSecContext(s->role, save_context | SECURITY_RESTRICTED_OPERATION);
-	nest = NewGUCNestLevel();
-	set_for_statement("search_path", s->pipeline->search_path);
-	set_for_statement("TimeZone", "UTC");
-	set_for_statement("DateStyle", "ISO, MDY");
-	set_for_statement("IntervalStyle", "postgres");
-	set_for_statement("bytea_output", "hex");
-	set_for_statement("extra_float_digits", "1");
+	pp_statement_enter(&scope, s->role, s->pipeline->target ? SAFE_PATH : s->pipeline->search_path);
 	set_constraints_immediate();
 	s->started_at = GetCurrentTimestamp();
 	if (s->timeout_ms > 0)
@@ -203,13 +246,13 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 
 	plan = get_plan(s, n, form);
 	s->over_entries = n > 0;
-	pp_run_plan(plan, batch, form == PP_FORM_PLAIN && s->bulk, &returned->pub);
+	pp_run_plan(plan, s->pipeline->search_path, batch, form == PP_FORM_PLAIN && s->bulk,
+				&returned->pub);
 	s->over_entries = false;
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);
 	s->started_at = 0;
-	AtEOXact_GUC(false, nest);
-	SetUserIdAndSecContext(save_user, save_context);
+	pp_statement_leave(&scope);
 	pp_batch_unregister();
 	MemoryContextSwitchTo(old);
 }

@@ -39,25 +39,27 @@ check_durable(const PpPipeline *p, Relation rel)
 }
 
 /*
- * A superuser's statement must not write where another role's triggers, defaults or index
- * expressions would run with a superuser's rights.
+ * What acts as a superuser must not write where another role's triggers, defaults or index
+ * expressions would run with a superuser's rights: tables that a statement names, or parts of a target.
  */
 static void
 check_owner(const PpPipeline *p, Oid role, Relation rel)
 {
 	Oid owner = rel->rd_rel->relowner;
 
-	if (p->target != NULL || owner == role || !superuser_arg(role) || superuser_arg(owner))
+	if (owner == role || !superuser_arg(role) || superuser_arg(owner))
 		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("pipeline \"%s\" of superuser \"%s\" may not write table \"%s\" of role "
-					"\"%s\"",
-					p->name, GetUserNameFromId(role, true), RelationGetRelationName(rel),
-					GetUserNameFromId(owner, true)),
-			 errdetail("Triggers of the table would run with a superuser's rights."),
-			 errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(..., owner => '%s').",
-					 GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		 errmsg("pipeline \"%s\" may not write table \"%s\" of role \"%s\" as superuser \"%s\"",
+				p->name, RelationGetRelationName(rel), GetUserNameFromId(owner, true),
+				GetUserNameFromId(role, true)),
+		 errdetail("Triggers of the table would run with a superuser's rights."),
+		 p->target
+			 ? errhint("Change the owner of the table, or that of %s.", p->target)
+			 : errhint("Give the pipeline to \"%s\": postpipe_create_pipeline(..., owner => '%s').",
+					   GetUserNameFromId(owner, true), GetUserNameFromId(owner, true))));
 }
 
 /*

@@ -206,7 +206,55 @@ sql('SELECT * FROM postpipe_stats; SELECT * FROM postpipe_audit; SELECT * FROM p
 is(sql('SELECT count(*) FROM low_log'), 0, 'what a low role planted in public was never called');
 not_superuser('after objects were planted');
 sql("SELECT postpipe_drop_pipeline('$_')") for qw(victim as_low);
-sql('DROP OWNED BY low CASCADE');
+
+# Planted where it fits better than what is meant: the types are exactly these.
+sql('GRANT EXECUTE ON FUNCTION postpipe_create_pipeline TO low');
+as('low', <<'SQL');
+CREATE FUNCTION better() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    BEGIN EXECUTE 'ALTER ROLE low SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+    INSERT INTO public.low_log VALUES (current_user); RETURN true;
+END $$;
+CREATE FUNCTION better(varchar, text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN public.better(); END $$;
+CREATE FUNCTION better(varchar, varchar) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN public.better(); END $$;
+CREATE FUNCTION better(jsonb, jsonb) RETURNS text LANGUAGE plpgsql AS $$ BEGIN PERFORM public.better(); RETURN '7'; END $$;
+CREATE FUNCTION concat(text, text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN PERFORM public.better(); RETURN 'low'; END $$;
+CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = text, FUNCTION = better);
+CREATE OPERATOR >= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = better);
+CREATE OPERATOR ->> (LEFTARG = jsonb, RIGHTARG = jsonb, FUNCTION = better);
+SQL
+sql(q(CREATE TABLE better (id varchar(20) PRIMARY KEY, at varchar(9), "1" int, d text DEFAULT pg_catalog.concat('x'::text, 'y'::text))));
+sql(q(SELECT postpipe_create_pipeline('better', 'stream:better', target => 'better', on_conflict => 'newer', newer_by => 'at')));
+$redis->xadd('stream:better', id => 'a', at => $_, 1 => 5) for 1, 2, 1;
+wait_sql($node, 'postgres', q(SELECT entries_applied FROM postpipe_stats WHERE pipeline = 'better'), '3', 'entries are applied');
+is(sql('SELECT * FROM better'), 'a|2|5|xy', '... with the operators and functions of pg_catalog');
+sql(q(SELECT postpipe_drop_pipeline('better')));
+
+# What a table's owner has put into its types is run as himself; what belongs to him is not written as a superuser.
+as('low', <<'SQL');
+CREATE FUNCTION fold(integer) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN public.better(); END $$;
+CREATE DOMAIN checked AS text CHECK (public.fold(1));
+CREATE TABLE of_types (id int PRIMARY KEY, v checked);
+SELECT postpipe_create_pipeline('of_types', 'stream:types', target => 'of_types');
+CREATE FUNCTION climb_on() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM public.better(); RETURN NEW; END $$;
+SQL
+$redis->xadd('stream:types', id => 1, v => 'x');
+wait_sql($node, 'postgres', 'SELECT count(*) FROM of_types', '1', 'a type with a check');
+is(sql('SELECT DISTINCT who FROM low_log'), 'low', '... which was called as the owner of the table');
+sql(<<'SQL');
+SELECT postpipe_drop_pipeline('of_types');
+CREATE TABLE pieces (id int) PARTITION BY RANGE (id);
+CREATE TABLE piece PARTITION OF pieces FOR VALUES FROM (0) TO (10);
+ALTER TABLE piece OWNER TO low;
+CREATE TABLE base (id int PRIMARY KEY); GRANT INSERT, SELECT ON base TO low;
+SQL
+as('low', 'CREATE TRIGGER climb_on BEFORE INSERT ON piece FOR EACH ROW EXECUTE FUNCTION climb_on(); CREATE VIEW over_base AS SELECT * FROM base; GRANT ALL ON over_base TO PUBLIC');
+refused(undef, q(SELECT postpipe_create_pipeline('trap', 'stream:bait', target => 'pieces')), qr/may not write table "piece" of role "low" as superuser/, q(a superuser's table with a part of another role is refused));
+refused(undef, q(SELECT postpipe_create_pipeline('trap', 'stream:bait', statement => $$INSERT INTO over_base SELECT ord FROM postpipe_batch$$)),
+	qr/may not write table "over_base" of role "low" as superuser/, q(... and another role's view of a superuser's table));
+is(sql('SELECT DISTINCT who FROM low_log'), 'low', 'nothing of a low role was called as anybody else');
+not_superuser('after all that');
+sql('DROP OWNED BY low CASCADE; DROP TABLE pieces, base, better');
 
 # --- The pipeline's owner is dropped: that pipeline fails, with a statement as well as with a target, and nothing else does.
 sql(<<'SQL');
