@@ -291,5 +291,11 @@ pp_generate_columns(const PpPipeline *p, Relation rel, List *key)
 			columns = lappend(columns, make_column(p, rel, att, key));
 	}
 	AtEOXact_GUC(false, nest);
+	if (columns == NIL)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("target \"%s\" has no column that can be filled", RelationGetRelationName(rel)),
+			 errdetail("The values of generated and GENERATED ALWAYS columns are the server's.")));
 	return columns;
 }

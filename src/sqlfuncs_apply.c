@@ -88,12 +88,13 @@ pp_function_apply_end(PpApply *a)
 
 /*
  * pp_function_run
- *		Runs the statement over the open entries, as a worker does; an error is thrown as it comes.
+ *		Runs the statement over the open entries, as a worker does; an error is thrown.
  */
 void
 pp_function_run(PpApply *a, PpBatch *batch)
 {
 	PpApplyResult result = {0};
+	PpEntryError *error = NULL;
 	PpEntry **open;
 	int n;
 
@@ -102,8 +103,13 @@ pp_function_run(PpApply *a, PpBatch *batch)
 		elog(ERROR, "could not connect to SPI");
 	pp_statement_prepare(a->statement);
 	n = pp_apply_collect_open(a, batch, &open);
-	(void) pp_apply_number_waves(pp_statement_key(a->statement), open, n);
-	pp_apply_run_waves(a, open, n, false, &result);
+	if (n > 0)
+		error = pp_apply_run_part(a, open, n, true, &result);
+	if (error != NULL && (error->sqlstate != ERRCODE_CARDINALITY_VIOLATION || n == 1))
+		pp_function_throw(error);
+	/* A key that several entries write in different ways: one after the other. */
+	for (int i = 0; error != NULL && i < n; i++)
+		pp_apply_run_waves(a, open + i, 1, false, &result);
 	SPI_finish();
 }
 

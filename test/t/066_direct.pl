@@ -25,6 +25,11 @@ SELECT postpipe_create_pipeline('counted', 'stream:counted', workers => 2, state
 SQL
 wait_state($_) for qw(item raw counted);
 
+# --- One key, written in several ways: they take effect one after the other, as from the stream.
+is(sql(q(SELECT postpipe_ingest('item', '[{"id": "1", "v": "a", "event_type": "made"}, {"id": "01", "v": "b", "event_type": "made"}, {"id": " 1", "v": "c", "event_type": "made"}]'))), 3, 'one key, written in three ways');
+is(sql('SELECT id, v FROM item'), '1|c', '... the last one counts');
+sql('TRUNCATE item');
+
 # --- Publish: what comes back is the very same event.
 my $event = q({"id": 1, "n": 1.50, "big": 123456789012345678901234567890.5, "deep": {"a": [1, "ä\\u0001\"", null, true]}, "data": {"x": 1}, "payload": "p", "": ""});
 my $id = sql(qq(SELECT postpipe_publish('raw', \$j\$$event\$j\$)));

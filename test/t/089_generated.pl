@@ -94,6 +94,7 @@ CREATE TRIGGER fire AFTER UPDATE ON triggered FOR EACH STATEMENT EXECUTE FUNCTIO
 SQL
 rows('triggered', 'SELECT id, (SELECT count(*) > 0 FROM fired) FROM triggered', '1|t', 'so are triggers of the statement', [ id => 1 ]);
 like(error(definition('late', 'id int UNIQUE DEFERRABLE', key => '{id}')), qr/unique constraint for the key of target "late" is deferrable.*NOT DEFERRABLE/s, 'a deferrable key is refused');
+like(error(definition('none', 'id int GENERATED ALWAYS AS IDENTITY')), qr/target "none" has no column that can be filled/, 'a table without columns to fill is refused');
 like(error(definition('by', 'id int PRIMARY KEY, at int', newer_by => 'at')), qr/newer_by has no effect with on_conflict "update".*on_conflict => 'newer'/s, 'newer_by alone is refused');
 
 sql('SELECT postpipe_discard(pipeline) FROM (SELECT DISTINCT pipeline FROM postpipe_dlq) d');
