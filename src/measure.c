@@ -6,7 +6,7 @@
  * what can be done now, pp_measure_wait() waits for the latch, the socket, or what is due.  A round
  * asks about all pipelines of a Redis server in one write.  While entries move it measures every
  * second, else every few seconds.  When Redis does not answer, what it measured before is forgotten: a
- * number is exact or absent.
+ * number is exact or absent, and why is in postpipe_events and postpipe_workers.
  */
 #include "measure.h"
 
@@ -61,6 +61,7 @@ typedef struct Server
 	bool asking;
 	bool memory_refused; /* on this connection */
 	bool busy;           /* something moved since the round before */
+	uint64 received;     /* bytes, when it was looked at last */
 	TimestampTz next_at;
 	TimestampTz deadline;
 } Server;
@@ -132,11 +133,23 @@ forget(const PpPipeline *p)
 	LWLockRelease(&pipe->lock);
 }
 
+/* Where a user looks who finds no numbers. */
+static void
+say(const char *what, const PpRedisError *error)
+{
+	char message[2 * PP_REASON_LEN];
+
+	snprintf(message, sizeof(message), "%s are not known: %s", what, error->message);
+	pp_report_error(NULL, pp_redis_error_sqlstate(error), message);
+}
+
+/* The connection has failed. */
 static void
 give_up(Server *s)
 {
 	ListCell *lc;
 
+	say("lag and pending", pp_redis_error(s->redis));
 	pp_redis_close(s->redis);
 	s->asking = false;
 	s->deadline = 0;
@@ -263,6 +276,8 @@ answer(Server *s, Question *q)
 	}
 	if (q->pipe->generation != q->generation)
 		return;
+	if (result.at == 0)
+		say(psprintf("lag and pending of pipeline \"%s\"", q->pipe->name), &error);
 	LWLockAcquire(&q->pipe->lock, LW_EXCLUSIVE);
 	s->busy |= settled != q->pipe->measured.settled || result.pending > 0 || result.lag > 0;
 	q->pipe->measured = result;
@@ -296,6 +311,10 @@ collect(Server *s)
 					MAX_IDLE_MS));
 		}
 	}
+	/* A long answer may take longer, as long as it comes. */
+	if (s->asking && pp_redis_received(s->redis) != s->received)
+		s->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS);
+	s->received = pp_redis_received(s->redis);
 	return result != PP_REDIS_FAILED;
 }
 
@@ -318,7 +337,11 @@ step(Server *s)
 	TimestampTz now = GetCurrentTimestamp();
 
 	if (s->deadline != 0 && now >= s->deadline)
+	{
+		(void) pp_redis_fail(s->redis, PP_REDIS_CLASS_MOMENT, "redis_timeout",
+							 "Redis did not answer within %d ms", ANSWER_MS);
 		give_up(s);
+	}
 	if (s->deadline == 0 && now >= s->next_at)
 	{
 		/* url_changed() reads the password file, so it is asked once a round, not at each turn. */

@@ -254,6 +254,13 @@ pp_redis_flush(PpRedis *conn)
 	return true;
 }
 
+/* How much of a reply may wait to be read, and so how long a string may be. */
+static size_t
+max_unread(const PpRedis *conn)
+{
+	return conn->target.skim ? SKIM_LIMIT : conn->target.limit;
+}
+
 /* Reads what has arrived, READ_AT_ONCE at most.  False: the connection has failed. */
 static bool
 read_some(PpRedis *conn)
@@ -278,8 +285,7 @@ read_some(PpRedis *conn)
 		total += conn->rc->reader->len - before;
 	}
 	conn->received += total;
-	if (conn->rc->reader->len >
-		(conn->target.skim ? SKIM_LIMIT : conn->target.limit) + READ_AT_ONCE)
+	if (conn->rc->reader->len > max_unread(conn) + READ_AT_ONCE)
 	{
 		conn->target.over_limit = true;
 		return false;
@@ -308,7 +314,7 @@ string_is_too_large(PpRedis *conn)
 	const char *line = conn->rc->reader->buf + conn->rc->reader->pos;
 
 	return unparsed(conn) > 0 && memmem(line, Min(unparsed(conn), 32), "\r\n", 2) != NULL &&
-		   strtoll(line, NULL, 10) > (long long) conn->target.limit;
+		   strtoll(line, NULL, 10) > (long long) max_unread(conn);
 }
 
 /*

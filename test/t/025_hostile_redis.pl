@@ -98,6 +98,11 @@ wait_for
 }
 'it was asked';
 is($then[0], 'CLIENT SETNAME', 'the supervisor: more than was asked for closes the connection at once');
+wait_sql($node, 'postgres', q(SELECT severity, sqlstate, message FROM postpipe_events WHERE pipeline IS NULL AND message LIKE 'lag and pending%nothing was%'),
+	'ERROR|08006|lag and pending are not known: Redis sent a reply that nothing was asked for', '... which is an event');
+is($hits->sql(q(SELECT count(*) FROM postpipe_workers WHERE backend_type = 'supervisor' AND last_error LIKE 'lag and pending are not known: %')), 1, '... and its last error');
+$fake->set(XPENDING => undef, 'XINFO STREAM' => "-NOPERM no XINFO\r\n");
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_events WHERE message = 'lag and pending of pipeline "hits" are not known: NOPERM no XINFO'), '1', 'what is refused is an event, too');
 
 # One supervisor for each answer, so that they need not come one after the other.
 my @answers = grep { $_->[0] !~ /entr|error|no text/ } @hostile;
