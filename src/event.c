@@ -24,6 +24,10 @@
 #include "utf8.h"
 #include "word.h"
 
+#define HINT_JSON                                                                           \
+	"The event of an entry is the JSON object in its field data, or else payload; all its " \
+	"fields are the event only where it has neither."
+
 /*
  * pp_entry_error_capture
  *		In a PG_CATCH block: takes the current error out of the error stack, as a copy in `cxt`.
@@ -113,22 +117,26 @@ build_flat(const PpEntry *entry, int skip)
 	return result;
 }
 
-/* The JSON object in a data or payload field. */
+/* The JSON object in a data or payload field. *parsed: the field, while an error is of its JSON. */
 static PpObject *
-parse_object(const PpString *name, PpString value)
+parse_object(const PpString *name, PpString value, const PpString *volatile *parsed)
 {
 	PpObject *object;
-	Jsonb *jb;
+	Jsonb *jb = NULL;
 
 	value = to_server(value, "value of a field", name);
-	if ((object = pp_json_parse_object(value.data, value.len)) != NULL)
+	*parsed = name;
+	if ((object = pp_json_parse_object(value.data, value.len)) == NULL)
+		jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(value.data)));
+	*parsed = NULL;
+	if (object != NULL)
 		return object;
-	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(value.data)));
 	if (!JB_ROOT_IS_OBJECT(jb))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("field \"%s\" is not a JSON object", pnstrdup(name->data, name->len)),
-				 errdetail("It is a JSON %s.", JB_ROOT_IS_SCALAR(jb) ? "scalar" : "array")));
+				 errdetail("It is a JSON %s.", JB_ROOT_IS_SCALAR(jb) ? "scalar" : "array"),
+				 errhint(HINT_JSON)));
 	return pp_object_of_jsonb(jb);
 }
 
@@ -178,7 +186,7 @@ type_is_wanted(const PpEntry *entry, List *event_types)
 }
 
 static void
-build_event(PpEntry *entry)
+build_event(PpEntry *entry, const PpString *volatile *parsed)
 {
 	int json;
 
@@ -195,10 +203,19 @@ build_event(PpEntry *entry)
 		entry->event = build_flat(entry, -1);
 	else
 	{
-		entry->event = parse_object(&entry->fields[2 * json], entry->fields[2 * json + 1]);
+		entry->event = parse_object(&entry->fields[2 * json], entry->fields[2 * json + 1], parsed);
 		if (entry->nfields > 2)
 			entry->envelope = build_flat(entry, json);
 	}
+}
+
+/* PostgreSQL says what is wrong with a text, and not where it is, nor why it was read as JSON. */
+static void
+name_json_field(PpEntryError *error, const PpString *name)
+{
+	error->message = psprintf("field \"%.*s\": %s", (int) name->len, name->data, error->message);
+	if (error->hint == NULL)
+		error->hint = pstrdup(HINT_JSON);
 }
 
 /* Would this error come again with these bytes, whatever the moment? */
@@ -227,6 +244,7 @@ void
 pp_event_normalize(PpEntry *entry, List *event_types)
 {
 	MemoryContext cxt = CurrentMemoryContext;
+	const PpString *volatile parsed = NULL;
 
 	if (pp_event_is_unsure(entry))
 	{
@@ -238,13 +256,15 @@ pp_event_normalize(PpEntry *entry, List *event_types)
 	PG_TRY();
 	{
 		PP_FAULT("in_normalize");
-		build_event(entry);
+		build_event(entry, &parsed);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(cxt);
 		entry->error = pp_entry_error_capture(cxt);
 		entry->error->final = is_of_content(entry->error);
+		if (parsed != NULL && entry->error->final)
+			name_json_field(entry->error, parsed);
 		entry->event = NULL;
 		entry->envelope = NULL;
 		entry->verdict = PP_VERDICT_DEAD;

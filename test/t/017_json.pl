@@ -63,7 +63,8 @@ is(sql("$different event::text <> wanted::text"), '', 'each event has the text o
 is(sql("$different (event <> wanted OR jsonb_cmp(event, wanted) <> 0 OR jsonb_hash(event) <> jsonb_hash(wanted) OR NOT event @> wanted OR NOT wanted @> event)"), '', '... and is equal to it');
 is(sql("$different EXISTS (SELECT FROM jsonb_each(wanted) w WHERE event -> key IS DISTINCT FROM value OR event ->> key IS DISTINCT FROM wanted ->> key)"), '', '... in each part');
 is(sql(q(SELECT string_agg(format('%s: %s, not %s', encode(raw, 'escape'), d.message, c.message), '; ') FROM compared c JOIN postpipe_dlq d ON convert_from(d.fields[2], 'UTF8')::int = c.n
-	WHERE (c.message LIKE '%json%' OR c.message LIKE '%Unicode%' OR c.message LIKE '%numeric%') AND d.message IS DISTINCT FROM c.message)), '', 'what is dead has the reason of the cast');
+	WHERE (c.message LIKE '%json%' OR c.message LIKE '%Unicode%' OR c.message LIKE '%numeric%') AND d.message IS DISTINCT FROM 'field "data": ' || c.message)), '', 'what is dead names the field and has the reason of the cast');
+is(sql(q(SELECT count(*) FROM compared JOIN postpipe_dlq d ON convert_from(d.fields[2], 'UTF8')::int = n WHERE d.message LIKE 'field "data"%' AND d.hint IS NULL)), 0, '... and why it was read as JSON');
 is(sql(q(SELECT count(*) > 500 FROM compared WHERE event IS NOT NULL)), 't', 'many were applied');
 is(sql(q(SELECT count(*) > 500 FROM compared WHERE event IS NULL)), 't', '... and many were not');
 
