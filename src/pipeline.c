@@ -182,13 +182,25 @@ pp_pipeline_list(const PpExtension *ext)
 	return result;
 }
 
-/* One pipeline, or NULL. As pp_pipeline_list(). */
+/* As pp_pipeline_list(), but as they are now, whatever the active snapshot has. */
+List *
+pp_pipeline_list_now(const PpExtension *ext)
+{
+	List *result;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	result = pp_pipeline_list(ext);
+	PopActiveSnapshot();
+	return result;
+}
+
+/* The one of this name, or NULL. */
 PpPipeline *
-pp_pipeline_get(const PpExtension *ext, const char *name)
+pp_pipeline_find(List *pipelines, const char *name)
 {
 	ListCell *lc;
 
-	foreach (lc, pp_pipeline_list(ext))
+	foreach (lc, pipelines)
 	{
 		PpPipeline *p = lfirst(lc);
 
@@ -196,6 +208,13 @@ pp_pipeline_get(const PpExtension *ext, const char *name)
 			return p;
 	}
 	return NULL;
+}
+
+/* One pipeline, or NULL. As pp_pipeline_list(). */
+PpPipeline *
+pp_pipeline_get(const PpExtension *ext, const char *name)
+{
+	return pp_pipeline_find(pp_pipeline_list(ext), name);
 }
 
 /*
@@ -210,6 +229,16 @@ pp_pipeline_is_armed(const PpPipeline *p)
 }
 
 /*
+ * What a pipeline of this name is locked by, in place of an OID.  Names with the same key can be
+ * found, so no two pipelines have one: postpipe_create_pipeline() refuses the second.
+ */
+uint32
+pp_pipeline_lock_key(const char *name)
+{
+	return hash_bytes((const unsigned char *) name, (int) strlen(name));
+}
+
+/*
  * pp_pipeline_lock
  *		Locks a pipeline until the end of the transaction: each batch in AccessShareLock, whoever
  *		changes or drops it in AccessExclusiveLock.  So no batch is under way then, and the next one
@@ -218,8 +247,16 @@ pp_pipeline_is_armed(const PpPipeline *p)
 void
 pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode)
 {
-	LockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"),
-					   hash_bytes((const unsigned char *) name, (int) strlen(name)), 0, mode);
+	LockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"), pp_pipeline_lock_key(name), 0,
+					   mode);
+}
+
+/* Takes that lock back, for who has changed nothing. */
+void
+pp_pipeline_unlock(const PpExtension *ext, const char *name, LOCKMODE mode)
+{
+	UnlockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"), pp_pipeline_lock_key(name), 0,
+						 mode);
 }
 
 /* Some definition may have changed; set by invalidation, which the table's trigger sends. */

@@ -73,9 +73,13 @@ extern int64 pp_pipeline_option_interval(const PpPipeline *p, const char *name, 
 extern int64 pp_interval_ms(const Interval *interval);
 
 extern List *pp_pipeline_list(const PpExtension *ext);
+extern List *pp_pipeline_list_now(const PpExtension *ext);
+extern PpPipeline *pp_pipeline_find(List *pipelines, const char *name);
 extern PpPipeline *pp_pipeline_get(const PpExtension *ext, const char *name);
 extern bool pp_pipeline_is_armed(const PpPipeline *p);
+extern uint32 pp_pipeline_lock_key(const char *name);
 extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
+extern void pp_pipeline_unlock(const PpExtension *ext, const char *name, LOCKMODE mode);
 extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);
 extern void pp_pipeline_update(const PpExtension *ext, const PpPipeline *p);
 extern const char *pp_pipeline_redis(const PpPipeline *p, PpRedisUrl *url);

@@ -52,11 +52,11 @@ pp_require_extension(PpExtension *ext)
 						errhint("Run CREATE EXTENSION postpipe.")));
 }
 
-/* The pipeline, which the caller must be allowed to manage. */
+/* The pipeline as it is now, which the caller must be allowed to manage. */
 PpPipeline *
 pp_require_pipeline(const PpExtension *ext, const char *name)
 {
-	PpPipeline *p = pp_pipeline_get(ext, name);
+	PpPipeline *p = pp_pipeline_find(pp_pipeline_list_now(ext), name);
 
 	if (p == NULL)
 		ereport(ERROR,
@@ -163,6 +163,16 @@ destroy_group(const PpPipeline *p)
 	pp_redis_close(conn);
 }
 
+/* Is there none, and is that no error? */
+static bool
+is_skipped(const PpExtension *ext, const char *name, bool if_exists)
+{
+	if (!if_exists || pp_pipeline_find(pp_pipeline_list_now(ext), name) != NULL)
+		return false;
+	ereport(NOTICE, (errmsg("pipeline \"%s\" does not exist, skipping", name)));
+	return true;
+}
+
 /*
  * postpipe_drop_pipeline(pipeline, if_exists, destroy_group, discard_dead)
  *		Returns false when there was none.
@@ -177,12 +187,15 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	if (PG_GETARG_BOOL(1) && pp_pipeline_get(&ext, name) == NULL)
+	if (is_skipped(&ext, name, PG_GETARG_BOOL(1)))
+		PG_RETURN_BOOL(false);
+	(void) pp_require_pipeline(&ext, name);
+	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
+	if (is_skipped(&ext, name, PG_GETARG_BOOL(1)))
 	{
-		ereport(NOTICE, (errmsg("pipeline \"%s\" does not exist, skipping", name)));
+		pp_pipeline_unlock(&ext, name, AccessExclusiveLock);
 		PG_RETURN_BOOL(false);
 	}
-	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
 	p = pp_require_pipeline(&ext, name);
 	dead = pp_dead_letter_count(&ext, name);
 	if (dead > 0 && !PG_GETARG_BOOL(3))

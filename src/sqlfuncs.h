@@ -36,6 +36,8 @@ extern PpState pp_pipeline_status(const char *name, PpPipe **pipe);
 /* sqlfuncs_apply.c */
 extern PpPipeline *pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext,
 											 LOCKMODE mode);
+extern void pp_function_lock_same(FunctionCallInfo fcinfo, PpExtension *ext, const PpPipeline *p,
+								  LOCKMODE mode);
 extern void pp_function_refuse_deferred(const PpExtension *ext, const char *function);
 extern PpApply *pp_function_apply_begin(MemoryContext cxt, const PpExtension *ext, PpPipeline *p);
 extern void pp_function_apply_end(PpApply *a);

@@ -30,7 +30,10 @@ typedef struct Counts
 
 static List *counts_at_commit; /* in TopTransactionContext */
 
-/* The pipeline that the first argument names, which the caller may manage, locked after the extension. */
+/*
+ * The pipeline that the first argument names, which the caller may manage, locked after the extension.
+ * It is looked at before, so that nobody locks what is not his, and after that, as it is then.
+ */
 PpPipeline *
 pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext, LOCKMODE mode)
 {
@@ -42,6 +45,20 @@ pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtension *ext, LOCKMODE mo
 	LockDatabaseObject(ExtensionRelationId, ext->oid, 0, AccessShareLock);
 	pp_pipeline_lock(ext, name, mode);
 	return pp_require_pipeline(ext, name);
+}
+
+/* The same, of a pipeline whose group was asked as `p` before; throws when that is another group now. */
+void
+pp_function_lock_same(FunctionCallInfo fcinfo, PpExtension *ext, const PpPipeline *p, LOCKMODE mode)
+{
+	const PpPipeline *now = pp_function_lock_pipeline(fcinfo, ext, mode);
+
+	if (strcmp(now->stream, p->stream) != 0 || strcmp(now->group, p->group) != 0 ||
+		(now->redis == NULL) != (p->redis == NULL) ||
+		memcmp(&now->redis_url, &p->redis_url, sizeof(PpRedisUrl)) != 0)
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						errmsg("pipeline \"%s\" was changed at the same time", p->name),
+						errhint("Call the function again.")));
 }
 
 /*

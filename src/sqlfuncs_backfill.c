@@ -184,7 +184,6 @@ make_row(FunctionCallInfo fcinfo, const Backfill *b)
 Datum
 postpipe_backfill(PG_FUNCTION_ARGS)
 {
-	char *name = pp_required_text_arg(fcinfo, 0, "pipeline");
 	char *from = PG_ARGISNULL(1) ? "-" : pp_text_arg(fcinfo, 1);
 	char *to = PG_ARGISNULL(2) ? "+" : pp_text_arg(fcinfo, 2);
 	Backfill b = {.again = !PG_ARGISNULL(4) && PG_GETARG_BOOL(4)};
@@ -194,13 +193,11 @@ postpipe_backfill(PG_FUNCTION_ARGS)
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_backfill()");
 	pp_require_read_committed("postpipe_backfill()");
-	pp_require_extension(&b.ext);
-	b.p = pp_require_pipeline(&b.ext, name);
+	b.p = pp_function_lock_pipeline(fcinfo, &b.ext, AccessShareLock);
 	range = pp_function_range(b.p, from, to);
 	pp_function_refuse_deferred(&b.ext, "postpipe_backfill()");
 	b.conn = pp_function_connect(b.p);
 	b.group = pp_function_group(b.conn, b.p);
-	b.p = pp_function_lock_pipeline(fcinfo, &b.ext, AccessShareLock);
 	if (!PG_ARGISNULL(3))
 		take_table(&b, PG_GETARG_OID(3));
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe backfill", ALLOCSET_DEFAULT_SIZES);

@@ -162,11 +162,11 @@ compare_ids(const void *a, const void *b)
 
 /* Records what is gone as lost, unless it is on record, and has it acknowledged at commit. */
 static void
-settle_gone(Claim *c)
+settle_gone(FunctionCallInfo fcinfo, Claim *c)
 {
 	qsort(c->gone, c->num_gone, sizeof(PpId), compare_ids);
 	/* A worker may be about to record the same ones. */
-	pp_pipeline_lock(&c->ext, c->p->name, AccessExclusiveLock);
+	pp_function_lock_same(fcinfo, &c->ext, c->p, AccessExclusiveLock);
 	send_at_commit(c, pp_ledger_lose(&c->ext, c->p->name, c->gone, c->num_gone));
 }
 
@@ -307,7 +307,7 @@ postpipe_claim(PG_FUNCTION_ARGS)
 	pp_redis_reply_target(c.conn, CurrentMemoryContext, (size_t) 1024 * 1024 * 1024);
 	claim_all(&c, only);
 	if (c.num_gone > 0)
-		settle_gone(&c);
+		settle_gone(fcinfo, &c);
 	else
 		pp_redis_close(c.conn);
 	PG_RETURN_INT64(c.claimed);

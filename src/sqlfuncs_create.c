@@ -15,7 +15,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -104,7 +103,7 @@ owner_arg(FunctionCallInfo fcinfo, int n)
 static void
 check_number(const PpExtension *ext)
 {
-	if (pp_pipe_count(MyDatabaseId) + list_length(pp_pipeline_list(ext)) >= PP_MAX_PIPELINES)
+	if (pp_pipe_count(MyDatabaseId) + list_length(pp_pipeline_list_now(ext)) >= PP_MAX_PIPELINES)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("too many pipelines: all databases together can have %d", PP_MAX_PIPELINES),
@@ -140,6 +139,35 @@ check_redis(PpPipeline *p)
 				 quote_identifier(p->redis))));
 }
 
+/* Is there one of this name, and is that no error? */
+static bool
+is_skipped(const PpExtension *ext, const char *name, bool if_not_exists)
+{
+	ListCell *lc;
+
+	foreach (lc, pp_pipeline_list_now(ext))
+	{
+		const PpPipeline *other = lfirst(lc);
+
+		if (pp_pipeline_lock_key(other->name) != pp_pipeline_lock_key(name))
+			continue;
+		if (strcmp(other->name, name) != 0)
+			ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+							errmsg("pipeline \"%s\" would have the lock of pipeline \"%s\"", name,
+								   other->name),
+							errdetail("Their names have the same hash."),
+							errhint("Choose another name.")));
+		if (!if_not_exists)
+			ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+							errmsg("pipeline \"%s\" already exists", name),
+							errhint("postpipe_drop_pipeline('%s') drops it.", name)));
+		ereport(NOTICE, (errcode(ERRCODE_DUPLICATE_OBJECT),
+						 errmsg("pipeline \"%s\" already exists, skipping", name)));
+		return true;
+	}
+	return false;
+}
+
 /* postpipe_create_pipeline(…): see the script for the arguments. Returns the statement. */
 Datum
 postpipe_create_pipeline(PG_FUNCTION_ARGS)
@@ -147,6 +175,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	PpExtension ext;
 	PpPipeline *p = palloc0(sizeof(PpPipeline));
 	char *target = pp_text_arg(fcinfo, 2);
+	bool if_not_exists = !PG_ARGISNULL(17) && PG_GETARG_BOOL(17);
 	char *sql;
 
 	pp_require_preload();
@@ -157,18 +186,14 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	p->group = pp_text_arg(fcinfo, 4);
 	if (p->group == NULL)
 		p->group = psprintf("postpipe_%s", p->name);
+	/* Before it is locked, because it may be somebody else's, and again when that was waited for. */
+	if (is_skipped(&ext, p->name, if_not_exists))
+		PG_RETURN_NULL();
 	pp_pipeline_lock(&ext, p->name, AccessExclusiveLock);
-	if (pp_pipeline_get(&ext, p->name) != NULL)
+	if (is_skipped(&ext, p->name, if_not_exists))
 	{
-		if (!PG_ARGISNULL(17) && PG_GETARG_BOOL(17))
-		{
-			ereport(NOTICE, (errcode(ERRCODE_DUPLICATE_OBJECT),
-							 errmsg("pipeline \"%s\" already exists, skipping", p->name)));
-			PG_RETURN_NULL();
-		}
-		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
-						errmsg("pipeline \"%s\" already exists", p->name),
-						errhint("postpipe_drop_pipeline('%s') drops it.", p->name)));
+		pp_pipeline_unlock(&ext, p->name, AccessExclusiveLock);
+		PG_RETURN_NULL();
 	}
 	check_number(&ext);
 	p->statement = pp_text_arg(fcinfo, 3);
@@ -284,10 +309,7 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 	pp_require_extension(&ext);
 	(void) pp_require_pipeline(&ext, name);
 	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
-	/* As it is now, whatever was waited for. */
-	PushActiveSnapshot(GetLatestSnapshot());
 	p = pp_require_pipeline(&ext, name);
-	PopActiveSnapshot();
 	if (!PG_ARGISNULL(13))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("a pipeline cannot be renamed"),

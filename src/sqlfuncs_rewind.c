@@ -175,10 +175,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	int64 entries;
 	int epoch;
 
-	pp_require_preload();
-	pp_require_extension(&ext);
-	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
-	pp_pipeline_lock(&ext, p->name, AccessExclusiveLock);
+	p = pp_function_lock_pipeline(fcinfo, &ext, AccessExclusiveLock);
 	if (!PG_ARGISNULL(1))
 	{
 		char *text = pp_text_arg(fcinfo, 1);

@@ -140,7 +140,7 @@ postpipe_skip(PG_FUNCTION_ARGS)
 	p = pp_require_pipeline(&ext, name);
 	if (!pp_id_is_zero(id) && !has_letter(&ext, p, &id, "state = 'retrying'"))
 		entry = read_entry(&ext, p, id);
-	p = pp_function_lock_pipeline(fcinfo, &ext, AccessExclusiveLock);
+	pp_function_lock_same(fcinfo, &ext, p, AccessExclusiveLock);
 	error = make_error(p, id, reason);
 	if (end_retries(&ext, p, &id, error))
 		pp_function_count(p->name, PP_COUNT_DEAD, 1);

@@ -169,7 +169,6 @@ lock_with_statement(FunctionCallInfo fcinfo, PpExtension *ext, char *statement)
 Datum
 postpipe_test(PG_FUNCTION_ARGS)
 {
-	char *name = pp_required_text_arg(fcinfo, 0, "pipeline");
 	int entries = PG_ARGISNULL(1) ? 10 : PG_GETARG_INT32(1);
 	char *from = pp_text_arg(fcinfo, 2);
 	MemoryContext cxt;
@@ -186,11 +185,10 @@ postpipe_test(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("entries must be between 1 and %d", MAX_ENTRIES)));
 	pp_require_extension(&ext);
-	p = pp_require_pipeline(&ext, name);
 	pp_function_refuse_deferred(&ext, "postpipe_test()");
+	p = lock_with_statement(fcinfo, &ext, pp_text_arg(fcinfo, 3));
 	conn = pp_function_connect(p);
 	range = from ? pp_function_range(p, from, "+") : next_entries(conn, p, entries);
-	p = lock_with_statement(fcinfo, &ext, pp_text_arg(fcinfo, 3));
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe test", ALLOCSET_DEFAULT_SIZES);
 	a = pp_function_apply_begin(cxt, &ext, p);
 	PG_TRY();
