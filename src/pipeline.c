@@ -18,13 +18,10 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -228,80 +225,6 @@ pp_pipeline_is_armed(const PpPipeline *p)
 						  p->database_oid == MyDatabaseId);
 }
 
-/*
- * What a pipeline of this name is locked by, in place of an OID.  Names with the same key can be
- * found, so no two pipelines have one: postpipe_create_pipeline() refuses the second.
- */
-uint32
-pp_pipeline_lock_key(const char *name)
-{
-	return hash_bytes((const unsigned char *) name, (int) strlen(name));
-}
-
-/*
- * pp_pipeline_lock
- *		Locks a pipeline until the end of the transaction: each batch in AccessShareLock, whoever
- *		changes or drops it in AccessExclusiveLock.  So no batch is under way then, and the next one
- *		sees the change.
- */
-void
-pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode)
-{
-	LockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"), pp_pipeline_lock_key(name), 0,
-					   mode);
-}
-
-/* Takes that lock back, for who has changed nothing. */
-void
-pp_pipeline_unlock(const PpExtension *ext, const char *name, LOCKMODE mode)
-{
-	UnlockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"), pp_pipeline_lock_key(name), 0,
-						 mode);
-}
-
-/* Some definition may have changed; set by invalidation, which the table's trigger sends. */
-static bool definitions_changed = true;
-static Oid definition_table;
-
-static void
-table_changed(Datum arg, Oid relid)
-{
-	if (!OidIsValid(relid) || relid == definition_table)
-		definitions_changed = true;
-}
-
-static void
-server_changed(Datum arg, int cacheid, uint32 hashvalue)
-{
-	definitions_changed = true;
-}
-
-/*
- * pp_pipeline_is_current
- *		Is the definition still what it was when it was read?  Cheap when nothing has changed.  In a
- *		transaction with an active snapshot, with the pipeline locked.
- */
-bool
-pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p)
-{
-	static bool registered = false;
-	PpPipeline *now;
-
-	if (!registered)
-	{
-		CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
-		CacheRegisterSyscacheCallback(FOREIGNSERVEROID, server_changed, (Datum) 0);
-		CacheRegisterSyscacheCallback(USERMAPPINGOID, server_changed, (Datum) 0);
-	}
-	registered = true;
-	if (!definitions_changed)
-		return true;
-	definition_table = pp_relation_oid(ext, "postpipe_pipeline");
-	definitions_changed = false;
-	now = pp_pipeline_get(ext, p->name);
-	return now != NULL && now->version == p->version;
-}
-
 static void
 set_text(Datum *values, bool *nulls, int col, const char *value)
 {
@@ -382,10 +305,18 @@ pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
 	pp_store_execute(ext, sql.data, COL_COUNT, column_types, values, nulls);
 }
 
+/* Throws when no row was written, though there is one: then this transaction's snapshot is older. */
+void
+pp_pipeline_check_written(uint64 rows)
+{
+	if (rows == 0)
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						errmsg("could not serialize access due to concurrent update")));
+}
+
 /*
  * pp_pipeline_update
- *		Writes what can be altered, and no more: whether it is enabled may be changed at the same time.  The
- *		built-in pipeline gets a row.
+ *		Writes what can be altered, and no more.  The built-in pipeline gets a row.
  */
 void
 pp_pipeline_update(const PpExtension *ext, const PpPipeline *p)
@@ -399,7 +330,7 @@ pp_pipeline_update(const PpExtension *ext, const PpPipeline *p)
 		return;
 	}
 	set_row(p, values, nulls);
-	pp_store_execute(
+	pp_pipeline_check_written(pp_store_execute(
 		ext,
 		psprintf(
 			"UPDATE %s.postpipe_pipeline SET owner = $%d, target = $%d, key = $%d, "
@@ -409,7 +340,7 @@ pp_pipeline_update(const PpExtension *ext, const PpPipeline *p)
 			ext->schema_name, COL_OWNER, COL_TARGET, COL_KEY, COL_REDIS, COL_ON_CONFLICT,
 			COL_NEWER_BY, COL_COLUMNS, COL_EVENT_TYPES, COL_STATEMENT, COL_SEARCH_PATH, COL_WORKERS,
 			COL_OPTIONS, COL_ALTERED_AT, COL_PIPELINE),
-		COL_COUNT, column_types, values, nulls);
+		COL_COUNT, column_types, values, nulls));
 }
 
 /*

@@ -77,16 +77,20 @@ extern List *pp_pipeline_list_now(const PpExtension *ext);
 extern PpPipeline *pp_pipeline_find(List *pipelines, const char *name);
 extern PpPipeline *pp_pipeline_get(const PpExtension *ext, const char *name);
 extern bool pp_pipeline_is_armed(const PpPipeline *p);
-extern uint32 pp_pipeline_lock_key(const char *name);
-extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
-extern void pp_pipeline_unlock(const PpExtension *ext, const char *name, LOCKMODE mode);
-extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);
+extern void pp_pipeline_check_written(uint64 rows);
 extern void pp_pipeline_update(const PpExtension *ext, const PpPipeline *p);
 extern const char *pp_pipeline_redis(const PpPipeline *p, PpRedisUrl *url);
 extern void pp_pipeline_find_redis(PpPipeline *p);
 extern void pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p);
 
 extern Relation pp_target_open(const PpPipeline *p, LOCKMODE lock);
+
+/* pipeline_lock.c */
+extern uint32 pp_pipeline_lock_key(const char *name);
+extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);
+extern void pp_pipeline_lock_row(const PpExtension *ext, const char *name);
+extern void pp_pipeline_unlock(const PpExtension *ext, const char *name, LOCKMODE mode);
+extern bool pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p);
 
 /* posts.c */
 extern bool pp_posts_owns(const PpPipeline *p);

@@ -139,14 +139,14 @@ pp_function_attempt(void (*work)(void *arg), void *arg)
 	return error;
 }
 
-/* Deletes the row of a pipeline, if it has one. */
-void
+/* Deletes the row of a pipeline, if it has one; returns how many it had. */
+uint64
 pp_pipeline_delete(const PpExtension *ext, const char *name)
 {
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(name)};
 
-	pp_store_execute(
+	return pp_store_execute(
 		ext, psprintf("DELETE FROM %s.postpipe_pipeline WHERE pipeline = $1", ext->schema_name), 1,
 		types, values, NULL);
 }
@@ -196,6 +196,7 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 		pp_pipeline_unlock(&ext, name, AccessExclusiveLock);
 		PG_RETURN_BOOL(false);
 	}
+	pp_pipeline_lock_row(&ext, name);
 	p = pp_require_pipeline(&ext, name);
 	dead = pp_dead_letter_count(&ext, name);
 	if (dead > 0 && !PG_GETARG_BOOL(3))
@@ -204,7 +205,8 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 						errhint("Look at postpipe_dlq, or drop them with the pipeline: "
 								"postpipe_drop_pipeline('%s', discard_dead => true).",
 								name)));
-	pp_pipeline_delete(&ext, name);
+	if (!p->builtin)
+		pp_pipeline_check_written(pp_pipeline_delete(&ext, name));
 	if (strcmp(name, PP_POSTS_PIPELINE) == 0)
 	{
 		/* Without a row it would exist again. */
@@ -215,6 +217,15 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 	if (PG_GETARG_BOOL(2))
 		destroy_group(p);
 	PG_RETURN_BOOL(true);
+}
+
+/* The pipeline, which nobody else changes from here on; its batches go on. */
+static PpPipeline *
+lock_row(const PpExtension *ext, const char *name)
+{
+	(void) pp_require_pipeline(ext, name);
+	pp_pipeline_lock_row(ext, name);
+	return pp_require_pipeline(ext, name);
 }
 
 /* Writes enabled and its reason, and where the pipeline is at home if `arm`. */
@@ -237,11 +248,12 @@ set_enabled(const PpExtension *ext, PpPipeline *p, bool enabled, const char *rea
 	if (arm)
 		home = psprintf(", system_identifier = " INT64_FORMAT ", database_oid = %u",
 						(int64) GetSystemIdentifier(), MyDatabaseId);
-	pp_store_execute(ext,
-					 psprintf("UPDATE %s.postpipe_pipeline SET enabled = $2, enabled_reason = $3, "
-							  "altered_at = now()%s WHERE pipeline = $1",
-							  ext->schema_name, home),
-					 3, types, values, nulls);
+	pp_pipeline_check_written(pp_store_execute(
+		ext,
+		psprintf("UPDATE %s.postpipe_pipeline SET enabled = $2, enabled_reason = $3, "
+				 "altered_at = now()%s WHERE pipeline = $1",
+				 ext->schema_name, home),
+		3, types, values, nulls));
 }
 
 /* postpipe_pause(pipeline, reason): takes effect at commit. */
@@ -254,7 +266,7 @@ postpipe_pause(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	p = pp_require_pipeline(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
+	p = lock_row(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
 	if (reason == NULL)
 		reason = psprintf("paused by %s", GetUserNameFromId(GetUserId(), true));
 	set_enabled(&ext, p, false, reason, false);
@@ -271,7 +283,7 @@ postpipe_resume(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	pp_require_extension(&ext);
-	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	p = lock_row(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	if (!pp_pipeline_is_armed(p) && !take_over)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("pipeline \"%s\" comes from another server or database", p->name),

@@ -24,7 +24,10 @@ extern char *pp_required_text_arg(FunctionCallInfo fcinfo, int n, const char *na
 extern void pp_require_read_committed(const char *function);
 extern int pp_positive_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern PpEntryError *pp_function_attempt(void (*work)(void *arg), void *arg);
-extern void pp_pipeline_delete(const PpExtension *ext, const char *name);
+extern uint64 pp_pipeline_delete(const PpExtension *ext, const char *name);
+
+/* sqlfuncs_create.c */
+extern void pp_check_may_act_as(Oid owner);
 
 /* sqlfuncs_define.c */
 extern void pp_check_options(const Jsonb *options, bool may_be_null);

@@ -219,7 +219,8 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	p->search_path = pstrdup(namespace_search_path);
 
 	sql = pp_check_definition(&ext, p, true);
-	pp_pipeline_delete(&ext, p->name);
+	/* The built-in pipeline has a row when it was dropped. */
+	(void) pp_pipeline_delete(&ext, p->name);
 	pp_pipeline_insert(&ext, p);
 	PG_RETURN_TEXT_P(cstring_to_text(sql));
 }
@@ -309,6 +310,7 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 	pp_require_extension(&ext);
 	(void) pp_require_pipeline(&ext, name);
 	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
+	pp_pipeline_lock_row(&ext, name);
 	p = pp_require_pipeline(&ext, name);
 	if (!PG_ARGISNULL(13))
 		ereport(ERROR,

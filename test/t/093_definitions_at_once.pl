@@ -34,7 +34,7 @@ for my $option ('false', 'true')
 # --- What waited for a drop finds the pipeline gone, and leaves nothing for the next one of that name.
 for my $call (
 	q(postpipe_ingest('p', '{"id": 1}', '5-1')), q(postpipe_replay('p')), q(postpipe_discard('p')), q(postpipe_skip('p', '5-1')), q(postpipe_backfill('p')),
-	q(postpipe_test('p')), q(postpipe_rewind('p')), q(postpipe_alter_pipeline('p', workers => 2)), q(postpipe_drop_pipeline('p')))
+	q(postpipe_test('p')), q(postpipe_rewind('p')), q(postpipe_pause('p')), q(postpipe_resume('p')), q(postpipe_alter_pipeline('p', workers => 2)), q(postpipe_drop_pipeline('p')))
 {
 	make('p');
 	$one->(q(BEGIN; SELECT postpipe_drop_pipeline('p')));
@@ -70,6 +70,46 @@ $one->('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM u');
 sql(q(SELECT postpipe_drop_pipeline('p')));
 like($one->(q(SELECT postpipe_ingest('p', '{"id": 3}', '5-2'))), qr/ERROR:  pipeline "p" does not exist/, 'ingest with an old snapshot');
 $one->('ROLLBACK');
+
+# --- The built-in pipeline has no row before it is changed: each combination of two that make one.
+my $posts = q(SELECT enabled, enabled_reason, options FROM postpipe_pipelines WHERE pipeline = 'posts');
+for my $case (
+	[ q(postpipe_pause('posts', 'one')), q(postpipe_pause('posts', 'two')), qr/^$/, 'f|two|{}' ],
+	[ q(postpipe_pause('posts', 'one')), q(postpipe_alter_pipeline('posts', options => '{"batch_size": 5}') IS NULL), qr/^f$/, 'f|one|{"batch_size": 5}' ],
+	[ q(postpipe_alter_pipeline('posts', options => '{"batch_size": 5}')), q(postpipe_pause('posts', 'two')), qr/^$/, 'f|two|{"batch_size": 5}' ],
+	[ q(postpipe_pause('posts', 'one')), q(postpipe_resume('posts')), qr/^$/, 't||{}' ],
+	[ q(postpipe_resume('posts', take_over => true)), q(postpipe_pause('posts', 'two')), qr/^$/, 'f|two|{}' ],
+	[ q(postpipe_pause('posts', 'one')), q(postpipe_drop_pipeline('posts')), qr/^t$/, '' ],
+	[ q(postpipe_drop_pipeline('posts')), q(postpipe_pause('posts', 'two')), qr/ERROR:  pipeline "posts" does not exist/, '' ])
+{
+	my ($first, $second, $answer, $row) = @$case;
+	sql('DELETE FROM postpipe_pipeline');
+	$one->("BEGIN; SELECT $first");
+	my $two = later("SELECT $second");
+	$one->('COMMIT');
+	like($two->(), $answer, "$first, then $second");
+	is(sql($posts), $row, '... both count');
+}
+sql('DELETE FROM postpipe_pipeline');
+
+# Neither does a pause wait for a batch, nor for an alter that waits for one; what is written is never what a snapshot lacks.
+make('p');
+my $batch = pp_session($node);
+$batch->(q(BEGIN; SELECT postpipe_ingest('p', '{"id": 5}')));
+my $alter = later(q(SELECT postpipe_alter_pipeline('p', workers => 2) IS NULL));
+sql(q(SELECT postpipe_pause('p', 'meanwhile')));
+$batch->('COMMIT');
+$batch->(undef);
+is($alter->(), 'f', 'an alter that waits for a batch');
+is(sql(q(SELECT workers, enabled_reason FROM postpipe_pipelines WHERE pipeline = 'p')), '2|meanwhile', '... is not waited for by a pause');
+for my $call (q(postpipe_pause('later')), q(postpipe_alter_pipeline('later', workers => 2)), q(postpipe_drop_pipeline('later')))
+{
+	$one->('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM u');
+	make('later');
+	like($one->("SELECT $call"), qr/ERROR:  could not serialize access/, "$call with a snapshot from before it was made");
+	$one->('ROLLBACK');
+	sql(q(SELECT postpipe_drop_pipeline('later')));
+}
 
 # --- What is somebody else's is not locked.
 sql(q(SELECT postpipe_create_pipeline('victim', 'stream:victim', target => 't', owner => 'app', enabled => false)));
