@@ -154,6 +154,7 @@ run_range(Backfill *b, PpRange *range)
 static void
 take_table(Backfill *b, Oid table)
 {
+	pp_check_may_act_as(b->p->owner);
 	if (b->p->target == NULL)
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						errmsg("pipeline \"%s\" has a statement of its own, which names its tables",

@@ -81,8 +81,8 @@ qualify_target(const char *target)
 }
 
 /* Who decides what a role does must be able to act as it. */
-static void
-check_may_act_as(Oid owner)
+void
+pp_check_may_act_as(Oid owner)
 {
 	if (!pp_can_set_role(GetUserId(), owner))
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -95,7 +95,7 @@ owner_arg(FunctionCallInfo fcinfo, int n)
 	char *name = pp_text_arg(fcinfo, n);
 	Oid owner = name ? get_role_oid(name, false) : GetUserId();
 
-	check_may_act_as(owner);
+	pp_check_may_act_as(owner);
 	return owner;
 }
 
@@ -343,7 +343,7 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 	alter_options(fcinfo, 11, p);
 	p->altered_at = GetCurrentTransactionStartTimestamp();
 	if (!PG_ARGISNULL(1) || !PG_ARGISNULL(2))
-		check_may_act_as(p->owner);
+		pp_check_may_act_as(p->owner);
 	sql = pp_check_definition(&ext, p, !PG_ARGISNULL(1) || !PG_ARGISNULL(6));
 	pp_pipeline_update(&ext, p);
 	PG_RETURN_TEXT_P(cstring_to_text(sql));

@@ -159,6 +159,7 @@ lock_with_statement(FunctionCallInfo fcinfo, PpExtension *ext, char *statement)
 
 	if (statement == NULL)
 		return p;
+	pp_check_may_act_as(p->owner);
 	p->statement = statement;
 	p->target = NULL;
 	(void) pp_check_definition(ext, p, false);

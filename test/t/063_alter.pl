@@ -72,10 +72,17 @@ sql(q(BEGIN; SELECT postpipe_alter_pipeline('p', workers => 2); ROLLBACK));
 is(sql(q(SELECT p FROM postpipe_pipelines p WHERE pipeline = 'p')), $before, 'all is as it was');
 
 # --- Who may not act as the owner may not say what is done as the owner, where the server tells the two apart.
-sql(q(GRANT EXECUTE ON FUNCTION postpipe_alter_pipeline TO other; GRANT app TO other) . (sql('SHOW server_version_num') >= 160000 ? ' WITH INHERIT TRUE, SET FALSE' : ''));
-(undef, undef, $error) = $node->psql('postgres', q(SET ROLE other; SELECT postpipe_alter_pipeline('p', statement => 'SELECT FROM postpipe_batch')));
-like($error, sql('SHOW server_version_num') >= 160000 ? qr/must be able to SET ROLE "app"/ : qr/^$/, 'a member that cannot act as the owner');
-sql(q(SELECT postpipe_alter_pipeline('p', target => 't', key => '{id}'))) if $error eq '';
+my $tells = sql('SHOW server_version_num') >= 160000;
+sql(q(GRANT EXECUTE ON FUNCTION postpipe_alter_pipeline, postpipe_test, postpipe_backfill TO other; GRANT app TO other) . ($tells ? ' WITH INHERIT TRUE, SET FALSE' : ''));
+sql(q(SET ROLE app; CREATE TABLE shadow (LIKE t INCLUDING ALL)));
+for my $call (q(postpipe_test('p', statement => 'SELECT FROM postpipe_batch')), q(postpipe_backfill('p', into_table => 'shadow')), q(postpipe_alter_pipeline('p', statement => 'SELECT FROM postpipe_batch')))
+{
+	(undef, undef, $error) = $node->psql('postgres', "SET ROLE other; SELECT $call");
+	like($error, $tells ? qr/must be able to SET ROLE "app"/ : qr/^$/, "a member that cannot act as the owner: $call");
+}
+(undef, undef, $error) = $node->psql('postgres', q(SET ROLE other; SELECT postpipe_test('p'), postpipe_backfill('p')));
+is($error, '', '... may run what the owner has defined');
+sql(q(SELECT postpipe_alter_pipeline('p', target => 't', key => '{id}'))) unless $tells;
 
 # --- At the same time as a pause, and as another one: both count.
 my $one = pp_session($node);
