@@ -46,6 +46,13 @@ pp_redis_create(MemoryContext parent, const char *client_name)
 	return conn;
 }
 
+/* From now on it lives as long as this context. */
+void
+pp_redis_keep(PpRedis *conn, MemoryContext parent)
+{
+	MemoryContextSetParent(conn->cxt, parent);
+}
+
 /* Closes the connection; replies that were outstanding will never come. */
 void
 pp_redis_close(PpRedis *conn)

@@ -21,6 +21,7 @@ typedef enum PpRedisResult
 } PpRedisResult;
 
 extern PpRedis *pp_redis_create(MemoryContext parent, const char *client_name);
+extern void pp_redis_keep(PpRedis *conn, MemoryContext parent);
 extern bool pp_redis_start(PpRedis *conn, const PpRedisUrl *url);
 extern void pp_redis_close(PpRedis *conn);
 extern bool pp_redis_is_open(const PpRedis *conn);

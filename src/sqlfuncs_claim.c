@@ -31,7 +31,7 @@
 
 PG_FUNCTION_INFO_V1(postpipe_claim);
 
-/* A connection with an XACK to be sent at commit. In TopTransactionContext, as the connection is. */
+/* A connection with an XACK to be sent at commit.  In TopTransactionContext, as the connection is by then. */
 typedef struct LateAck
 {
 	struct LateAck *next;
@@ -150,6 +150,7 @@ send_at_commit(Claim *c, int lost)
 	late->pipe = c->pipe;
 	late->level = make_commit_wait(c);
 	late->lost = lost;
+	pp_redis_keep(late->conn, TopTransactionContext);
 	late->next = late_acks;
 	late_acks = late;
 }
@@ -287,7 +288,6 @@ Datum
 postpipe_claim(PG_FUNCTION_ARGS)
 {
 	char *only = pp_text_arg(fcinfo, 1);
-	MemoryContext old;
 	Claim c = {{0}};
 
 	pp_require_preload();
@@ -300,11 +300,7 @@ postpipe_claim(PG_FUNCTION_ARGS)
 								 pp_pipeline_option_ms(c.p, "claim_idle", pp_guc_claim_idle));
 	c.pipe = pp_pipe_find(MyDatabaseId, c.p->name);
 	pp_consumer_name(c.worker, c.p->name, 1);
-	/* The connection has to live until the commit, what comes over it only as long as the call. */
-	old = MemoryContextSwitchTo(TopTransactionContext);
 	c.conn = pp_function_connect(c.p);
-	MemoryContextSwitchTo(old);
-	pp_redis_reply_target(c.conn, CurrentMemoryContext, (size_t) 1024 * 1024 * 1024);
 	claim_all(&c, only);
 	if (c.num_gone > 0)
 		settle_gone(fcinfo, &c);

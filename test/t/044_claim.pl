@@ -229,6 +229,15 @@ EXCEPTION WHEN division_by_zero THEN
 END $$
 SQL
 	is(pending_of('stream:hand', 'hand', 'python-1'), 4, '... does so, too');
+	my $caught = pp_session($node);
+	$caught->('BEGIN');
+	$caught->(q(DO $$ BEGIN
+		FOR i IN 1 .. 50 LOOP
+			BEGIN PERFORM postpipe_claim('hand', 'nobody', '0'); EXCEPTION WHEN undefined_object THEN NULL; END;
+		END LOOP;
+	END $$));
+	wait_for { $redis->cli('CLIENT', 'LIST') !~ /name=postpipe:function/ } 'errors that are caught leave no connection open';
+	$caught->(undef);
 	is(lost('hand'), '', '... and records nothing');
 	is(sql(q(SET synchronous_commit = off; SELECT postpipe_claim('hand', 'python-1', '0'))), 0, 'a transaction that commits');
 	is(lost('hand'), join(' ', @gone), '... records those that are gone, not the one that was applied');
