@@ -18,6 +18,8 @@
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
+#include "ledger.h"
+
 PG_FUNCTION_INFO_V1(postpipe_create_pipeline);
 PG_FUNCTION_INFO_V1(postpipe_alter_pipeline);
 
@@ -221,6 +223,8 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	sql = pp_check_definition(&ext, p, true);
 	/* The built-in pipeline has a row when it was dropped. */
 	(void) pp_pipeline_delete(&ext, p->name);
+	/* A batch that drops its own pipeline goes on after that, and puts on record what it does. */
+	pp_ledger_forget(&ext, p->name);
 	pp_pipeline_insert(&ext, p);
 	PG_RETURN_TEXT_P(cstring_to_text(sql));
 }

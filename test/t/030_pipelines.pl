@@ -211,6 +211,22 @@ pause('no_stream');
 $redis->command('DEL', 'stream:no');
 is(sql(q(SELECT postpipe_drop_pipeline('no_stream', destroy_group => true))), 't', 'a stream that is gone has no group to destroy');
 
+# --- Dropped by its own batch, which goes on: what it leaves is not the next pipeline's.
+sql(<<'SQL');
+CREATE TABLE last_one (id int PRIMARY KEY);
+CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM public.postpipe_drop_pipeline('last_one', discard_dead => true); RETURN NULL; END $$;
+CREATE TRIGGER drop_it AFTER INSERT ON last_one FOR EACH ROW WHEN (NEW.id = 2) EXECUTE FUNCTION drop_it();
+SQL
+make('last_one', 'stream:last', target => 'last_one');
+wait_state('last_one', 'idle');
+add('stream:last', { id => 1 }, { id => 2 }, { id => 'none' });
+wait_sql($node, 'postgres', 'SELECT count(*) FROM last_one', '2', 'a batch drops its own pipeline');
+is(sql(q(SELECT count(*) FROM postpipe_stats WHERE pipeline = 'last_one')), 0, '... which is gone');
+is(sql(q(SELECT count(*) > 0 FROM postpipe_ledger WHERE pipeline = 'last_one')), 't', '... and puts on record what it does');
+make('last_one', 'stream:last', target => 'last_one', enabled => \'false');
+is(sql(q(SELECT (SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'last_one'), (SELECT count(*) FROM postpipe_ledger WHERE pipeline = 'last_one'))), '0|0', 'the next one begins with nothing');
+is(sql(q(SELECT postpipe_drop_pipeline('last_one'))), 't', '... and has no dead letters');
+
 # --- Where a group begins; created paused.
 for my $case (
 	[ 'latest', "start_id => '\$'", 0 ], [ 'earliest', "start_id => '0'", 10 ], [ 'after', "start_id => '$ids[7]'", 2 ],
