@@ -174,6 +174,8 @@ CREATE INDEX postpipe_ingested_age ON @extschema@.postpipe_ingested (pipeline, i
 CREATE FUNCTION @extschema@.postpipe_definition_changed() RETURNS trigger AS 'MODULE_PATHNAME', 'postpipe_definition_changed' LANGUAGE C;
 CREATE TRIGGER postpipe_definition_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON @extschema@.postpipe_pipeline
     FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.postpipe_definition_changed();
+-- Also with session_replication_role = replica: the row would be there, and no worker would know.
+ALTER TABLE @extschema@.postpipe_pipeline ENABLE ALWAYS TRIGGER postpipe_definition_changed;
 
 ---------------------------------------------------------------------------------------------------------------------------
 -- Pipelines

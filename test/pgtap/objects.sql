@@ -40,6 +40,8 @@ SELECT set_eq($$ SELECT described FROM member WHERE classid = 'pg_class'::regcla
     'the relations are these');
 SELECT is((SELECT count(*) FROM member WHERE classid IN ('pg_rewrite'::regclass, 'pg_trigger'::regclass, 'pg_cast'::regclass, 'pg_event_trigger'::regclass)), 0::bigint,
     'no cast and no event trigger');
+SELECT is((SELECT string_agg(format('%s %s', tgname, tgenabled), ', ') FROM pg_trigger WHERE tgrelid = 'postpipe_pipeline'::regclass), 'postpipe_definition_changed A',
+    'the trigger that wakes the supervisor fires whatever session_replication_role is');
 
 -- The table that the built-in pipeline fills is the user's.
 CREATE TABLE IF NOT EXISTS public.posts (id text);

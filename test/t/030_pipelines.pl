@@ -227,6 +227,12 @@ make('last_one', 'stream:last', target => 'last_one', enabled => \'false');
 is(sql(q(SELECT (SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'last_one'), (SELECT count(*) FROM postpipe_ledger WHERE pipeline = 'last_one'))), '0|0', 'the next one begins with nothing');
 is(sql(q(SELECT postpipe_drop_pipeline('last_one'))), 't', '... and has no dead letters');
 
+# --- With the setting of a replication tool, too, the supervisor is told.
+sql('CREATE TABLE replica (id int PRIMARY KEY)');
+sql(q(SET session_replication_role = replica; SELECT postpipe_create_pipeline('replica', 'stream:replica', target => 'replica')));
+wait_state('replica', 'idle');
+sql(q(SELECT postpipe_drop_pipeline('replica')));
+
 # --- Where a group begins; created paused.
 for my $case (
 	[ 'latest', "start_id => '\$'", 0 ], [ 'earliest', "start_id => '0'", 10 ], [ 'after', "start_id => '$ids[7]'", 2 ],
