@@ -145,6 +145,7 @@ CREATE TABLE @extschema@.postpipe_progress (
     pruned_id       @extschema@.postpipe_id,               -- up to here the ledger has no rows any more: an ID is a duplicate
     pruned_epoch    integer,                               -- ... in this epoch
     holes           @extschema@.postpipe_id[] NOT NULL DEFAULT '{}',
+    keyed           boolean NOT NULL DEFAULT false,        -- rows were merged by the target's primary key: without it none is appended before a pause and a resume
     shared          boolean NOT NULL DEFAULT false         -- the group had consumers that are not ours: what we do not know of may be theirs
 );
 

@@ -82,6 +82,7 @@ pp_apply_prepare(PpApply *a)
 		pp_posts_create_table(a->ext, a->pipeline);
 	CommandCounterIncrement();
 	pp_statement_prepare(a->statement);
+	pp_statement_note_key(a->statement);
 	pp_overtaken_load(a);
 }
 

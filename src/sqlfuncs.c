@@ -293,6 +293,8 @@ postpipe_resume(PG_FUNCTION_ARGS)
 	if (take_over)
 		/* The worker that is started next writes the owner key, whosever it is. */
 		pp_store_note_progress(&ext, p->name, "take_over");
+	if (!p->enabled)
+		pp_store_clear_progress(&ext, p->name, "keyed");
 	if (!p->builtin || take_over)
 		set_enabled(&ext, p, true, NULL, take_over);
 	PG_RETURN_VOID();

@@ -345,6 +345,9 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 		p->owner = owner_arg(fcinfo, 10);
 	check_redis(p);
 	alter_options(fcinfo, 11, p);
+	if (!PG_ARGISNULL(1) || !PG_ARGISNULL(2) || !PG_ARGISNULL(3) || !PG_ARGISNULL(4) ||
+		!PG_ARGISNULL(12))
+		pp_store_clear_progress(&ext, name, "keyed");
 	p->altered_at = GetCurrentTransactionStartTimestamp();
 	if (!PG_ARGISNULL(1) || !PG_ARGISNULL(2))
 		pp_check_may_act_as(p->owner);

@@ -18,6 +18,7 @@
 #include "batch_relation.h"
 #include "bulk_insert.h"
 #include "shmem.h"
+#include "store.h"
 #include "target.h"
 
 /*
@@ -142,12 +143,14 @@ make_own(PpStatement *s, MemoryContext cxt)
 
 /*
  * Rows that would have been merged must not be appended because the primary key that says so is
- * gone.
+ * gone.  That there was one is on record, for other processes and later ones.
  */
 static void
 check_key_is_there(const PpStatement *s, const PpGenerated *made)
 {
-	if (made->key != NIL || s->made == NULL || s->made->key == NIL)
+	if (made->key != NIL || s->pipeline->key != NIL ||
+		((s->made == NULL || s->made->key == NIL) &&
+		 !pp_store_progress_has(s->ext, s->pipeline->name, "keyed")))
 		return;
 	ereport(ERROR, (errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
 					errmsg("target table %s of pipeline \"%s\" has no primary key any more",
@@ -236,6 +239,17 @@ List *
 pp_statement_key(const PpStatement *s)
 {
 	return s->made->key;
+}
+
+/*
+ * pp_statement_note_key
+ *		Puts on record that rows are merged by the target's primary key.  By a worker, when it begins.
+ */
+void
+pp_statement_note_key(const PpStatement *s)
+{
+	if (s->target != InvalidOid && s->pipeline->key == NIL && s->made->key != NIL)
+		pp_store_note_progress(s->ext, s->pipeline->name, "keyed");
 }
 
 /* The role that the statement runs as. */

@@ -16,6 +16,7 @@ extern PpStatement *pp_statement_create(MemoryContext cxt, const PpExtension *ex
 										PpPipeline *pipeline);
 extern void pp_statement_destroy(PpStatement *s);
 extern void pp_statement_prepare(PpStatement *s);
+extern void pp_statement_note_key(const PpStatement *s);
 extern List *pp_statement_key(const PpStatement *s);
 extern Oid pp_statement_role(const PpStatement *s);
 extern const char *pp_statement_sql(const PpStatement *s);

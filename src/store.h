@@ -25,6 +25,8 @@ extern int64 pp_store_get_number(HeapTuple row, TupleDesc desc, int column);
 extern uint64 pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
 							   const Datum *values, const bool *nulls);
 extern void pp_store_note_progress(const PpExtension *ext, const char *pipeline, const char *flag);
+extern void pp_store_clear_progress(const PpExtension *ext, const char *pipeline, const char *flag);
+extern bool pp_store_progress_has(const PpExtension *ext, const char *pipeline, const char *flag);
 extern uint64 pp_store_execute_plan(SPIPlanPtr *plan, const char *sql, int nargs, const Oid *types,
 									const Datum *values, const char *nulls);
 
