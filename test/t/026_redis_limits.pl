@@ -21,7 +21,15 @@ $proxy->command('rate s2c 2000000');
 resume();
 $hits->settled('a slow link');
 is(scalar log_lines($node, qr/retrying/, $from), 0, '... and nothing went wrong');
+# So does an answer to what measures.
+before();
+$hits->publish(1, text => 'x' x 14_000_000);
+my $since = $hits->sql('SELECT clock_timestamp()');
+wait_sql($node, 'postgres', "SELECT lag FROM postpipe_stats WHERE measured_at > '$since' AND pipeline = 'hits'", '1', '... it is measured');
+is($hits->sql(q(SELECT count(*) FROM postpipe_events WHERE message LIKE 'lag and pending%')), 0, '... and Redis is not taken for silent');
 $proxy->command('pass');
+resume();
+$hits->settled('a large entry');
 
 # --- An entry that is longer than all else that is measured: XINFO STREAM shows it whole. Other pipelines are measured, too.
 $hits->sql(q(CREATE TABLE near (id int); SELECT postpipe_create_pipeline('near', 'stream:near', target => 'near')));
@@ -29,7 +37,7 @@ $redis->xadd('stream:near', id => 1);
 wait_sql($node, 'postgres', 'SELECT count(*) FROM near', '1', 'a pipeline beside it');
 before();
 $hits->publish(1, text => 'x' x 68_000_000);
-my $since = $hits->sql('SELECT clock_timestamp()');
+$since = $hits->sql('SELECT clock_timestamp()');
 wait_sql($node, 'postgres', "SELECT string_agg(format('%s %s %s', pipeline, lag, pending), ', ' ORDER BY pipeline) FROM postpipe_stats WHERE measured_at > '$since' AND pipeline <> 'posts'",
 	'hits 1 0, near 0 0', 'an entry of 68 MB: all pipelines are measured');
 is($hits->sql(q(SELECT count(*) FROM postpipe_events WHERE message LIKE 'lag and pending%')), 0, '... and nothing was wrong');
