@@ -197,7 +197,7 @@ CREATE FUNCTION @extschema@.postpipe_create_pipeline(
     redis           text        DEFAULT NULL,
     owner           text        DEFAULT NULL,              -- current_user; needs SET ROLE rights on it
     enabled         boolean     DEFAULT true,              -- false: created paused, for postpipe_test first (as CREATE SUBSCRIPTION ... enabled = false)
-    options         jsonb       DEFAULT '{}',              -- batch_size, batch_bytes, max_retries, retry_delay, claim_idle, statement_timeout, lock_timeout,
+    options         jsonb       DEFAULT '{}',              -- batch_size, max_retries, retry_delay, claim_idle, statement_timeout, lock_timeout,
                                                            -- synchronous_commit, error_threshold, dead_letter_retention, dead_letter_stream, claim_foreign, notify ...
     if_not_exists   boolean     DEFAULT false
 ) RETURNS text                                             -- the statement that will run

@@ -65,6 +65,8 @@ extern Oid pp_id_type_oid(const PpExtension *ext);
 
 /* pipeline_option.c */
 extern char *pp_pipeline_option(const PpPipeline *p, const char *name);
+extern bool pp_option_parse_int(const char *value, int *number);
+extern bool pp_option_parse_interval(char *value, int64 *ms);
 extern bool pp_pipeline_option_is_on(const PpPipeline *p, const char *name);
 extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
 extern double pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset);

@@ -4,7 +4,9 @@
  */
 #include "pipeline.h"
 
+#include "common/string.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
@@ -41,13 +43,25 @@ pp_pipeline_option_is_on(const PpPipeline *p, const char *name)
 	return value != NULL && parse_bool(value, &on) && on;
 }
 
-/* An option that is a whole number; `unset` when it is not set. */
+/* Is the value of an option a whole number?  Then *number is it. */
+bool
+pp_option_parse_int(const char *value, int *number)
+{
+	char *end;
+
+	errno = 0;
+	*number = strtoint(value, &end, 10);
+	return errno == 0 && end != value && *end == '\0';
+}
+
+/* An option that is a whole number; `unset` when it is not set, or is none. */
 int
 pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset)
 {
 	char *value = pp_pipeline_option(p, name);
+	int number;
 
-	return value ? pg_strtoint32(value) : unset;
+	return value && pp_option_parse_int(value, &number) ? number : unset;
 }
 
 /* An option that is a number; `unset` when it is not set, or is none. */
@@ -79,14 +93,34 @@ pp_interval_ms(const Interval *interval)
 	return days * (SECS_PER_DAY * INT64CONST(1000)) + interval->time / 1000;
 }
 
-/* An option that is an interval, in milliseconds. */
+/* Is the value of an option an interval?  Then *ms is its length.  As interval_in(), which would throw. */
+bool
+pp_option_parse_interval(char *value, int64 *ms)
+{
+	char work[256];
+	char *fields[MAXDATEFIELDS];
+	int types[MAXDATEFIELDS];
+	struct pg_itm_in parts = {0};
+	Interval interval;
+	int type, n;
+	int error = ParseDateTime(value, work, sizeof(work), fields, types, MAXDATEFIELDS, &n);
+
+	if (error == 0)
+		error = DecodeInterval(fields, types, n, INTERVAL_FULL_RANGE, &type, &parts);
+	if (error == DTERR_BAD_FORMAT)
+		error = DecodeISO8601Interval(value, &type, &parts);
+	if (error != 0 || type != DTK_DELTA || itmin2interval(&parts, &interval) != 0)
+		return false;
+	*ms = pp_interval_ms(&interval);
+	return true;
+}
+
+/* An option that is an interval, in milliseconds; `unset` when it is not set, or is none. */
 int64
 pp_pipeline_option_interval(const PpPipeline *p, const char *name, int64 unset)
 {
 	char *value = pp_pipeline_option(p, name);
+	int64 ms;
 
-	if (value == NULL)
-		return unset;
-	return pp_interval_ms(DatumGetIntervalP(DirectFunctionCall3(
-		interval_in, CStringGetDatum(value), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))));
+	return value && pp_option_parse_interval(value, &ms) ? ms : unset;
 }

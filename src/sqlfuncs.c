@@ -18,6 +18,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -62,6 +63,12 @@ pp_require_pipeline(const PpExtension *ext, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("pipeline \"%s\" does not exist", name),
 				 errhint("SELECT pipeline FROM postpipe_pipelines shows those that do.")));
+	if (!superuser() && GetUserNameFromId(p->owner, true) == NULL)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("owner of pipeline \"%s\" does not exist", name),
+						errhint("A superuser gives it another one: "
+								"postpipe_alter_pipeline('%s', owner => 'role').",
+								name)));
 	if (!has_privs_of_role(GetUserId(), p->owner))
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("must be a member of role \"%s\" to manage pipeline \"%s\"",
@@ -186,6 +193,7 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 	int64 dead;
 
 	pp_require_preload();
+	PreventCommandIfReadOnly("postpipe_drop_pipeline()");
 	pp_require_extension(&ext);
 	if (is_skipped(&ext, name, PG_GETARG_BOOL(1)))
 		PG_RETURN_BOOL(false);
@@ -265,6 +273,7 @@ postpipe_pause(PG_FUNCTION_ARGS)
 	char *reason = pp_text_arg(fcinfo, 1);
 
 	pp_require_preload();
+	PreventCommandIfReadOnly("postpipe_pause()");
 	pp_require_extension(&ext);
 	p = lock_row(&ext, pp_required_text_arg(fcinfo, 0, "pipeline"));
 	if (reason == NULL)
@@ -282,6 +291,7 @@ postpipe_resume(PG_FUNCTION_ARGS)
 	bool take_over = PG_GETARG_BOOL(1);
 
 	pp_require_preload();
+	PreventCommandIfReadOnly("postpipe_resume()");
 	pp_require_extension(&ext);
 	p = lock_row(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	if (!pp_pipeline_is_armed(p) && !take_over)

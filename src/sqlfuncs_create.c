@@ -10,6 +10,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -23,8 +24,9 @@
 PG_FUNCTION_INFO_V1(postpipe_create_pipeline);
 PG_FUNCTION_INFO_V1(postpipe_alter_pipeline);
 
+/* An argument that is a list of names: not one of lists, and none of them NULL. */
 static List *
-text_array_arg(FunctionCallInfo fcinfo, int n)
+text_array_arg(FunctionCallInfo fcinfo, int n, const char *name)
 {
 	List *result = NIL;
 	Datum *elems;
@@ -33,11 +35,16 @@ text_array_arg(FunctionCallInfo fcinfo, int n)
 
 	if (PG_ARGISNULL(n))
 		return NIL;
+	if (ARR_NDIM(PG_GETARG_ARRAYTYPE_P(n)) > 1)
+		ereport(ERROR, (errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+						errmsg("%s must be a one-dimensional array", name)));
+	if (array_contains_nulls(PG_GETARG_ARRAYTYPE_P(n)))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("%s must not contain NULL", name)));
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(n), TEXTOID, -1, false, TYPALIGN_INT, &elems, &nulls,
 					  &count);
 	for (int i = 0; i < count; i++)
-		if (!nulls[i])
-			result = lappend(result, TextDatumGetCString(elems[i]));
+		result = lappend(result, TextDatumGetCString(elems[i]));
 	return result;
 }
 
@@ -181,6 +188,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	char *sql;
 
 	pp_require_preload();
+	PreventCommandIfReadOnly("postpipe_create_pipeline()");
 	pp_require_extension(&ext);
 	p->name = pp_required_text_arg(fcinfo, 0, "pipeline");
 	p->stream = pp_required_text_arg(fcinfo, 1, "stream");
@@ -202,11 +210,11 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 	p->owner = owner_arg(fcinfo, 14);
 	if (target != NULL)
 		p->target = qualify_target(target);
-	p->key = text_array_arg(fcinfo, 5);
+	p->key = text_array_arg(fcinfo, 5, "key");
 	p->on_conflict = pp_required_text_arg(fcinfo, 6, "on_conflict");
 	p->newer_by = pp_text_arg(fcinfo, 7);
 	p->columns = PG_ARGISNULL(8) ? NULL : PG_GETARG_JSONB_P_COPY(8);
-	p->event_types = text_array_arg(fcinfo, 9);
+	p->event_types = text_array_arg(fcinfo, 9, "event_types");
 	p->workers = PG_ARGISNULL(12) ? 1 : PG_GETARG_INT32(12);
 	p->redis = pp_text_arg(fcinfo, 13);
 	check_redis(p);
@@ -311,6 +319,7 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 	char *sql;
 
 	pp_require_preload();
+	PreventCommandIfReadOnly("postpipe_alter_pipeline()");
 	pp_require_extension(&ext);
 	(void) pp_require_pipeline(&ext, name);
 	pp_pipeline_lock(&ext, name, AccessExclusiveLock);
@@ -325,10 +334,10 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 						 "acknowledged is not applied again.",
 						 p->group)));
 	alter_work(fcinfo, p);
-	foreach (lc, text_array_arg(fcinfo, 12))
+	foreach (lc, text_array_arg(fcinfo, 12, "reset"))
 		reset_one(p, lfirst(lc));
 	if (!PG_ARGISNULL(3))
-		p->key = text_array_arg(fcinfo, 3);
+		p->key = text_array_arg(fcinfo, 3, "key");
 	if (!PG_ARGISNULL(4))
 		p->on_conflict = pp_text_arg(fcinfo, 4);
 	if (!PG_ARGISNULL(5))
@@ -336,7 +345,7 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(6))
 		p->columns = PG_GETARG_JSONB_P_COPY(6);
 	if (!PG_ARGISNULL(7))
-		p->event_types = text_array_arg(fcinfo, 7);
+		p->event_types = text_array_arg(fcinfo, 7, "event_types");
 	if (!PG_ARGISNULL(8))
 		p->workers = PG_GETARG_INT32(8);
 	if (!PG_ARGISNULL(9))

@@ -14,6 +14,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -153,7 +154,7 @@ Datum
 postpipe_replay(PG_FUNCTION_ARGS)
 {
 	PpExtension ext;
-	PpPipeline *p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
+	PpPipeline *p;
 	PpApplyResult total = {0};
 	TupleDesc desc;
 	Filter filter;
@@ -164,6 +165,8 @@ postpipe_replay(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	PreventCommandIfReadOnly("postpipe_replay()");
+	p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	read_filter(fcinfo, &ext, &filter);
 	pp_function_refuse_deferred(&ext, "postpipe_replay()");
 	keys = lock_letters(&ext, &filter, &n);
@@ -185,11 +188,13 @@ postpipe_discard(PG_FUNCTION_ARGS)
 {
 	PpStoreScope store;
 	PpExtension ext;
-	PpPipeline *p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
+	PpPipeline *p;
 	char *reason = pp_text_arg(fcinfo, 6);
 	Filter filter;
 	int64 n;
 
+	PreventCommandIfReadOnly("postpipe_discard()");
+	p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	read_filter(fcinfo, &ext, &filter);
 	pp_store_begin(&store, &ext);
 	n = pp_dead_letter_discard(&ext, selection(&ext, "epoch, id", true), FILTER_ARGS, filter.types,

@@ -90,8 +90,13 @@ check_boolean(const PpPipeline *p, const char *name)
 static void
 check_option_range(const PpPipeline *p, const char *name, int min, int max)
 {
-	int value = pp_pipeline_option_int(p, name, min);
+	const char *text = pp_pipeline_option(p, name);
+	int value = min;
 
+	if (text != NULL && !pp_option_parse_int(text, &value))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option %s is \"%s\", no whole number from %d to %d", name, text,
+							   min, max)));
 	if (value < min || value > max)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("option %s is %d, outside the valid range %d to %d", name, value,
@@ -112,9 +117,10 @@ check_error_options(const PpPipeline *p)
 {
 	const char *delay = pp_pipeline_option(p, "retry_delay");
 	const char *threshold = pp_pipeline_option(p, "error_threshold");
-	const char *retention = pp_pipeline_option(p, "dead_letter_retention");
+	char *retention = pp_pipeline_option(p, "dead_letter_retention");
 	const char *stream = pp_pipeline_option(p, "dead_letter_stream");
 	double share;
+	int64 length;
 	int ms;
 
 	check_option_range(p, "max_retries", 0, 1000);
@@ -128,22 +134,12 @@ check_error_options(const PpPipeline *p)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option error_threshold is \"%s\", no number from 0 to 1", threshold),
 				 errhint("It is the share of entries that may fail; 1 never stops the pipeline.")));
-	if (retention != NULL)
-	{
-		Interval *interval =
-			DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(retention),
-												  ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-		Interval zero = {0};
-
-		if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(interval),
-											  IntervalPGetDatum(&zero))) <= 0)
-			ereport(
-				ERROR,
+	if (retention != NULL && (!pp_option_parse_interval(retention, &length) || length <= 0))
+		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option dead_letter_retention is \"%s\", no positive interval", retention),
 				 errhint("It is an interval, as \"30 days\"; without it dead letters are kept "
 						 "for ever.")));
-	}
 	if (stream != NULL)
 		check_length(stream, "option dead_letter_stream");
 	if (stream != NULL && strcmp(stream, p->stream) == 0)
@@ -173,7 +169,14 @@ check_time(const PpPipeline *p, const char *name, int min_ms)
 static void
 check_interval(const PpPipeline *p, const char *name, int64 min_ms, const char *hint)
 {
-	if (pp_pipeline_option_interval(p, name, min_ms) < min_ms)
+	char *value = pp_pipeline_option(p, name);
+	int64 ms = min_ms;
+
+	if (value != NULL && !pp_option_parse_interval(value, &ms))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option %s is \"%s\", no interval", name, value),
+						errhint("It is an interval, as \"7 days\".")));
+	if (ms < min_ms)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						min_ms == 0 ? errmsg("option %s must not be negative", name)
 									: errmsg("option %s must be at least " INT64_FORMAT " s", name,

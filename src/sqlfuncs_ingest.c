@@ -95,7 +95,7 @@ number_entries(PpBatch *batch, const PpId *given)
 {
 	PpId first = given ? *given : fresh_ids(batch->n);
 
-	if (first.seq + batch->n < first.seq)
+	if (batch->n > 0 && first.seq + (batch->n - 1) < first.seq)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("id is too high for %d events", batch->n),
@@ -173,13 +173,14 @@ Datum
 postpipe_ingest(PG_FUNCTION_ARGS)
 {
 	PpExtension ext;
-	PpPipeline *p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
+	PpPipeline *p;
 	PpId *id = PG_ARGISNULL(2) ? NULL : (PpId *) PG_GETARG_POINTER(2);
 	MemoryContext old;
 	PpBatch batch = {0};
 	int wanted;
 
 	PreventCommandIfReadOnly("postpipe_ingest()");
+	p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	if (PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("event must not be NULL")));
 	pp_function_refuse_deferred(&ext, "postpipe_ingest()");

@@ -175,6 +175,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	int64 entries;
 	int epoch;
 
+	PreventCommandIfReadOnly("postpipe_rewind()");
 	p = pp_function_lock_pipeline(fcinfo, &ext, AccessExclusiveLock);
 	if (!PG_ARGISNULL(1))
 	{

@@ -47,6 +47,21 @@ SELECT options, try(options::jsonb) FROM (VALUES
     ('{"allow_unlogged": "perhaps"}'), ('{"start_id": "yesterday"}'),
     ('[]'), ('1'), ('null'), ('{"unknown": 1}')) v (options);
 
+-- and says which option that is
+CREATE FUNCTION why(options jsonb) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM postpipe_create_pipeline('p', 'stream:p', target => 't', options => why.options, enabled => false);
+    RETURN 'accepted';
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN SQLERRM;
+END $$;
+SELECT why(options::jsonb) FROM (VALUES
+    ('{"batch_size": "abc"}'), ('{"batch_size": ""}'), ('{"batch_size": 1.5}'), ('{"batch_size": true}'), ('{"batch_size": 99999999999}'), ('{"max_retries": "1 "}'),
+    ('{"ledger_retention": "abc"}'), ('{"ledger_retention": ""}'), ('{"ledger_retention": true}'), ('{"ledger_retention": "59 s"}'), ('{"reap_consumers": "soon"}'),
+    ('{"dead_letter_retention": "abc"}'), ('{"dead_letter_retention": "P1X"}')) v (options);
+SELECT options, try(options::jsonb) FROM (VALUES ('{"ledger_retention": "P1Y2M3DT4H"}'), ('{"ledger_retention": "1 year 2 mons"}'), ('{"ledger_retention": "60"}'), ('{"batch_size": "007"}')) v (options);
+DROP FUNCTION why;
+
 -- false is not true
 SELECT options, try(options::jsonb, 'not_logged') FROM (VALUES ('{}'), ('{"allow_unlogged": false}'), ('{"allow_unlogged": true}')) v (options);
 

@@ -69,6 +69,12 @@ DROP TABLE computed;
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', start_id => '5-0', start_time => '2026-01-01');
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', start_id => '$', start_time => '2026-01-01');
 
+-- lists of names
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', key => '{NULL}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', key => '{{id}}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', event_types => '{made,NULL}');
+SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', event_types => '{{made},{changed}}');
+
 -- options
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', options => '{"batchsize": 10}');
 SELECT postpipe_create_pipeline('p', 'stream:p', target => 't', options => '[]');

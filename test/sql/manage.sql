@@ -58,6 +58,18 @@ SELECT postpipe_rewind('nobody');
 SELECT postpipe_pause('');
 SELECT postpipe_pause(repeat('x', 100));
 
+-- nothing is written in a read-only transaction
+SET default_transaction_read_only = on;
+SELECT postpipe_create_pipeline('two', 'stream:two', target => 't');
+SELECT postpipe_alter_pipeline('one', workers => 2);
+SELECT postpipe_drop_pipeline('one');
+SELECT postpipe_pause('one');
+SELECT postpipe_resume('one');
+SELECT postpipe_rewind('one');
+SELECT postpipe_replay('one');
+SELECT postpipe_discard('one');
+RESET default_transaction_read_only;
+
 -- NULL
 SELECT postpipe_pause(NULL);
 SELECT postpipe_rewind(NULL);

@@ -281,6 +281,7 @@ $redis->xadd('stream:leaver', id => 3);
 wait_sql($node, 'postgres', 'SELECT count(*) FROM of_nobody', '3', '... others go on');
 is(sql('SELECT (SELECT count(*) FROM of_leaver), (SELECT count(*) FROM of_low), (SELECT count(*) FROM postpipe_dlq)'), '1|1|0', '... nothing is written as nobody, and nothing is dead');
 like(sql(q(SELECT * FROM postpipe_pipelines WHERE pipeline = 'by_leaver')), qr/stream:leaver/, '... the views show it');
+refused('app', q(SELECT postpipe_pause('by_leaver')), qr/owner of pipeline "by_leaver" does not exist.*HINT:  A superuser gives it another one/s, '... and who is no superuser is told why he may not manage it');
 sql(q(SELECT postpipe_alter_pipeline('by_leaver', owner => 'app'); SELECT postpipe_alter_pipeline('by_helper', owner => 'low')));
 wait_sql($node, 'postgres', q(SELECT (SELECT string_agg(id || who, ',' ORDER BY id) FROM of_leaver), (SELECT string_agg(id || who, ',' ORDER BY id) FROM of_low)), '1leaver,2app,3app|1low,2low,3low', '... with another owner they go on where they were');
 is(sql('SELECT pg_postmaster_start_time()'), $started, '... and the server was never harmed');

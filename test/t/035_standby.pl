@@ -25,6 +25,14 @@ $cascade->init_from_backup($standby, 'c', has_streaming => 1);
 $cascade->start;
 nothing_on($_) for $standby, $cascade;
 
+# --- What changes a pipeline says that this is not the server for it.
+for my $call (q(postpipe_create_pipeline('new', 'stream:new', target => 'hits')), q(postpipe_alter_pipeline('hits', workers => 2)), q(postpipe_rewind('hits')),
+	map { "$_('hits')" } qw(postpipe_drop_pipeline postpipe_pause postpipe_resume postpipe_replay postpipe_discard))
+{
+	my (undef, undef, $error) = $standby->psql('postgres', "SELECT $call");
+	like($error, qr/ERROR:  cannot execute postpipe_\w+\(\) in a read-only transaction/, "$call on a standby");
+}
+
 # --- Another database is made, used and dropped: replay is not held up, and nothing starts for it.
 for my $round (1 .. 3)
 {

@@ -72,6 +72,9 @@ like(error("SELECT $_->[0]"), $_->[1], "$_->[0]") for
 	[ q(postpipe_ingest('item', '3')), qr/event is not a JSON object.*HINT/s ], [ q(postpipe_ingest('item', '[{}, 3]')), qr/event 2 of the array is not a JSON object/ ],
 	[ q(postpipe_ingest('item', NULL)), qr/event must not be NULL/ ], [ q(postpipe_ingest('nope', '{}')), qr/pipeline "nope" does not exist/ ],
 	[ q(postpipe_ingest('item', '[{}, {}]', '1-18446744073709551615')), qr/id is too high for 2 events/ ];
+is(sql(q(SELECT postpipe_ingest('item', '{"id": 12}', '18446744073709551615-18446744073709551615'))), 1, 'the last ID that there is');
+like(error(q(SELECT postpipe_ingest('item', '[{}, {}]', '18446744073709551615-18446744073709551615'))), qr/id is too high for 2 events/, '... and none after it');
+is(sql(q(SELECT postpipe_ingest('item', '[]', '18446744073709551615-18446744073709551615'))), 0, '... and an empty array has none');
 like(error(q(SET ROLE other; SELECT postpipe_ingest('item', '{}'))), qr/must be a member of role "app"/, 'ingest by somebody else');
 like(error(q(SET default_transaction_read_only = on; SELECT postpipe_ingest('item', '{}'))), qr/read-only transaction/, 'ingest in a read-only transaction');
 
