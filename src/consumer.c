@@ -65,7 +65,18 @@ parse(PpString consumer, WorkerName *name)
 	/* Nothing is left over, and numbers are as we write them. */
 	snprintf(again, sizeof(again), PREFIX "%llu:%u:%s:%d", system, name->dboid, name->pipeline,
 			 name->worker);
-	return strlen(text) == consumer.len && strcmp(text, again) == 0;
+	return strlen(text) == consumer.len && strcmp(text, again) == 0 && name->worker > 0;
+}
+
+/* The number of the worker of this pipeline, in this database, whose consumer it is; 0: it is another one's. */
+int
+pp_consumer_worker(PpString name, const char *pipeline)
+{
+	WorkerName n;
+
+	return parse(name, &n) && n.dboid == MyDatabaseId && strcmp(n.pipeline, pipeline) == 0
+			   ? n.worker
+			   : 0;
 }
 
 static bool

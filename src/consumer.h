@@ -18,6 +18,7 @@ typedef enum PpConsumerKind
 
 extern void pp_consumer_name(char *dst, const char *pipeline, int worker);
 extern bool pp_consumer_is_ours(PpString name);
+extern int pp_consumer_worker(PpString name, const char *pipeline);
 extern int pp_consumer_pid(PpString name);
 extern PpConsumerKind pp_consumer_kind(List *pipelines, const PpPipeline *reader, PpString name);
 

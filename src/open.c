@@ -18,10 +18,12 @@
 #include "executor/spi.h"
 #include "utils/memutils.h"
 
+#include "consumer.h"
 #include "held.h"
 #include "owner.h"
 #include "process.h"
 #include "stats.h"
+#include "stream_group.h"
 
 #define COUNT_PAGE 10000  /* entries that Redis counts at once, which takes some milliseconds */
 #define MAX_HOLES  100000 /* more than that pending at the begin of an epoch are not noted */
@@ -249,28 +251,34 @@ begin_with(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 static bool
 find_exclusive(PpWorker *w, PpRedisError *error)
 {
-	size_t prefix = strrchr(w->consumer, ':') - w->consumer + 1;
+	MemoryContext old;
+	PpConsumer *consumers;
 	PpReply *reply;
+	bool ok;
+	int n;
 
 	w->pipe->exclusive = true;
 	w->pipe->max_consumers = w->def->workers;
 	pp_consume_begin_replies(w);
-	pp_redis_send(w->redis, "XINFO CONSUMERS %s %s", w->def->stream, w->def->group);
+	pp_stream_send_consumers(w->redis, w->def->stream, w->def->group);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 	{
 		w->pipe->exclusive = false;
 		return is_refused(w, error);
 	}
-	for (size_t i = 0; i < reply->len; i++)
+	old = MemoryContextSwitchTo(w->batches[0].cxt);
+	ok = pp_stream_parse_consumers(reply, &consumers, &n, error);
+	MemoryContextSwitchTo(old);
+	for (int i = 0; ok && i < n; i++)
 	{
-		const PpReply *name = pp_reply_lookup(&reply->items[i], "name");
+		int worker = pp_consumer_worker(consumers[i].name, w->def->name);
 
-		if (!pp_reply_is(name, PP_REPLY_STRING, 1) || strncmp(name->str, w->consumer, prefix) != 0)
+		if (worker == 0)
 			w->pipe->exclusive = false;
-		else if (atoi(name->str + prefix) > w->def->workers)
+		else if (worker > w->def->workers)
 			w->pipe->max_consumers++;
 	}
-	return true;
+	return ok;
 }
 
 static void

@@ -263,17 +263,6 @@ judge(PpApply *a, void *arg)
 		c->list[i].kind = pp_consumer_kind(pipelines, c->w->def, c->list[i].consumer.name);
 }
 
-/* The number of a worker of this pipeline whose consumer it is; 0: it is another one's. */
-static int
-worker_number(const PpWorker *w, const PpString *name)
-{
-	size_t prefix = strrchr(w->consumer, ':') - w->consumer + 1;
-
-	if (name->len <= prefix || strncmp(name->data, w->consumer, prefix) != 0)
-		return 0;
-	return Max(atoi(name->data + prefix), 1);
-}
-
 /*
  * Keeps those that there may be something to do about, and notes whether the group has others than
  * this pipeline's.  Returns whether the catalogs have to be asked about some.
@@ -286,7 +275,7 @@ keep_candidates(PpWorker *w, const PpConsumer *all, int n, bool to_reap, Candida
 	c->list = palloc0(Max(n, 1) * sizeof(Candidate));
 	for (int i = 0; i < n; i++)
 	{
-		int number = worker_number(w, &all[i].name);
+		int number = pp_consumer_worker(all[i].name, w->def->name);
 		Candidate *one = &c->list[c->n];
 
 		*alone &= number > 0;

@@ -140,6 +140,21 @@ sql(q(UPDATE postpipe_pipeline SET system_identifier = (SELECT system_identifier
 	sql(q(SELECT postpipe_drop_pipeline('auto')));
 }
 
+# --- Names that begin as those of the workers of a pipeline do, and that no worker has.
+for my $odd ('x', '01', '1x', '0', '-1', '1:1')
+{
+	my $name = "postpipe:$system:$database:odd:$odd";
+	$redis->command('XGROUP', 'CREATE', 'stream:odd', 'odd', '0', 'MKSTREAM');
+	$redis->command('XADD', 'stream:odd', '1-1', n => 1);
+	$redis->command('XREADGROUP', 'GROUP', 'odd', $name, 'STREAMS', 'stream:odd', '>');
+	sql(q(CREATE TABLE odd (entry text); SELECT postpipe_create_pipeline('odd', 'stream:odd', workers => 2, consumer_group => 'odd', statement => 'INSERT INTO odd SELECT id FROM postpipe_batch')));
+	wait_sql($node, 'postgres', 'SELECT entry FROM odd', '1-1', "what is pending for $odd is applied");
+	$redis->command('XADD', 'stream:odd', '2-1', n => 2);
+	wait_sql($node, 'postgres', q(SELECT count(*) FROM odd, postpipe_stats WHERE pipeline = 'odd' AND state = 'idle'), 2, '... and the pipeline goes on');
+	sql(q(SELECT postpipe_drop_pipeline('odd'); DROP TABLE odd));
+	$redis->command('DEL', 'stream:odd');
+}
+
 # --- Who may: members of the pipeline's owner, with EXECUTE.
 sql(q(CREATE ROLE app LOGIN; CREATE ROLE member LOGIN IN ROLE app; CREATE ROLE stranger LOGIN; CREATE ROLE monitor LOGIN IN ROLE pg_monitor;
 	GRANT CREATE ON SCHEMA public TO app;
