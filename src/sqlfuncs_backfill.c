@@ -3,10 +3,11 @@
  *		postpipe_backfill(): a range of the stream through the pipeline's statement, in the caller's
  *		transaction, into its target or another table.  The group is not touched.
  *
- * Into the target go entries that the pipeline has not settled and that the group will not deliver any
+ * Into the target go entries that the pipeline has not settled and that its workers will not read any
  * more: what others have acknowledged, or what came before the group.  What is unread or pending is left
- * to the workers.  Those entries are none of the epoch's, so they are counted as postpipe_ingest()
- * counts its events, and are on record there: a second call finds them.
+ * to the workers; so is what a group without other consumers has passed over, because they find it
+ * (repair.c), and would not know that it was applied here.  Those entries are none of the epoch's, so they
+ * are counted as postpipe_ingest() counts its events, and are on record there: a second call finds them.
  *
  * Redis is asked first and the tables afterwards, page by page: what a worker settles meanwhile is on
  * record then.
@@ -23,6 +24,7 @@
 #include "utils/memutils.h"
 
 #include "apply_internal.h"
+#include "consumer.h"
 #include "event.h"
 
 #define MAX_WARNINGS 10 /* entries that fail are named, so many of them */
@@ -36,6 +38,8 @@ typedef struct Backfill
 	PpApply *a;
 	PpRedis *conn;
 	PpStreamFacts group;
+	bool others;    /* it has consumers that are not the pipeline's */
+	bool repaired;  /* the workers find what the group has passed over */
 	bool elsewhere; /* into another table: all entries, and nothing is on record */
 	bool again;     /* also what is settled */
 	int64 entries;
@@ -59,6 +63,51 @@ forget(Backfill *b, const PpEntry *entry)
 							2, types, values, NULL);
 }
 
+/* Has the group consumers that are none of the pipeline's? */
+static bool
+has_others(const Backfill *b)
+{
+	PpConsumer *consumers;
+	int n;
+
+	if (!b->group.group_exists)
+		return false;
+	consumers = pp_function_consumers(b->conn, b->p, &n);
+	for (int i = 0; i < n; i++)
+		if (pp_consumer_worker(consumers[i].name, b->p->name) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * Do the workers find what the group has passed over?  That it has other consumers is noted, as a worker
+ * would: if they leave before one has seen them, what they have acknowledged must not be read again after
+ * it was applied here.
+ */
+static bool
+is_repaired(const Backfill *b)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(b->p->name)};
+	PpStoreScope store;
+	bool alone;
+	bool isnull;
+
+	pp_store_begin(&store, &b->ext);
+	SPI_execute_with_args(psprintf("SELECT p.shared FROM %1$s.postpipe_epoch e "
+								   "JOIN %1$s.postpipe_progress p USING (pipeline) "
+								   "WHERE pipeline = $1 AND e.base_known AND e.epoch = (SELECT "
+								   "max(epoch) FROM %1$s.postpipe_epoch WHERE pipeline = $1)",
+								   b->ext.schema_name),
+						  1, types, values, NULL, false, 0);
+	alone = SPI_processed > 0 &&
+			!DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	pp_store_end(&store);
+	if (alone && b->others)
+		pp_store_note_progress(&b->ext, b->p->name, "shared");
+	return alone && !b->others;
+}
+
 /* Which entries of a page are to be run: the others get a verdict, and are counted. */
 static void
 choose(Backfill *b, PpBatch *batch)
@@ -73,8 +122,8 @@ choose(Backfill *b, PpBatch *batch)
 	for (int i = 0; i < batch->n; i++)
 	{
 		PpEntry *entry = &batch->entries[i];
-		bool unread = b->group.group_exists && !settled[i] &&
-					  (pending[i] || pp_id_compare(entry->id, b->group.last_delivered) > 0);
+		bool unread = !settled[i] && (pending[i] || b->repaired ||
+									  pp_id_compare(entry->id, b->group.last_delivered) > 0);
 
 		if (unread)
 			b->left++;
@@ -199,8 +248,11 @@ postpipe_backfill(PG_FUNCTION_ARGS)
 	pp_function_refuse_deferred(&b.ext, "postpipe_backfill()");
 	b.conn = pp_function_connect(b.p);
 	b.group = pp_function_group(b.conn, b.p);
+	b.others = has_others(&b);
 	if (!PG_ARGISNULL(3))
 		take_table(&b, PG_GETARG_OID(3));
+	else
+		b.repaired = is_repaired(&b);
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe backfill", ALLOCSET_DEFAULT_SIZES);
 	b.a = pp_function_apply_begin(cxt, &b.ext, b.p);
 	PG_TRY();

@@ -78,6 +78,43 @@ is(backfill('counted'), "$n|0|$n|0", 'all is on record');
 is(sql('SELECT count(*), count(DISTINCT id) FROM counted'), "$n|$n", '... once');
 like(error(q(SELECT postpipe_backfill('counted', into_table => 'shadow'))), qr/has a statement of its own.*HINT/s, 'a statement names its tables');
 
+# --- What a group of the pipeline's own has passed over is the workers', which find it; so is all that a group will deliver that
+# is not there yet.
+for my $workers (1, 3)
+{
+	my $p = "own_$workers";
+	sql(qq(CREATE TABLE $p (id text); SELECT postpipe_create_pipeline('$p', 'stream:$p', workers => $workers, enabled => false, statement => 'INSERT INTO $p SELECT event ->> \$\$id\$\$ FROM postpipe_batch')));
+	$redis->pipeline(map { [ 'XADD', "stream:$p", '*', 'id', $_ ] } 1 .. 50);
+	left($p, '50|0|0|0', 50, 'there is no group yet');
+	sql("SELECT postpipe_resume('$p')");
+	settled($p, 50);
+	pause($p);
+	$redis->pipeline(map { [ 'XADD', "stream:$p", '*', 'id', $_ ] } 51 .. 70);
+	$redis->command('XGROUP', 'SETID', "stream:$p", "postpipe_$p", '$');
+	left($p, '70|0|50|0', 20, 'the group was moved forward');
+	sql("SELECT postpipe_resume('$p')");
+	settled($p, 70);
+	my $session = pp_session($node);
+	$session->("BEGIN; LOCK TABLE $p");
+	$redis->pipeline(map { [ 'XADD', "stream:$p", '*', 'id', $_ ] } 71 .. 80);
+	wait_for { pending($redis, "stream:$p", "postpipe_$p") == 10 } "$p: ten are in hand";
+	pause($p);
+	$session->('ROLLBACK');
+	$session->(undef);
+	$redis->command('XGROUP', 'DELCONSUMER', "stream:$p", "postpipe_$p", $_->[1]) for @{ $redis->command('XPENDING', "stream:$p", "postpipe_$p", '-', '+', 10) };
+	left($p, '80|0|70|0', 10, 'what was pending was deleted with its consumer');
+	# Somebody else comes and goes while nobody looks: what he has acknowledged is applied here, and not by a repair.
+	$redis->pipeline(map { [ 'XADD', "stream:$p", '*', 'id', $_ ] } 81 .. 85);
+	$redis->command('XREADGROUP', 'GROUP', "postpipe_$p", 'python', 'NOACK', 'STREAMS', "stream:$p", '>');
+	is(backfill($p), '85|15|70|0', "$p: another consumer has come");
+	$redis->command('XGROUP', 'DELCONSUMER', "stream:$p", "postpipe_$p", 'python');
+	sql("SELECT postpipe_resume('$p')");
+	$redis->xadd("stream:$p", id => 86);
+	settled($p, 86);
+	is(sql("SELECT count(DISTINCT id) FROM $p"), 86, "$p: each once");
+	wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$p' ORDER BY epoch DESC LIMIT 1", 0, '... and the audit balances');
+}
+
 # --- What cannot be.
 like(error(q(SELECT postpipe_backfill('item', 'x'))), qr/invalid from_id "x"/, 'an ID that is none');
 like(error(q(BEGIN READ ONLY; SELECT postpipe_backfill('item'))), qr/cannot execute postpipe_backfill\(\) in a read-only transaction/, 'read-only');
@@ -90,6 +127,23 @@ done_testing();
 sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub error { my ($query) = @_; my (undef, undef, $stderr) = $node->psql('postgres', $query); return $stderr }
 sub backfill { my ($name, $arguments) = @_; return sql("SELECT * FROM postpipe_backfill('$name'" . ($arguments ? ", $arguments" : '') . ')') }
+
+sub pause
+{
+	my ($name) = @_;
+	sql("SELECT postpipe_pause('$name'); SELECT postpipe_wait_state('$name', 'paused')");
+	return wait_for { $redis->cli('CLIENT', 'LIST') !~ /name=postpipe:\d+:\d+:$name:\d+ / } "$name: nobody reads";
+}
+
+# A backfill that leaves n entries to the workers.
+sub left
+{
+	my ($name, $result, $n, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my (undef, $out, $err) = $node->psql('postgres', "SELECT * FROM postpipe_backfill('$name')");
+	is($out, $result, "$name: $what");
+	return like($err, qr/NOTICE:  $n entries were left to the workers/, '... and that is said');
+}
 
 sub settled
 {
