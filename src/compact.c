@@ -6,7 +6,9 @@
  * merged until they are as large as that of a full batch, so that entries which come one by one cost
  * no more than others.  Then, or when they are old, their sums go to the epoch, and they are closed.
  * Closed rows older than the option ledger_retention go: up to pruned_id an ID is a duplicate by
- * definition then, but for the holes, which are pending and not on record.
+ * definition then, but for the holes, which are pending and not on record.  So in a group that is ours
+ * alone, what is left of the stream up to there is looked through before: if the group has passed over an
+ * entry, worker 1 reads the stream from there on (repair.c).
  *
  * Sealed is the ID up to which the group has delivered everything and nothing is pending.
  *
@@ -75,8 +77,7 @@ typedef struct Prune
 	PpId delivered; /* … or at least delivered */
 	TimestampTz before;
 	PpId upto; /* 0-0: nothing of this incarnation of the stream */
-	PpId *holes;
-	int num_holes;
+	PpIdList holes;
 	bool more;
 } Prune;
 
@@ -120,31 +121,6 @@ find_old(PpApply *a, void *arg)
 	prune->before = none ? 0 : DatumGetTimestampTz(value);
 }
 
-/*
- * Of what is pending, what is on record is no hole: it was settled, and its acknowledgement has not
- * come.  Its row may go now, and then its ID is that of a duplicate.
- */
-static void
-leave_out_settled(PpLedger *ledger, Prune *prune)
-{
-	PpEntry *entries = palloc0((prune->num_holes + 1) * sizeof(PpEntry));
-	PpEntry **pointers = palloc((prune->num_holes + 1) * sizeof(PpEntry *));
-	int n = prune->num_holes;
-
-	for (int i = 0; i < n; i++)
-	{
-		entries[i].id = prune->holes[i];
-		entries[i].nfields = -1;
-		entries[i].verdict = PP_VERDICT_GONE;
-		pointers[i] = &entries[i];
-	}
-	pp_ledger_lookup(ledger, pointers, n);
-	prune->num_holes = 0;
-	for (int i = 0; i < n; i++)
-		if (entries[i].verdict != PP_VERDICT_DUPLICATE)
-			prune->holes[prune->num_holes++] = entries[i].id;
-}
-
 /* Deletes the rows, and raises the mark. */
 static void
 delete_old(PpApply *a, void *arg)
@@ -155,11 +131,15 @@ delete_old(PpApply *a, void *arg)
 	Oid types[] = {TEXTOID, TIMESTAMPTZOID, id_type, get_array_type(id_type)};
 	Datum values[4];
 
-	leave_out_settled(ledger, prune);
+	/*
+	 * Of what is pending, what is on record is no hole: it was settled, and its acknowledgement has not
+	 * come.  Its row may go now, and then its ID is that of a duplicate.
+	 */
+	pp_compact_leave_out_settled(a, &prune->holes);
 	values[0] = CStringGetTextDatum(ledger->pipeline);
 	values[1] = TimestampTzGetDatum(prune->before);
 	values[2] = PointerGetDatum(&prune->upto);
-	values[3] = pp_store_id_array(ledger->ext, prune->holes, prune->num_holes);
+	values[3] = pp_store_id_array(ledger->ext, prune->holes.ids, prune->holes.n);
 	SPI_execute_with_args(
 		psprintf("WITH page AS (DELETE " OLD_ROWS "RETURNING last_id, epoch) "
 				 "UPDATE %1$s.postpipe_progress SET holes = $4, pruned_id = greatest(pruned_id, "
@@ -193,7 +173,6 @@ get_holes(PpWorker *w, MemoryContext cxt, Prune *prune, PpRedisError *error)
 	PpReply *reply;
 	PpId none = {0, 0};
 
-	prune->num_holes = 0;
 	if (pp_id_is_zero(prune->upto))
 		return true;
 	pp_stream_send_pending(w->redis, w->def->stream, w->def->group, none, prune->upto,
@@ -205,9 +184,9 @@ get_holes(PpWorker *w, MemoryContext cxt, Prune *prune, PpRedisError *error)
 		prune->before = 0;
 		return true;
 	}
-	prune->holes = MemoryContextAlloc(cxt, (reply->len + 1) * sizeof(PpId));
+	prune->holes.ids = MemoryContextAlloc(cxt, (reply->len + 1) * sizeof(PpId));
 	for (size_t i = 0; i < reply->len; i++)
-		if (!pp_stream_parse_pending(&reply->items[i], &prune->holes[prune->num_holes++], error))
+		if (!pp_stream_parse_pending(&reply->items[i], &prune->holes.ids[prune->holes.n++], error))
 			return false;
 	return true;
 }
@@ -240,8 +219,9 @@ get_sealed(PpWorker *w, Prune *prune, PpRedisError *error)
 	return true;
 }
 
-static bool
-transact(PpWorker *w, PpWork work, void *arg)
+/* A step that fails is no reason to stop: the next one comes. */
+bool
+pp_compact_transact(PpWorker *w, PpWork work, void *arg)
 {
 	PpEntryError *error;
 	PpOutcome outcome = pp_apply_transaction(w->apply, work, arg, &error);
@@ -272,14 +252,16 @@ seal_and_prune(PpWorker *w, TimestampTz before, PpRedisError *error)
 	PpCompact *c = &w->compact;
 	Prune prune = {.before = before};
 
-	pp_redis_reply_target(w->redis, c->cxt, (size_t) 64 * 1024 * 1024);
+	pp_redis_reply_target(w->redis, c->cxt, PP_COMPACT_REPLY);
 	if (!get_sealed(w, &prune, error))
 		return false;
-	if (!transact(w, seal, &prune.sealed) || !transact(w, find_old, &prune) || prune.before == 0)
+	if (!pp_compact_transact(w, seal, &prune.sealed) || !pp_compact_transact(w, find_old, &prune) ||
+		prune.before == 0)
 		return true;
-	if (!get_holes(w, c->cxt, &prune, error))
+	if (!get_holes(w, c->cxt, &prune, error) ||
+		(prune.before != 0 && !pp_compact_verify(w, &prune.holes, &prune.upto, error)))
 		return false;
-	if (prune.before != 0 && transact(w, delete_old, &prune))
+	if (prune.before != 0 && pp_compact_transact(w, delete_old, &prune))
 		c->more |= prune.more;
 	return true;
 }
@@ -319,11 +301,11 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	switch (c->step)
 	{
 		case PP_COMPACT_CLOSE:
-			goes_on = transact(w, close_rows, &closed);
+			goes_on = pp_compact_transact(w, close_rows, &closed);
 			c->more |= closed.more;
 			break;
 		case PP_COMPACT_MERGE:
-			goes_on = transact(w, pp_compact_merge, &c->more);
+			goes_on = pp_compact_transact(w, pp_compact_merge, &c->more);
 			break;
 		case PP_COMPACT_PRUNE:
 			ok = seal_and_prune(w, closed.before, error);

@@ -281,6 +281,8 @@ pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError
 	w->looked_at = GetCurrentTimestamp();
 	if (w->went_back || w->pipe->consumer_gone)
 		range.after = bottom;
+	else if (w->compact.passed_over && pp_id_compare(w->compact.verified, range.after) < 0)
+		range.after = w->compact.verified;
 	if (!w->pipe->exclusive)
 	{
 		if (w->went_back && pp_id_compare(range.after, facts->last_delivered) < 0)
@@ -305,6 +307,8 @@ pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError
 	}
 	if (find_position(facts, &range) >= 0 && ledger->base >= 0)
 		w->pipe->accounted = facts->last_delivered;
+	w->compact.passed_over = false;
+	w->compact.verified = ledger->pruned;
 	return true;
 }
 

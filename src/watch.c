@@ -11,13 +11,15 @@
  * With several workers, an answer is older than what was received meanwhile, by this one or others.
  * So what Redis says that the group has read is compared with what was received before it was asked:
  * less than that, and the group was set back.  And with what was received when all reads have ended
- * that were under way then: more than that, and it was moved forward.
+ * that were under way then: more than that, and it was moved forward.  A group that was moved may not say
+ * it until it has come to the stream's end: then worker 1 looks at the stream.
  */
 #include "worker_internal.h"
 
 #include "held.h"
 
 #define LOOK_MS            1000
+#define FORGOTTEN_MS       10000 /* between two looks at a stream from which unread entries are deleted */
 #define SKIMMED_BYTES_A_MS 4096 /* how much longer until the next look, after large entries */
 
 /* Is it where the pipeline was asked to begin? */
@@ -94,6 +96,7 @@ pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position)
 	int64 read = facts->entries_read >= 0 ? facts->entries_read : position;
 
 	remember(w, facts, true);
+	w->watch.counted = facts->entries_read >= 0;
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	pipe->stream = w->watch.stream;
 	pipe->offset_known = read >= 0;
@@ -167,6 +170,19 @@ pp_watch_consumer(PpWorker *w, PpRedisError *error)
 }
 
 /*
+ * Does the group not say any more how many entries it has read?  It was moved, or an entry was deleted
+ * before it was read.
+ */
+static bool
+has_forgotten(PpWorker *w, const PpStreamFacts *facts)
+{
+	w->watch.counted |= facts->entries_read >= 0;
+	return facts->entries_read < 0 && w->watch.counted && w->pipe->exclusive &&
+		   pp_my_proc->worker == 1 && w->def->workers > 1 &&
+		   TimestampDifferenceExceeds(w->looked_at, GetCurrentTimestamp(), FORGOTTEN_MS);
+}
+
+/*
  * Has the group delivered more than the workers have received?  With several of them that is to be
  * said only when those reads have ended that may have been given the rest.  Where both numbers agree,
  * everything up to the entry that was delivered last was delivered to us.
@@ -227,7 +243,7 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 	/* Moved forward: with one worker nobody else can have been given entries. */
 	if (pp_watch_is_alone(w) && pp_id_compare(facts->last_delivered, w->watch.delivered) > 0)
 		return false;
-	if (is_ahead(w, facts))
+	if (is_ahead(w, facts) || has_forgotten(w, facts))
 		return false;
 	if (pp_id_compare(facts->last_delivered, w->watch.delivered) < 0)
 		w->watch.position = -1; /* set back: what was counted is counted again */

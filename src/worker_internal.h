@@ -65,6 +65,8 @@ typedef struct PpCompact
 	uint64 batches;     /* of the pipeline, when the last round began … */
 	uint64 found;       /* … and this one */
 	bool more;          /* there was more to do */
+	PpId verified;      /* up to here, nothing that is left in the stream was passed over … */
+	bool passed_over;   /* … and after it something was */
 } PpCompact;
 
 /* What a worker has seen of its stream; see watch.c. */
@@ -75,6 +77,7 @@ typedef struct PpWatch
 	TimestampTz look_at; /* … which is due again then */
 	bool looking;        /* and was asked for with the read that is under way */
 	bool owed;           /* there was something new since */
+	bool counted;        /* the group has told how many entries it has read */
 	PpId delivered;      /* the last entry that was delivered, as far as is known */
 	int64 position;      /* entries ever added up to there; -1: not known */
 	int64 consumers;     /* of the group */

@@ -67,6 +67,31 @@ sql(q(SELECT postpipe_rewind('pruned')));
 sql(q(SELECT postpipe_resume('pruned')));
 wait_sql($node, 'postgres', q(SELECT count(*), count(DISTINCT v) FROM t_pruned), (2 * $n + 2) . '|' . ($n + 1), 'a rewind from SQL applies all of it again, pruned or not');
 
+# --- An entry that is still in the stream, and neither pending nor on record, is applied before the ledger forgets what was
+# settled around it: also where entries cannot be counted, and while others come.
+for my $workers (1, 2)
+{
+	my $p = "missing_$workers";
+	make($p, 20, workers => $workers, options => '{"ledger_retention": "1min", "batch_size": 1}');
+	sql("SELECT postpipe_pause('$p')");
+	wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$p'", 'paused', "$p: paused");
+	# As if the group had passed over some of what was received, long ago.
+	sql("UPDATE postpipe_epoch SET base_added = NULL WHERE pipeline = '$p'");
+	my $ids = join ', ', map { "'$_->[0]'" } @{ $redis->command('XRANGE', "stream:$p", '-', '+') }[ 5, 6, 15 ];
+	is(sql("WITH forgotten AS (DELETE FROM postpipe_ledger WHERE pipeline = '$p' AND last_id IN ($ids) RETURNING first_id, last_id) SELECT count(*) FROM forgotten WHERE first_id = last_id"), 3, "$p: three are not on record");
+	sql("DELETE FROM t_$p WHERE v IN ('v6', 'v7', 'v16')");
+	sql("SELECT postpipe_resume('$p')");
+	for (my $n = 20; $n < 6000 && sql("SELECT count(*) FROM t_$p") < $n;)
+	{
+		sql("UPDATE postpipe_ledger SET settled_at = settled_at - interval '2 minutes' WHERE pipeline = '$p'");
+		$redis->pipeline(map { [ 'XADD', "stream:$p", '*', 'v', 'n' . ++$n ] } 1 .. 1001);
+		wait_for { sql("SELECT count(*) FROM t_$p") >= $n - 3 } "$p: what comes is applied";
+	}
+	my $sent = $redis->command('XLEN', "stream:$p");
+	is(sql("SELECT count(*), count(DISTINCT v) FROM t_$p"), "$sent|$sent", "$p: so are those three, each once");
+	drop($p);
+}
+
 pp_balanced($node);
 $node->stop;
 done_testing();

@@ -50,6 +50,28 @@ sql(q(SELECT postpipe_drop_pipeline('posts')));
 	drop('crash');
 }
 
+# --- The group is moved forward while several workers are behind: Redis does not say any more how many entries it has read, and
+# what was passed over is read while there is still something to deliver.
+if ($redis->cli('INFO', 'server') !~ /redis_version:6/)
+{
+	sql('CREATE TABLE fast ()');
+	make('behind', workers => 2, options => '{"batch_size": 1}', statement => q(INSERT INTO t_behind SELECT event ->> 'v' FROM postpipe_batch,
+		(SELECT pg_sleep(CASE WHEN EXISTS (SELECT FROM fast) THEN 0 ELSE 0.05 END)) z));
+	idle('behind');
+	add('behind', 3000);
+	wait_for { sql('SELECT count(*) FROM t_behind') >= 10 } 'behind: they read';
+	my @next = @{ $redis->command('XRANGE', 'stream:behind', '(' . delivered('behind'), '+', 'COUNT', 40) };
+	$redis->command('XGROUP', 'SETID', 'stream:behind', 'postpipe_behind', $next[-1][0]);
+	my $values = join ', ', map { "'$_->[1][1]'" } @next;
+	wait_sql($node, 'postgres', "SELECT count(*) FROM t_behind WHERE v IN ($values)", 40, 'behind: what was passed over is applied');
+	isnt(delivered('behind'), $redis->command('XREVRANGE', 'stream:behind', '+', '-', 'COUNT', 1)->[0][0], '... with more to deliver');
+	sql('INSERT INTO fast DEFAULT VALUES');
+	rows('behind', 3000);
+	is(sql('SELECT count(DISTINCT v) FROM t_behind'), 3000, '... each once');
+	balanced('behind');
+	drop('behind');
+}
+
 # --- Entries that were deleted one by one before anybody read them are lost, and where they lay is known.
 for my $case ([ 'passed_over', 1, 1, 4 ], [ 'passed_over_2', 2, 1, 4 ], [ 'unread', 1, 0, 4 ], [ 'unread_2', 2, 0, 4 ],
 	[ 'passed_over_end', 1, 1, 9 ], [ 'unread_end', 1, 0, 9 ], [ 'unread_end_2', 2, 0, 9 ])
@@ -250,6 +272,13 @@ sub xadds
 }
 
 sub add { my ($name, $n) = @_; return $redis->pipeline(xadds($name, $n)) }
+
+# Up to where the group has delivered.
+sub delivered
+{
+	my ($name) = @_;
+	return { @{ $redis->command('XINFO', 'GROUPS', "stream:$name")->[0] } }->{'last-delivered-id'};
+}
 
 sub idle
 {
