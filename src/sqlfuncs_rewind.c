@@ -23,17 +23,17 @@
 #include "stats.h"
 #include "stream.h"
 
-#define MAX_REPLY ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
+#define MAX_REPLY  ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
+#define COUNT_PAGE 1000
 
 PG_FUNCTION_INFO_V1(postpipe_rewind);
 
-/* How many entries lie after `id`, by pages of XRANGE; -1 for the ID means all of them. */
+/* How many entries lie after `id`, by pages of XRANGE. */
 static int64
 count_after(PpRedis *conn, const PpPipeline *p, PpId id)
 {
 	int64 total = 0;
 	PpReply *reply;
-	char from[PP_ID_LEN + 1] = "(";
 	MemoryContext page =
 		AllocSetContextCreate(CurrentMemoryContext, "postpipe page", ALLOCSET_DEFAULT_SIZES);
 
@@ -45,12 +45,11 @@ count_after(PpRedis *conn, const PpPipeline *p, PpId id)
 			pp_function_fail(reply);
 		return total;
 	}
-	pp_id_print(id, from + 1);
 	for (;;)
 	{
 		MemoryContextReset(page);
 		pp_redis_reply_target(conn, page, (size_t) 1024 * 1024 * 1024);
-		pp_redis_send(conn, "XRANGE %s %s + COUNT 1000", p->stream, from);
+		pp_stream_send_range(conn, p->stream, id, PP_ID_MAX, COUNT_PAGE);
 		reply = pp_function_reply(conn);
 		if (reply->type != PP_REPLY_ARRAY)
 			pp_function_fail(reply);
@@ -58,9 +57,8 @@ count_after(PpRedis *conn, const PpPipeline *p, PpId id)
 			break;
 		total += (int64) reply->len;
 		if (!pp_reply_is(&reply->items[reply->len - 1], PP_REPLY_ARRAY, 2) ||
-			!pp_reply_is(&reply->items[reply->len - 1].items[0], PP_REPLY_STRING, 1))
+			!pp_stream_parse_id(&reply->items[reply->len - 1].items[0], &id))
 			pp_function_fail(reply);
-		strlcpy(from + 1, reply->items[reply->len - 1].items[0].str, PP_ID_LEN);
 	}
 	MemoryContextDelete(page);
 	return total;

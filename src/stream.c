@@ -182,16 +182,35 @@ pp_stream_send_ack(PpRedis *conn, const char *stream, const char *group, const P
 	pfree(words);
 }
 
+/*
+ * pp_stream_print_range
+ *		The range after..last, `after` not included, as XRANGE and XPENDING take it, into
+ *		from[PP_ID_LEN + 1] and to[PP_ID_LEN].  Nothing comes after the highest ID, but Redis takes a
+ *		range that begins there for an error: so it is asked for one that is empty.
+ */
+void
+pp_stream_print_range(PpId after, PpId last, char *from, char *to)
+{
+	if (pp_id_compare(after, PP_ID_MAX) == 0)
+	{
+		strcpy(from, "+");
+		strcpy(to, "-");
+		return;
+	}
+	from[0] = '(';
+	pp_id_print(after, from + 1);
+	pp_id_print(last, to);
+}
+
 /* The range after..last of the stream, `after` not included, at most `count` entries. */
 void
 pp_stream_send_range(PpRedis *conn, const char *stream, PpId after, PpId last, int count)
 {
-	char from[PP_ID_LEN];
+	char from[PP_ID_LEN + 1];
 	char to[PP_ID_LEN];
 
-	pp_id_print(after, from);
-	pp_id_print(last, to);
-	pp_redis_send(conn, "XRANGE %s (%s %s COUNT %d", stream, from, to, count);
+	pp_stream_print_range(after, last, from, to);
+	pp_redis_send(conn, "XRANGE %s %s %s COUNT %d", stream, from, to, count);
 }
 
 /* What is pending in the group for anybody after `after`, up to `last`; at most `count` lines. */
@@ -199,12 +218,11 @@ void
 pp_stream_send_pending(PpRedis *conn, const char *stream, const char *group, PpId after, PpId last,
 					   int count)
 {
-	char from[PP_ID_LEN];
+	char from[PP_ID_LEN + 1];
 	char to[PP_ID_LEN];
 
-	pp_id_print(after, from);
-	pp_id_print(last, to);
-	pp_redis_send(conn, "XPENDING %s %s (%s %s %d", stream, group, from, to, count);
+	pp_stream_print_range(after, last, from, to);
+	pp_redis_send(conn, "XPENDING %s %s %s %s %d", stream, group, from, to, count);
 }
 
 /* The ID in a line of XPENDING's extended form: [id, consumer, idle, deliveries] */

@@ -37,6 +37,7 @@ extern bool pp_stream_unexpected(PpRedisError *error, const char *command);
 extern bool pp_stream_parse_id(const PpReply *reply, PpId *id);
 extern bool pp_stream_parse_read(const PpReply *reply, PpBatch *batch, PpRedisError *error);
 extern bool pp_stream_parse_range(const PpReply *reply, PpBatch *batch, PpRedisError *error);
+extern void pp_stream_print_range(PpId after, PpId last, char *from, char *to);
 extern void pp_stream_send_range(PpRedis *conn, const char *stream, PpId after, PpId last,
 								 int count);
 extern void pp_stream_send_pending(PpRedis *conn, const char *stream, const char *group, PpId after,

@@ -216,22 +216,21 @@ pp_stream_parse_loose_facts(PpReply *const *replies, const char *group, PpStream
 }
 
 static const char count_script[] =
-	"local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3]) "
-	"return {#entries, #entries > 0 and entries[#entries][1] or ARGV[1]}";
+	"local entries = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[2], 'COUNT', ARGV[3]) "
+	"return {#entries, #entries > 0 and entries[#entries][1] or '0-0'}";
 
 /* Asks how many entries there are in after < ID <= last; they are counted up to `max`, in Redis. */
 void
 pp_stream_send_count(PpRedis *conn, const char *stream, PpId after, PpId last, int max)
 {
-	char from[PP_ID_LEN];
+	char from[PP_ID_LEN + 1];
 	char to[PP_ID_LEN];
 
-	pp_id_print(after, from);
-	pp_id_print(last, to);
+	pp_stream_print_range(after, last, from, to);
 	pp_redis_send(conn, "EVAL %s 1 %s %s %s %d", count_script, stream, from, to, max);
 }
 
-/* The reply: [number, ID of the last one that was counted]. */
+/* The reply: [number, ID of the last one that was counted, if any]. */
 bool
 pp_stream_parse_count(const PpReply *reply, int64 *n, PpId *last, PpRedisError *error)
 {

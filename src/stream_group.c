@@ -18,10 +18,10 @@
 
 #include "stream.h"
 
-/* KEYS: stream. ARGV: group, to, from, least idle time (ms), first ID, count. */
+/* KEYS: stream. ARGV: group, to, from, least idle time (ms), first ID, last ID, count. */
 static const char claim_script[] =
-	"local page = redis.pcall('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[4], ARGV[5], '+', "
-	"ARGV[6], ARGV[3])\n"
+	"local page = redis.pcall('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[4], ARGV[5], ARGV[6], "
+	"ARGV[7], ARGV[3])\n"
 	"if page.err then return page end\n"
 	"local here, gone, last = {}, {}, '0-0'\n"
 	"for _, line in ipairs(page) do\n"
@@ -136,7 +136,8 @@ pp_stream_send_claim(PpRedis *conn, const char *stream, const char *group, const
 					 const PpString *from, int64 min_idle_ms, PpId after, int count)
 {
 	char idle[MAXINT8LEN + 1];
-	char first[PP_ID_LEN + 1] = "(";
+	char first[PP_ID_LEN + 1];
+	char last[PP_ID_LEN];
 	char max[12];
 	PpString words[] = {as_string("EVAL"),
 						as_string(claim_script),
@@ -147,12 +148,14 @@ pp_stream_send_claim(PpRedis *conn, const char *stream, const char *group, const
 						*from,
 						{idle, 0},
 						{first, 0},
+						{last, 0},
 						{max, 0}};
 
 	words[7].len = pg_lltoa(min_idle_ms, idle);
-	pp_id_print(after, first + 1);
+	pp_stream_print_range(after, PP_ID_MAX, first, last);
 	words[8].len = strlen(first);
-	words[9].len = snprintf(max, sizeof(max), "%d", count);
+	words[9].len = strlen(last);
+	words[10].len = snprintf(max, sizeof(max), "%d", count);
 	pp_redis_send_strings(conn, lengthof(words), words);
 }
 

@@ -155,6 +155,28 @@ for my $odd ('x', '01', '1x', '0', '-1', '1:1')
 	$redis->command('DEL', 'stream:odd');
 }
 
+# --- The highest ID that there can be is an entry's, pending for another one when the pipeline begins: nothing comes after it.
+{
+	my $max = '18446744073709551615-18446744073709551615';
+	$redis->command('XGROUP', 'CREATE', 'stream:max', 'max', '0', 'MKSTREAM');
+	$redis->command('XADD', 'stream:max', $_, n => 1) for '5-5', $max;
+	$redis->command('XREADGROUP', 'GROUP', 'max', 'python', 'STREAMS', 'stream:max', '>');
+	sql(q(CREATE TABLE max (entry text); SELECT postpipe_create_pipeline('max', 'stream:max', consumer_group => 'max', options => '{"batch_size": 1, "claim_foreign": true, "claim_idle": "1s"}',
+		statement => 'INSERT INTO max SELECT id FROM postpipe_batch')));
+	wait_sql($node, 'postgres', q(SELECT string_agg(entry, ' ' ORDER BY entry COLLATE "C" DESC) FROM max), "5-5 $max", 'what is pending at the highest ID is claimed and applied');
+	wait_for { pending($redis, 'stream:max', 'max') == 0 } '... and acknowledged';
+	is(sql(q(SELECT string_agg(id::text, ' ' ORDER BY id) FROM postpipe_peek('max'))), "5-5 $max", 'a peek ends there');
+	is(sql(q(SELECT entries, deduplicated FROM postpipe_backfill('max'))), '2|2', '... so does a backfill');
+	is(sql("SELECT entries FROM postpipe_backfill('max', '($max')"), '0', '... also of what comes after it');
+	is((as('postgres', q(SELECT count(*) FROM postpipe_test('max', from_id => '-'))))[1], '', '... and a test');
+	pause('max');
+	is(sql(qq(SELECT postpipe_rewind('max', '$max'))), 0, 'a rewind to it');
+	is(sql(q(SELECT postpipe_rewind('max', '5-5'))), 1, '... or to what is before it');
+	sql(q(SELECT postpipe_resume('max')));
+	wait_sql($node, 'postgres', q(SELECT string_agg(entry, ' ' ORDER BY entry COLLATE "C" DESC) FROM max), "5-5 $max $max", 'it is applied again');
+	sql(q(SELECT postpipe_drop_pipeline('max')));
+}
+
 # --- Who may: members of the pipeline's owner, with EXECUTE.
 sql(q(CREATE ROLE app LOGIN; CREATE ROLE member LOGIN IN ROLE app; CREATE ROLE stranger LOGIN; CREATE ROLE monitor LOGIN IN ROLE pg_monitor;
 	GRANT CREATE ON SCHEMA public TO app;
@@ -202,8 +224,9 @@ sub make
 
 sub pause
 {
-	sql(q(SELECT postpipe_pause('main')));
-	return wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'main'), 'paused', 'main is paused');
+	my $name = $_[0] // 'main';
+	sql("SELECT postpipe_pause('$name')");
+	return wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'paused', "$name is paused");
 }
 
 sub resume
