@@ -116,6 +116,9 @@ receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, P
 	pp_pipe_read(w->pipe, batch);
 	batch->look_up = !pp_held_take(w->pipe, (int) (batch - w->batches), batch->entries[0].id,
 								   batch->entries[batch->n - 1].id);
+	/* Which of them are settled is not known before they are looked up. */
+	if (batch->look_up)
+		pp_held_set_unacknowledged(w->pipe, -1);
 	/*
 	 * Large entries: fewer at a time from now on; and back to more only step by step, when the last
 	 * failure is a while ago.

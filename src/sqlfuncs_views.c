@@ -187,6 +187,7 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 	PpPipe *pipe = pp_pipe_find(MyDatabaseId, name);
 	PpMeasured m = {0};
 	PpStanding looked = {0};
+	PpId mark = {0, 0};
 	bool measured;
 	const char *reason = NULL;
 	int64 sum = 0;
@@ -199,6 +200,7 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 		LWLockAcquire(&pipe->lock, LW_SHARED);
 		m = pipe->measured;
 		looked = pipe->looked;
+		mark = pipe->mark;
 		LWLockRelease(&pipe->lock);
 	}
 	/* What is committed and not acknowledged yet is in the tables already. */
@@ -215,15 +217,16 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 			 m.settled != pp_pipe_settled(pipe))
 		reason = "measured while entries were moving";
 	else if (m.unacknowledged < 0)
-		reason =
-			"of the pending entries some may be settled: no worker has read them again yet, or "
-			"they are being acknowledged";
+		reason = "of the pending entries some may be settled: no worker has looked them up yet, or "
+				 "they are being acknowledged";
 	else if (unknown)
 		reason = "how many entries are lost could not be determined; see postpipe_lost";
 	else if (shared && balance != 0)
 		reason = "the group has other consumers, and what they acknowledge is not counted here";
 	else if (balance != 0 && memcmp(&looked, &m.standing, sizeof(looked)) != 0)
 		reason = "stream or group have changed since a worker of this pipeline looked at them";
+	else if (balance < 0 && pp_id_compare(m.standing.delivered, mark) < 0)
+		reason = "the group was set back, and what it has not delivered again is settled already";
 
 	pp_row_int8(row, m.standing.added - base, !measured || m.standing.added < 0 || no_base);
 	for (int i = 6; i <= 11; i++)

@@ -87,6 +87,28 @@ for my $change (sort keys %change)
 	add($change, 1);
 	wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$change' ORDER BY epoch DESC LIMIT 1", 0, '... until somebody looks');
 }
+
+# --- The group is set back, and what it delivers again waits for a lock, while other workers look at the stream.
+for my $workers (1, 2, 4)
+{
+	my $p = "again_$workers";
+	make($p, $workers);
+	add($p, 50);
+	settled($p, 50);
+	shows($p, '50|50|0|0|0', qr/^$/, 'before');
+	my $session = pp_session($node);
+	$session->("BEGIN; LOCK TABLE $p");
+	$redis->pipeline([ 'XGROUP', 'SETID', "stream:$p", $p, '0' ], [ 'XADD', "stream:$p", '*', 'v', 'extra' ]);
+	wait_for { pending($redis, "stream:$p", $p) == 51 } "$p: all are delivered again";
+	my %seen;
+	wait_for { my ($at, $balance) = split /\|/, sql("SELECT measured_at, balance FROM postpipe_audit WHERE pipeline = '$p'"); $seen{$at} = $balance; keys %seen == 6 } '... and measured';
+	is(join(' ', grep { $_ ne '' && $_ != 0 } map { $_ // '' } values %seen), '', '... with no balance that is wrong');
+	$session->('COMMIT');
+	$session->(undef);
+	settled($p, 51);
+	shows($p, '51|51|0|0|0', qr/^$/, 'when they are looked up');
+}
+
 $node->restart;
 wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_stats WHERE measured_at IS NULL), 0, 'measured again');
 is(sql(q(SELECT count(*) FROM postpipe_audit WHERE balance <> 0)), 0, 'no balance is wrong');
@@ -97,8 +119,8 @@ sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 
 sub make
 {
-	my ($name) = @_;
-	return sql("CREATE TABLE $name (id text); SELECT postpipe_create_pipeline('$name', 'stream:$name', consumer_group => '$name', statement => 'INSERT INTO $name SELECT id FROM postpipe_batch')");
+	my ($name, $workers) = (@_, 1);
+	return sql("CREATE TABLE $name (id text); SELECT postpipe_create_pipeline('$name', 'stream:$name', consumer_group => '$name', workers => $workers, statement => 'INSERT INTO $name SELECT id FROM postpipe_batch')");
 }
 
 sub add { my ($name, $n) = @_; return $redis->pipeline(map { [ 'XADD', "stream:$name", '*', 'v', "v$_" ] } 1 .. $n) }
