@@ -150,6 +150,13 @@ pp_ledger_open(PpLedger *ledger)
 	return mark;
 }
 
+/* The highest ID of the stream as it is now that is known to be settled; 0-0: none. */
+PpId
+pp_ledger_highest(const PpLedger *ledger)
+{
+	return pp_id_compare(ledger->top, ledger->pruned) > 0 ? ledger->top : ledger->pruned;
+}
+
 /*
  * pp_ledger_set_base
  *		Notes what the epoch begins with, once, before its first entry is read: how many entries had

@@ -62,6 +62,7 @@ typedef struct PpBase
 
 extern int64 pp_ledger_retention_ms(const PpPipeline *p);
 extern PpId pp_ledger_open(PpLedger *ledger);
+extern PpId pp_ledger_highest(const PpLedger *ledger);
 extern void pp_ledger_load_epochs(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
 extern bool pp_ledger_has(const PpExtension *ext, const char *pipeline, PpEntry *entry, int *epoch);

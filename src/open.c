@@ -346,7 +346,11 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	}
 	if (!facts.group_exists && (!pp_consume_create_group(w, error) || !get_facts(w, &facts, error)))
 		return false;
-	if (!find_exclusive(w, error) || !pp_watch_out_of_future(w, &facts, error))
+	if (!find_exclusive(w, error))
+		return false;
+	if (ledger->base_known && (ledger->shared || !w->pipe->exclusive))
+		pp_watch_lost_meanwhile(w, &facts);
+	if (!pp_watch_out_of_future(w, &facts, error))
 		return false;
 	note_sharing(w);
 	if (!ledger->base_known && !begin_with(w, &facts, error))

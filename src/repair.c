@@ -272,7 +272,7 @@ bool
 pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError *error)
 {
 	PpLedger *ledger = pp_apply_ledger(w->apply);
-	PpId top = max_id(ledger->top, ledger->pruned);
+	PpId top = pp_ledger_highest(ledger);
 	/* Below it everything is settled, but for the holes. */
 	PpId bottom = ledger->num_holes > 0 ? (PpId){0, 0} : ledger->pruned;
 	Range range = {.after = max_id(pp_held_seen(w->pipe), ledger->pruned)};
@@ -342,6 +342,6 @@ pp_repair_is_wanted(PpWorker *w)
 	w->checked_added = m.standing.added;
 	pp_worker_transact(w, reload, NULL);
 	if (m.standing.added == ledger->base + ledger->settled)
-		pipe->accounted = max_id(ledger->top, ledger->pruned);
+		pipe->accounted = pp_ledger_highest(ledger);
 	return m.standing.added > ledger->base + ledger->settled;
 }

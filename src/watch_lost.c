@@ -11,40 +11,37 @@
 #include "worker_internal.h"
 
 #include "stats.h"
-
-/* A range that is lost. */
-typedef struct Lost
-{
-	PpId first;
-	PpId last;
-	int64 entries;
-} Lost;
+#include "trimmed.h"
 
 static void
 record_lost(PpApply *a, void *arg)
 {
-	pp_ledger_record_lost(pp_apply_ledger(a), ((Lost *) arg)->first, ((Lost *) arg)->last,
-						  ((Lost *) arg)->entries, "trimmed_before_read");
+	const PpTrimmed *lost = arg;
+
+	pp_ledger_record_lost(pp_apply_ledger(a), lost->first, lost->last, lost->entries,
+						  "trimmed_before_read");
 }
 
-/* Is nothing that is in the stream left to be delivered? */
-static bool
-is_read_to_end(const PpStreamFacts *facts)
+/* Records a range, and says so. */
+static void
+record(PpWorker *w, PpTrimmed *lost)
 {
-	return pp_id_compare(facts->last_delivered, facts->last_entry) >= 0;
-}
+	char first[PP_ID_LEN];
+	char last[PP_ID_LEN];
+	bool known = lost->entries >= 0;
 
-/* Up to which ID are entries gone?  They were trimmed, or deleted one by one. */
-static PpId
-gone_up_to(const PpStreamFacts *facts)
-{
-	PpId last = facts->length > 0 ? pp_id_previous(facts->first_entry) : facts->last_generated;
-	PpId end = is_read_to_end(facts) ? facts->last_generated : facts->last_delivered;
-
-	/* What was deleted above what was delivered last would be missed later. */
-	if (pp_id_compare(facts->max_deleted, last) > 0 && pp_id_compare(end, last) > 0)
-		last = pp_id_compare(facts->max_deleted, end) < 0 ? facts->max_deleted : end;
-	return last;
+	pp_worker_transact(w, record_lost, lost);
+	pp_count(w->pipe, PP_COUNT_LOST, known ? lost->entries : 0);
+	pp_id_print(lost->first, first);
+	pp_id_print(lost->last, last);
+	ereport(WARNING,
+			(errmsg("postpipe pipeline \"%s\": %s entries of stream \"%s\" %s trimmed before they "
+					"were read",
+					w->def->name, known ? psprintf(INT64_FORMAT, lost->entries) : "some",
+					w->def->stream, known ? "were" : "may have been"),
+			 errdetail("Their IDs lie between %s and %s; see postpipe_lost.", first, last),
+			 errhint("Let the producers keep more entries (XADD ... MAXLEN), or give the pipeline "
+					 "more workers.")));
 }
 
 /*
@@ -54,25 +51,29 @@ gone_up_to(const PpStreamFacts *facts)
 void
 pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries)
 {
-	Lost lost = {.entries = entries};
-	char first[PP_ID_LEN];
-	char last[PP_ID_LEN];
+	PpTrimmed lost = pp_trimmed_range(facts, after, entries);
 
-	lost.first = (PpId){after.ms, after.seq + 1};
-	lost.last = gone_up_to(facts);
-	if (pp_id_compare(lost.last, after) <= 0)
-		lost.last = facts->last_delivered; /* before 7.0, Redis does not tell */
-	pp_worker_transact(w, record_lost, &lost);
-	pp_count(w->pipe, PP_COUNT_LOST, entries);
-	pp_id_print(lost.first, first);
-	pp_id_print(lost.last, last);
-	ereport(WARNING,
-			(errmsg("postpipe pipeline \"%s\": " INT64_FORMAT " entries of stream \"%s\" were "
-					"trimmed before they were read",
-					w->def->name, entries, w->def->stream),
-			 errdetail("Their IDs lie between %s and %s; see postpipe_lost.", first, last),
-			 errhint("Let the producers keep more entries (XADD ... MAXLEN), or give the pipeline "
-					 "more workers.")));
+	record(w, &lost);
+}
+
+/*
+ * pp_watch_lost_meanwhile
+ *		In a group that has other consumers, or had: records what was trimmed unread while no worker looked.
+ *		What those have acknowledged is not on record, so that nothing else tells.
+ */
+void
+pp_watch_lost_meanwhile(PpWorker *w, const PpStreamFacts *facts)
+{
+	PpTrimmed trimmed = pp_trimmed_find(w->pipe, pp_redis_run(w->redis), facts,
+										pp_ledger_highest(pp_apply_ledger(w->apply)));
+
+	if (trimmed.entries == 0)
+		return;
+	record(w, &trimmed);
+	/* If this opening fails still, it is not lost again at the next one. */
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	pp_watch_set_position(w, facts, pp_trimmed_expected(facts));
+	LWLockRelease(&w->pipe->lock);
 }
 
 /* Has this pipeline one worker, which is given every entry of the group? */
@@ -124,22 +125,19 @@ take_position(PpWorker *w, const PpStreamFacts *facts, int64 expected, bool at_e
 
 /*
  * pp_watch_look_for_trimmed
- *		Have entries gone from the stream that the group has not delivered?  At its last entry all that
- *		were ever added must have been delivered, before its first entry all that are gone.  False:
- *		some are missing, and may still be in the stream.
+ *		Have entries gone from the stream that the group has not delivered?  False: some are missing, and
+ *		may still be in the stream.
  */
 bool
 pp_watch_look_for_trimmed(PpWorker *w, const PpStreamFacts *facts)
 {
 	bool at_end = pp_id_compare(facts->last_delivered, facts->last_generated) >= 0;
-	bool to_end = is_read_to_end(facts);
 	bool none_left =
 		facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0;
-	int64 expected = to_end ? facts->added : facts->added - facts->length;
+	int64 expected = pp_trimmed_expected(facts);
 	int64 position;
 
-	if (facts->added < 0 || (!to_end && !none_left) ||
-		!take_position(w, facts, expected, at_end, &position))
+	if (expected < 0 || !take_position(w, facts, expected, at_end, &position))
 		return true;
 	if (position < 0 || position >= expected)
 		return true;

@@ -1,0 +1,23 @@
+/*
+ * trimmed.h
+ *		Entries that are gone from the stream and that its group has not delivered.
+ */
+#ifndef PP_TRIMMED_H
+#define PP_TRIMMED_H
+
+#include "shmem.h"
+#include "stream.h"
+
+/* A range of IDs in which entries are gone. */
+typedef struct PpTrimmed
+{
+	PpId first;
+	PpId last;
+	int64 entries; /* 0: none; -1: perhaps some, and it cannot be told how many */
+} PpTrimmed;
+
+extern int64 pp_trimmed_expected(const PpStreamFacts *facts);
+extern PpTrimmed pp_trimmed_range(const PpStreamFacts *facts, PpId after, int64 entries);
+extern PpTrimmed pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top);
+
+#endif /* PP_TRIMMED_H */
