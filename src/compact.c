@@ -85,8 +85,9 @@ typedef struct Prune
  * The closed rows that were settled up to $2; of the stream as it is now, those up to the ID $3.  Rows of what
  * the stream was before say nothing of its IDs.
  */
-#define INCARNATION \
-	"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again)"
+#define INCARNATION                                                                                           \
+	"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again AND i.cause <> ALL " \
+	"('{other_consumers_left,stream_went_back}'))"
 #define OLD_ROWS                                                                                                \
 	"FROM %1$s.postpipe_ledger l WHERE pipeline = $1 AND summed AND settled_at <= $2 AND (epoch < " INCARNATION \
 	" OR last_id OPERATOR(%1$s.<=) $3) AND sequence < (SELECT max(sequence) FROM "                              \

@@ -15,6 +15,19 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
+/* The causes of epochs that begin because the stream is not as it was. */
+static PpLife
+life_of(const char *cause)
+{
+	if (strcmp(cause, "stream_went_back") == 0)
+		return PP_LIFE_OLDER;
+	if (strcmp(cause, "stream_made_anew") == 0 || strcmp(cause, "stream_gone") == 0)
+		return PP_LIFE_OTHER;
+	if (strcmp(cause, "stream_unclear") == 0 || strcmp(cause, "group_gone") == 0)
+		return PP_LIFE_UNCLEAR;
+	return PP_LIFE_SAME;
+}
+
 /* Takes the current epoch, and those that were opened by a rewind, from the query's result. */
 static void
 read_epochs(PpLedger *ledger)
@@ -25,6 +38,7 @@ read_epochs(PpLedger *ledger)
 		pfree(ledger->rewinds);
 	ledger->rewinds = MemoryContextAlloc(ledger->cxt, (SPI_processed + 1) * sizeof(PpRewind));
 	ledger->num_rewinds = 0;
+	ledger->many_lives = false;
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple row = SPI_tuptable->vals[i];
@@ -32,6 +46,8 @@ read_epochs(PpLedger *ledger)
 
 		ledger->epoch = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
 		ledger->base_known = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull));
+		ledger->life = life_of(SPI_getvalue(row, desc, 5));
+		ledger->many_lives |= ledger->life >= PP_LIFE_OTHER;
 		if (DatumGetBool(SPI_getbinval(row, desc, 3, &isnull)))
 		{
 			PpRewind *rewind = &ledger->rewinds[ledger->num_rewinds++];
@@ -49,7 +65,7 @@ pp_ledger_load_epochs(PpLedger *ledger)
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
 
-	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id "
+	SPI_execute_with_args(psprintf("SELECT epoch, base_known, again, since_id, cause "
 								   "FROM %s.postpipe_epoch WHERE pipeline = $1 ORDER BY epoch",
 								   ledger->ext->schema_name),
 						  1, types, values, NULL, false, 0);
@@ -94,7 +110,8 @@ read_sums(PpLedger *ledger)
 			"WHERE r.pipeline = $1 AND r.epoch = $2 AND cause = 'trimmed_before_read'), 0)"
 			")::bigint, "
 			"(SELECT last_id FROM " PP_LEDGER_ROWS " l WHERE l.pipeline = $1 AND epoch >= "
-			"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again) "
+			"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again "
+			"AND i.cause <> 'other_consumers_left') "
 			"ORDER BY last_id DESC LIMIT 1), "
 			"(SELECT max(sequence) FROM " PP_LEDGER_ROWS " l WHERE l.pipeline = $1 "
 			"AND l.worker = $3), p.pruned_id, cardinality(p.holes)::bigint, p.shared::int::bigint, "

@@ -77,6 +77,16 @@ pp_held_seen(PpPipe *pipe)
 	return seen;
 }
 
+/* An epoch begins in which nothing was delivered yet. */
+void
+pp_held_forget(PpPipe *pipe)
+{
+	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+	pipe->seen = (PpId){0, 0};
+	pipe->seen_known = true;
+	LWLockRelease(&pipe->lock);
+}
+
 /*
  * pp_held_take
  *		This worker has received entries first..last, in hand 0 or 1.  Returns true when they lie

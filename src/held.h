@@ -10,6 +10,7 @@
 
 extern void pp_held_seed(PpPipe *pipe, PpId mark);
 extern PpId pp_held_seen(PpPipe *pipe);
+extern void pp_held_forget(PpPipe *pipe);
 extern bool pp_held_take(PpPipe *pipe, int hand, PpId first, PpId last);
 extern bool pp_held_must_wait(PpPipe *pipe, int hand);
 extern void pp_held_release(PpPipe *pipe, int hand);

@@ -16,6 +16,19 @@ typedef struct PpRewind
 } PpRewind;
 
 /*
+ * What the stream of an epoch is to the one that the epochs before it knew: the same one, an older state of it, or
+ * another life under its name, of which nothing was read.  If that is not clear it counts as another one, but what
+ * is gone from it may have been read.
+ */
+typedef enum PpLife
+{
+	PP_LIFE_SAME,
+	PP_LIFE_OLDER,
+	PP_LIFE_OTHER,
+	PP_LIFE_UNCLEAR
+} PpLife;
+
+/*
  * All rows of the ledger, %1$s being the extension's schema.  Those that may be merged and those that stay
  * have indexes of their own, which are found in this way.
  */
@@ -34,6 +47,8 @@ typedef struct PpLedger
 	int epoch;         /* what is recorded now belongs to it */
 	PpRewind *rewinds; /* by epoch */
 	int num_rewinds;
+	PpLife life;     /* of the epoch */
+	bool many_lives; /* some epoch began with another life of the stream */
 	bool base_known; /* pp_ledger_set_base() was called in this epoch */
 	int64 base;      /* what it said of the number of entries; -1: not provable */
 	int64 settled;   /* by this epoch, when the ledger was opened */

@@ -7,10 +7,11 @@
  * others hold still (held.c).  In this order:
  *
  *	1. The ledger: the epoch, and what it has settled; and whose group it is (owner.c).
- *	2. Is it the same stream?  If not, an epoch is opened.
+ *	2. Is it the same stream (identity.c)?  If not, an epoch is opened.
  *	3. The group is made, if it is missing.
- *	4. Has the group other consumers?  If it had, and has none any more, an epoch is opened: what
- *	   they settled is not on record.  An epoch that has just begun notes what it begins with.
+ *	4. Has the group other consumers?  Then what was trimmed unread is told by Redis's count alone
+ *	   (watch_lost.c).  If it had, and has none any more, an epoch is opened: what they settled is not on
+ *	   record.  An epoch that has just begun notes what it begins with.
  *	5. Entries that are neither settled nor pending are read by their range, or lost (repair.c).
  */
 #include "worker_internal.h"
@@ -55,88 +56,6 @@ get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
 	return pp_consume_receive_loose_facts(w, facts, error);
 }
 
-/* Is this entry on record?  *arg becomes NULL when it is not. */
-static void
-look_for(PpApply *a, void *arg)
-{
-	PpEntry **entry = arg;
-
-	if (!pp_ledger_knows(pp_apply_ledger(a), *entry))
-		*entry = NULL;
-}
-
-/*
- * Is the highest entry that the ledger has in the stream, as it was?  It may have been deleted: then
- * Redis, from 7.0 on, knows that something up there was.
- */
-static bool
-top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError *error)
-{
-	PpId top = pp_apply_ledger(w->apply)->top;
-	PpReply *reply;
-	PpBatch *batch = &w->batches[0];
-	PpEntry *entry;
-
-	pp_consume_begin_replies(w);
-	pp_stream_send_range(w->redis, w->def->stream, pp_id_previous(top), top, 1);
-	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error) ||
-		!pp_stream_parse_range(reply, batch, error))
-		return false;
-	if (batch->n == 0)
-	{
-		*there = pp_id_compare(facts->max_deleted, top) >= 0 ||
-				 (facts->added < 0 && facts->group_exists);
-		return true;
-	}
-	(void) pp_consume_normalize(w, batch); /* the hash is what is looked up */
-	entry = &batch->entries[0];
-	pp_worker_transact(w, look_for, &entry);
-	*there = entry != NULL;
-	return true;
-}
-
-/*
- * Why is the stream not the one that the ledger knows?  *cause becomes NULL when it is.  A stream
- * that was deleted and filled again has fewer entries than were settled, or lower IDs, or other
- * entries under the same ones.  Of an epoch that has not begun yet nothing is known; in one that has,
- * everything up to `pruned` was in the stream, whoever settled it.
- */
-static bool
-find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisError *error)
-{
-	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	int64 known = ledger->base + ledger->settled;
-	bool counted = facts->added >= 0 && ledger->base_known && ledger->base >= 0;
-	PpId top = ledger->top;
-	bool trimmed;
-	bool there;
-
-	*cause = NULL;
-	if (ledger->base_known && pp_id_compare(ledger->pruned, top) > 0)
-		top = ledger->pruned;
-	if (pp_id_is_zero(top) && !(ledger->base_known && ledger->base > 0))
-		return true;
-	trimmed = facts->length == 0 || pp_id_compare(facts->first_entry, top) > 0;
-	if (!facts->key_exists)
-		*cause = "stream_gone";
-	else if (pp_id_compare(facts->last_generated, top) < 0)
-		*cause = "stream_went_back";
-	else if (pp_watch_is_other(w, facts))
-		*cause = "stream_made_anew";
-	else if (counted && facts->added - (trimmed ? facts->length : 0) < known)
-		*cause = "stream_made_anew";
-	else if (!counted && trimmed && !facts->group_exists)
-		*cause = "group_gone";
-	else if (facts->length > 0 && pp_id_compare(facts->first_entry, ledger->top) <= 0)
-	{
-		if (!top_is_there(w, facts, &there, error))
-			return false;
-		if (!there)
-			*cause = "stream_made_anew";
-	}
-	return true;
-}
-
 /* What is pending up to what was delivered last, as the holes of an epoch that begins. */
 static bool
 get_holes(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *base,
@@ -171,17 +90,20 @@ is_refused(const PpWorker *w, PpRedisError *error)
 	return true;
 }
 
-/* Counts what the group has not delivered.  -1: Redis does not let us. */
+/* Counts what lies after an ID.  -1: Redis does not let us. */
 static bool
-count_undelivered(PpWorker *w, const PpStreamFacts *facts, int64 *undelivered, PpRedisError *error)
+count_after(PpWorker *w, const PpStreamFacts *facts, PpId after, int64 *entries,
+			PpRedisError *error)
 {
-	PpId after = facts->last_delivered;
 	int64 n = COUNT_PAGE;
 
-	*undelivered = facts->undelivered;
-	if (!pp_stream_is_inside(facts))
+	*entries = 0;
+	if (pp_id_compare(after, facts->last_entry) >= 0)
 		return true;
-	for (*undelivered = 0; n == COUNT_PAGE; *undelivered += n)
+	*entries = facts->length;
+	if (pp_id_compare(after, facts->first_entry) < 0)
+		return true;
+	for (*entries = 0; n == COUNT_PAGE; *entries += n)
 	{
 		PpReply *reply;
 
@@ -189,7 +111,7 @@ count_undelivered(PpWorker *w, const PpStreamFacts *facts, int64 *undelivered, P
 		pp_stream_send_count(w->redis, w->def->stream, after, facts->last_entry, COUNT_PAGE);
 		if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 		{
-			*undelivered = -1;
+			*entries = -1;
 			return is_refused(w, error);
 		}
 		if (!pp_stream_parse_count(reply, &n, &after, error))
@@ -199,26 +121,69 @@ count_undelivered(PpWorker *w, const PpStreamFacts *facts, int64 *undelivered, P
 }
 
 /*
- * What an epoch begins with: what was delivered is settled, or none of ours, but for what is pending.
- * What is pending above that, because the group was set back, is not delivered yet.
+ * Up to which ID is everything settled when an epoch begins, or none of ours, but for what is pending?
+ * What was delivered is; but in another life of the stream nobody has read anything for us, wherever the
+ * group was put.  In the same life, and in an older state of the only one, what was settled long ago is as well.
+ */
+static PpId
+find_settled(const PpWorker *w, const PpStreamFacts *facts)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	bool same_ids = ledger->life == PP_LIFE_SAME ||
+					(ledger->life == PP_LIFE_OLDER && w->redis_is_older && !ledger->many_lives);
+	PpId settled = facts->last_delivered;
+
+	if (ledger->life >= PP_LIFE_OTHER && w->pipe->exclusive)
+		return (PpId){0, 0};
+	if (same_ids && pp_id_compare(ledger->pruned, settled) > 0)
+		settled = ledger->pruned;
+	/* Somebody may have set the group to an ID that does not exist yet; and what an older state lacks is given
+	 * away again. */
+	return pp_id_compare(facts->last_generated, settled) < 0 ? facts->last_generated : settled;
+}
+
+/*
+ * How many entries were ever added that the epoch does not account for?  Of another life, none; else all
+ * but those after `settled`, and those that are pending.  But where nothing is left up to there, entries after it
+ * may be gone as well; in the same stream they were counted before.
+ */
+static int64
+find_added(const PpWorker *w, const PpStreamFacts *facts, const PpBase *base, int64 after)
+{
+	PpLife life = pp_apply_ledger(w->apply)->life;
+	bool unread = life == PP_LIFE_OTHER && pp_id_is_zero(base->settled);
+	bool none_left = pp_id_compare(base->settled, facts->length > 0 ? facts->first_entry
+																	: facts->last_generated) < 0;
+
+	if (facts->added < 0 || after < 0)
+		return -1;
+	if (facts->added > facts->length && !unread &&
+		(life == PP_LIFE_UNCLEAR || (life != PP_LIFE_SAME && none_left)))
+		return -1;
+	return unread ? 0 : facts->added - after - base->num_holes;
+}
+
+/*
+ * What an epoch begins with.  What is pending above what is settled, because the group was set back, is not
+ * delivered yet.
  */
 static bool
 find_base(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *base,
 		  PpRedisError *error)
 {
-	int64 undelivered;
+	PpStreamFacts at = *facts;
+	int64 after;
 
-	*base = (PpBase){.added = -1, .settled = facts->last_delivered};
-	/* Somebody may have set the group to an ID that does not exist yet. */
-	if (pp_id_compare(facts->last_generated, base->settled) < 0)
-		base->settled = facts->last_generated;
-	if (!get_holes(w, facts, cxt, base, error) || !count_undelivered(w, facts, &undelivered, error))
+	*base = (PpBase){.settled = find_settled(w, facts)};
+	at.last_delivered = base->settled;
+	if (!get_holes(w, &at, cxt, base, error) ||
+		!count_after(w, facts, base->settled, &after, error))
 		return false;
 	if (base->num_holes >= MAX_HOLES)
 		/* Too many to list: then what comes again from before the epoch is not known as settled. */
 		*base = (PpBase){.added = -1};
-	else if (facts->added >= 0 && undelivered >= 0)
-		base->added = facts->added - undelivered - base->num_holes;
+	else
+		base->added = find_added(w, facts, base, after);
 	/*
 	 * The database has gone back to before an epoch began that has read the group: what was delivered
 	 * since then is not settled here.
@@ -243,6 +208,8 @@ begin_with(PpWorker *w, const PpStreamFacts *facts, PpRedisError *error)
 	if (ok)
 		pp_worker_transact(w, set_base, &base);
 	w->pipe->accounted = (PpId){0, 0};
+	if (ok && pp_id_is_zero(base.settled))
+		pp_held_forget(w->pipe);
 	MemoryContextDelete(cxt);
 	return ok;
 }
@@ -296,12 +263,18 @@ pp_consume_not_alone(PpWorker *w)
 		pp_worker_transact(w, other_consumers_came, NULL);
 }
 
+static void
+set_alone(PpApply *a, void *arg)
+{
+	pp_ledger_set_shared(pp_apply_ledger(a), false);
+}
+
 /* What they settled is not on record: everything up to now counts as settled, and the audit begins
  * anew. */
 static void
 other_consumers_left(PpApply *a, void *arg)
 {
-	pp_ledger_set_shared(pp_apply_ledger(a), false);
+	set_alone(a, NULL);
 	pp_ledger_start_epoch(pp_apply_ledger(a), "other_consumers_left");
 }
 
@@ -315,6 +288,12 @@ note_sharing(PpWorker *w)
 		pp_consume_not_alone(w);
 	if (!w->pipe->exclusive || !ledger->shared)
 		return;
+	/* An epoch that has just begun has nothing of theirs. */
+	if (!ledger->base_known)
+	{
+		pp_worker_transact(w, set_alone, NULL);
+		return;
+	}
 	/* What went back in time cannot be told from what was theirs. */
 	if (w->went_back)
 	{
@@ -336,7 +315,7 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	int64 position;
 	const char *cause;
 
-	if (!get_facts(w, &facts, error) || !find_cause(w, &facts, &cause, error))
+	if (!get_facts(w, &facts, error) || !pp_identity_find_cause(w, &facts, &cause, error))
 		return false;
 	if (cause != NULL)
 	{
@@ -405,7 +384,7 @@ pp_consume_open(PpWorker *w, PpRedisError *error)
 	if (!pp_worker_prepare(w) || !pp_redis_is_open(w->redis) || !look_at_stream(w, error) ||
 		(w->went_back && !pp_owner_reset_sequences(w, error)))
 		return false;
-	w->went_back = false;
+	w->went_back = w->redis_is_older = false;
 	pp_pipe_open(w->pipe);
 	return pp_redis_is_open(w->redis);
 }

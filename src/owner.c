@@ -277,7 +277,11 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 	if (!pp_owner_key_get(w, &key, error))
 		return false;
 	if (w->nonce[0] != '\0' && strcmp(key.nonce, w->nonce) == 0)
+	{
+		w->redis_is_older |= key.turns < w->turns;
+		w->turns = key.turns;
 		return pp_owner_key_note_connection(w, &key, error);
+	}
 	known.cxt = w->batches[0].cxt;
 	known.owner = key.owner;
 	pp_worker_transact(w, pp_owner_prepare, &known);
@@ -287,6 +291,8 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 	if (!check_right(w, &known, &key, error))
 		return false;
 	w->went_back |= has_gone_back(w, &known, &key);
+	w->redis_is_older |= key.nonce[0] != '\0' && strstr(known.past_nonces, key.nonce) != NULL;
+	w->turns = key.turns;
 	w->begin_known = key.begin_known;
 	w->begin = key.begin;
 	if (pp_owner_key_write(w, known.next_nonce, &key, error))
@@ -346,6 +352,8 @@ pp_owner_receive_check(PpWorker *w, PpRedisError *error)
 	{
 		if ((reply = pp_consume_receive_any(w, error)) == NULL)
 			return false;
+		if (w->client_noted && reply->type == PP_REPLY_INTEGER)
+			w->turns = reply->integer;
 		w->client_noted |= reply->type == PP_REPLY_INTEGER;
 	}
 	reply = pp_consume_receive_any(w, error);

@@ -115,6 +115,7 @@ typedef struct PpWorker
 	bool went_back; /* Redis knows of batches that the database has not … */
 	bool begin_known;
 	PpBase begin;          /* … and, perhaps, what the epoch began with that read them */
+	bool redis_is_older;   /* than when we wrote the owner key last */
 	TimestampTz looked_at; /* this and below: see repair.c */
 	TimestampTz checked_at;
 	int64 checked_added;
@@ -124,6 +125,7 @@ typedef struct PpWorker
 	bool client_noted;         /* the key names this connection */
 	TimestampTz owner_seen_at; /* the connection of another owner */
 	int64 owner_turns;
+	int64 turns;               /* of our own, that Redis has counted */
 	TimestampTz owner_gone_at; /* that connection */
 	PpChores chores;           /* of worker 1 */
 	bool mirror_complained;
@@ -169,6 +171,10 @@ extern void pp_consume(PpWorker *w, PpRedisError *error);
 /* open.c */
 extern bool pp_consume_open(PpWorker *w, PpRedisError *error);
 extern void pp_consume_not_alone(PpWorker *w);
+
+/* identity.c */
+extern bool pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause,
+								   PpRedisError *error);
 
 /* repair.c */
 extern bool pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position,
