@@ -56,6 +56,24 @@ gone_entries(const PpId *ids, int n)
 }
 
 /*
+ * pp_ledger_count_unsettled
+ *		How many of these IDs, in stream order, has the epoch that is open not settled?  One that an older
+ *		epoch has is not in the sums of this one.  SPI must be connected.
+ */
+int64
+pp_ledger_count_unsettled(PpLedger *ledger, const PpId *ids, int n)
+{
+	PpEntry **entries = gone_entries(ids, n);
+	int64 unsettled = 0;
+
+	pp_ledger_lookup(ledger, entries, n);
+	for (int i = 0; i < n; i++)
+		unsettled +=
+			entries[i]->verdict != PP_VERDICT_DUPLICATE || entries[i]->on_record < ledger->epoch;
+	return unsettled;
+}
+
+/*
  * pp_ledger_settled
  *		Which of these IDs, in stream order, are on record as settled?  From a backend; writes nothing.
  */

@@ -57,6 +57,7 @@ extern void pp_function_count(const char *pipeline, PpCounter counter, uint64 n)
 extern PpRedis *pp_function_connect(const PpPipeline *p);
 extern PpReply *pp_function_reply(PpRedis *conn);
 PP_NORETURN extern void pp_function_fail(const PpReply *reply);
+extern PpStreamFacts pp_function_facts(PpRedis *conn, const PpPipeline *p);
 extern bool pp_function_failed_with(const PpReply *reply, const char *code);
 
 /* A range of a stream that is read page by page. */

@@ -83,3 +83,33 @@ pp_function_failed_with(const PpReply *reply, const char *code)
 		fail(&error);
 	return true;
 }
+
+static void
+get_replies(PpRedis *conn, PpReply **replies, int n)
+{
+	pp_redis_skim(conn, true);
+	for (int i = 0; i < n; i++)
+		replies[i] = pp_function_reply(conn);
+	pp_redis_skim(conn, false);
+}
+
+/* Where stream and group of the pipeline stand: at one moment, unless Redis is out of memory. */
+PpStreamFacts
+pp_function_facts(PpRedis *conn, const PpPipeline *p)
+{
+	PpReply *replies[PP_STREAM_FACT_REPLIES];
+	PpStreamFacts facts;
+	PpRedisError error;
+
+	pp_stream_send_facts(conn, p->stream, p->group);
+	get_replies(conn, replies, PP_STREAM_FACT_REPLIES);
+	if (pp_stream_parse_facts(replies, p->group, &facts, &error))
+		return facts;
+	if (strcmp(error.code, "redis_oom") != 0)
+		fail(&error);
+	pp_stream_send_loose_facts(conn, p->stream, p->group);
+	get_replies(conn, replies, PP_STREAM_LOOSE_REPLIES);
+	if (!pp_stream_parse_loose_facts(replies, p->group, &facts, &error))
+		fail(&error);
+	return facts;
+}

@@ -6,6 +6,9 @@
  * back to it.  A dead letter whose entry will be read again is discarded: else both would be applied.
  * One whose entry is not in the stream any more, or is another one by now, stays as it is: it is all
  * that is left of it.
+ *
+ * What the group had not delivered and is gone from the stream is lost in the epoch that ends.  The new one
+ * begins with what is there now: what goes until a worker reads is lost in it.
  */
 #include "sqlfuncs.h"
 
@@ -22,34 +25,33 @@
 #include "event.h"
 #include "stats.h"
 #include "stream.h"
+#include "trimmed.h"
 
-#define MAX_REPLY  ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
+#define MAX_HOLES  100000 /* as when a worker begins an epoch */
+#define PAGE_HOLES 1000
 #define COUNT_PAGE 1000
+#define MAX_REPLY  ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
 
 PG_FUNCTION_INFO_V1(postpipe_rewind);
 
-/* How many entries lie after `id`, by pages of XRANGE. */
+/* How many of the entries that are there lie after `id`?  By pages of XRANGE. */
 static int64
-count_after(PpRedis *conn, const PpPipeline *p, PpId id)
+count_after(PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts, PpId id)
 {
 	int64 total = 0;
 	PpReply *reply;
-	MemoryContext page =
-		AllocSetContextCreate(CurrentMemoryContext, "postpipe page", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext page;
 
-	if (pp_id_is_zero(id))
-	{
-		pp_redis_send(conn, "XLEN %s", p->stream);
-		reply = pp_function_reply(conn);
-		if (!pp_reply_integer(reply, &total))
-			pp_function_fail(reply);
-		return total;
-	}
+	if (pp_id_compare(id, facts->last_entry) >= 0)
+		return 0;
+	if (pp_id_compare(id, facts->first_entry) < 0)
+		return facts->length;
+	page = AllocSetContextCreate(CurrentMemoryContext, "postpipe page", ALLOCSET_DEFAULT_SIZES);
 	for (;;)
 	{
 		MemoryContextReset(page);
 		pp_redis_reply_target(conn, page, (size_t) 1024 * 1024 * 1024);
-		pp_stream_send_range(conn, p->stream, id, PP_ID_MAX, COUNT_PAGE);
+		pp_stream_send_range(conn, p->stream, id, facts->last_entry, COUNT_PAGE);
 		reply = pp_function_reply(conn);
 		if (reply->type != PP_REPLY_ARRAY)
 			pp_function_fail(reply);
@@ -60,8 +62,102 @@ count_after(PpRedis *conn, const PpPipeline *p, PpId id)
 			!pp_stream_parse_id(&reply->items[reply->len - 1].items[0], &id))
 			pp_function_fail(reply);
 	}
+	pp_redis_reply_target(conn, CurrentMemoryContext, PP_FUNCTION_REPLY);
 	MemoryContextDelete(page);
 	return total;
+}
+
+/* What is pending up to `last`, as the holes of the epoch that begins. */
+static void
+get_holes(PpRedis *conn, const PpPipeline *p, PpId last, PpBase *base)
+{
+	PpId after = {0, 0};
+	PpReply *reply;
+	PpRedisError error;
+
+	base->holes = palloc((MAX_HOLES + PAGE_HOLES) * sizeof(PpId));
+	do
+	{
+		pp_stream_send_pending(conn, p->stream, p->group, after, last, PAGE_HOLES);
+		reply = pp_function_reply(conn);
+		if (reply->type != PP_REPLY_ARRAY || reply->len > PAGE_HOLES)
+			pp_function_fail(reply);
+		for (size_t i = 0; i < reply->len; i++)
+		{
+			if (!pp_stream_parse_pending(&reply->items[i], &after, &error))
+				pp_function_fail(&reply->items[i]);
+			base->holes[base->num_holes++] = after;
+		}
+	} while (reply->len == PAGE_HOLES && base->num_holes < MAX_HOLES);
+}
+
+/* What the epoch that begins does not account for: all up to `since`, but for what is pending. */
+static PpBase
+find_base(PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts, PpId since, int64 entries)
+{
+	PpBase base = {.settled = since};
+
+	if (pp_id_compare(facts->last_generated, since) < 0)
+		base.settled = facts->last_generated;
+	get_holes(conn, p, base.settled, &base);
+	if (base.num_holes >= MAX_HOLES)
+		return (PpBase){.added = -1};
+	base.added = facts->added < 0 ? -1 : facts->added - entries - base.num_holes;
+	return base;
+}
+
+/*
+ * Which entries had the group not delivered, and are gone?  In a group of ours alone of which nothing
+ * delivered is left, all that are not accounted for; else Redis's count tells.
+ */
+static PpTrimmed
+find_lost(PpLedger *ledger, PpPipe *pipe, PpRedis *conn, const PpStreamFacts *facts,
+		  const PpBase *pending)
+{
+	PpId top = pp_ledger_highest(ledger);
+	bool none_left =
+		facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0;
+	int64 missing;
+
+	if (ledger->shared || ledger->base < 0 || facts->added < 0 || !none_left ||
+		pending->num_holes >= MAX_HOLES)
+		return pp_trimmed_find(pipe, pp_redis_run(conn), facts, top);
+	missing = pp_trimmed_expected(facts) - ledger->base - ledger->settled -
+			  pp_ledger_count_unsettled(ledger, pending->holes, pending->num_holes);
+	return pp_trimmed_range(facts, facts->last_delivered, Max(missing, 0));
+}
+
+/* Ends the epoch that is open. */
+static void
+end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn,
+		  const PpStreamFacts *facts)
+{
+	PpBase pending = {0};
+	PpStoreScope store;
+	PpTrimmed lost;
+
+	get_holes(conn, p, facts->last_delivered, &pending);
+	pp_store_begin(&store, ledger->ext);
+	(void) pp_ledger_open(ledger);
+	lost = find_lost(ledger, pipe, conn, facts, &pending);
+	if (lost.entries != 0)
+		pp_ledger_record_lost(ledger, lost.first, lost.last, lost.entries, "trimmed_before_read");
+	pp_ledger_free_plans(ledger);
+	pp_store_end(&store);
+}
+
+/* Notes what the one that is open now begins with: `entries` are there after `since`. */
+static void
+begin_epoch(PpLedger *ledger, PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts,
+			PpId since, int64 entries)
+{
+	PpBase base = find_base(conn, p, facts, since, entries);
+	PpStoreScope store;
+
+	pp_store_begin(&store, ledger->ext);
+	(void) pp_ledger_open(ledger);
+	pp_ledger_set_base(ledger, &base);
+	pp_store_end(&store);
 }
 
 /* Is the entry of a letter in the stream, as it was?  Everything is read in the current context. */
@@ -135,6 +231,7 @@ discard_letters(const PpExtension *ext, const PpPipeline *p, PpRedis *conn, PpId
 		MemoryContextReset(cxt);
 	}
 	pp_dead_letter_forget_plans(&ledger);
+	pp_redis_reply_target(conn, CurrentMemoryContext, PP_FUNCTION_REPLY);
 	MemoryContextDelete(cxt);
 	if (again > 0)
 	{
@@ -168,6 +265,8 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	PpPipe *pipe;
 	PpRedis *conn;
 	PpReply *reply;
+	PpStreamFacts facts;
+	PpLedger ledger = {.cxt = CurrentMemoryContext, .ext = &ext};
 	PpId id = {0, 0};
 	char buf[PP_ID_LEN];
 	int64 entries;
@@ -175,6 +274,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("postpipe_rewind()");
 	p = pp_function_lock_pipeline(fcinfo, &ext, AccessExclusiveLock);
+	ledger.pipeline = p->name;
 	if (!PG_ARGISNULL(1))
 	{
 		char *text = pp_text_arg(fcinfo, 1);
@@ -196,6 +296,9 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 				 errhint("Run postpipe_pause('%s') and postpipe_wait_state('%s', 'paused') first.",
 						 p->name, p->name)));
 
+	conn = pp_function_connect(p);
+	facts = pp_function_facts(conn, p);
+	end_epoch(&ledger, p, pipe, conn, &facts);
 	/*
 	 * The epoch first: if the group is set back and this transaction fails in the end, what comes
 	 * again is on record and not applied twice.
@@ -203,15 +306,16 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	epoch = pp_ledger_new_epoch(&ext, p->name, id, "rewind", true);
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	memset(&pipe->mark, 0, sizeof(pipe->mark));
+	memset(&pipe->accounted, 0, sizeof(pipe->accounted));
 	LWLockRelease(&pipe->lock);
-	conn = pp_function_connect(p);
 	discard_letters(&ext, p, conn, id);
 	pp_id_print(id, buf);
 	pp_redis_send(conn, "XGROUP SETID %s %s %s", p->stream, p->group, buf);
 	reply = pp_function_reply(conn);
 	if (reply->type == PP_REPLY_ERROR)
 		pp_function_fail(reply);
-	entries = count_after(conn, p, id);
+	entries = count_after(conn, p, &facts, id);
+	begin_epoch(&ledger, conn, p, &facts, id, entries);
 	pp_redis_close(conn);
 	ereport(LOG, (errmsg("postpipe pipeline \"%s\": rewound to %s by \"%s\": epoch %d begins",
 						 p->name, buf, GetUserNameFromId(GetUserId(), false), epoch)));
