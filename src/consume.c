@@ -241,15 +241,13 @@ pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError 
 
 /*
  * XGROUP CREATE.  The tables alone say where it begins, because it may have failed before: in an epoch
- * that has begun, where everything is known as settled; after a rewind, where that was to; before
- * anything was ever read, where it was asked for; in a stream that was made anew, at its beginning.
+ * that has begun, where everything is known as settled; before anything was ever read, where it was
+ * asked for; in a stream that was made anew, at its beginning.
  */
 bool
 pp_consume_create_group(PpWorker *w, PpRedisError *error)
 {
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	const PpRewind *rewind =
-		ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
 	char *asked = pp_pipeline_option(w->def, "start_id");
 	PpId begin = {0, 0};
 	char start[PP_ID_LEN];
@@ -259,8 +257,6 @@ pp_consume_create_group(PpWorker *w, PpRedisError *error)
 		begin = ledger->num_holes == 0 && pp_id_compare(ledger->pruned, ledger->sealed) > 0
 					? ledger->pruned
 					: ledger->sealed;
-	else if (rewind != NULL && rewind->epoch == ledger->epoch)
-		begin = rewind->since;
 	pp_id_print(begin, start);
 	set_reply_target(w, &w->batches[0]);
 	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
