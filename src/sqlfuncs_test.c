@@ -170,7 +170,7 @@ lock_with_statement(FunctionCallInfo fcinfo, PpExtension *ext, char *statement)
 Datum
 postpipe_test(PG_FUNCTION_ARGS)
 {
-	int entries = PG_ARGISNULL(1) ? 10 : PG_GETARG_INT32(1);
+	int volatile entries = PG_ARGISNULL(1) ? 10 : PG_GETARG_INT32(1);
 	char *from = pp_text_arg(fcinfo, 2);
 	MemoryContext cxt;
 	PpExtension ext;
