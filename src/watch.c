@@ -19,8 +19,8 @@
 #include "held.h"
 
 #define LOOK_MS            1000
-#define FORGOTTEN_MS       10000 /* between two looks at a stream from which unread entries are deleted */
-#define SKIMMED_BYTES_A_MS 4096 /* how much longer until the next look, after large entries */
+#define FORGOTTEN_MS       10000 /* between two looks for that reason: it may be a frequent one */
+#define SKIMMED_BYTES_A_MS 4096  /* how much longer until the next look, after large entries */
 
 /* Is it where the pipeline was asked to begin? */
 static bool
