@@ -23,13 +23,12 @@
 #include "stats.h"
 #include "stream.h"
 
-#define BUSY_MS     1000
-#define IDLE_MS     5000
-#define ANSWER_MS   5000
-#define REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
-#define SKIMMED_BYTES_A_MS \
-	4096 /* XINFO STREAM shows two entries: large ones are not asked for so often */
-#define MAX_IDLE_MS 30000
+#define BUSY_MS            1000
+#define IDLE_MS            5000
+#define ANSWER_MS          5000
+#define REPLY_LIMIT        ((size_t) 64 * 1024 * 1024)
+#define SKIMMED_BYTES_A_MS 4096 /* XINFO STREAM shows two entries: large ones, not so often */
+#define MAX_IDLE_MS        30000
 
 /* One pipeline in a round. */
 typedef struct Question

@@ -137,8 +137,10 @@ find_settled(const PpWorker *w, const PpStreamFacts *facts)
 		return (PpId){0, 0};
 	if (same_ids && pp_id_compare(ledger->pruned, settled) > 0)
 		settled = ledger->pruned;
-	/* Somebody may have set the group to an ID that does not exist yet; and what an older state lacks is given
-	 * away again. */
+	/*
+	 * Somebody may have set the group to an ID that does not exist yet; and what an older state lacks is
+	 * given away again.
+	 */
 	return pp_id_compare(facts->last_generated, settled) < 0 ? facts->last_generated : settled;
 }
 
@@ -269,8 +271,7 @@ set_alone(PpApply *a, void *arg)
 	pp_ledger_set_shared(pp_apply_ledger(a), false);
 }
 
-/* What they settled is not on record: everything up to now counts as settled, and the audit begins
- * anew. */
+/* What they settled is not on record: everything up to now counts as settled, and the audit begins anew. */
 static void
 other_consumers_left(PpApply *a, void *arg)
 {
