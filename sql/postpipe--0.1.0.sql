@@ -367,6 +367,7 @@ CREATE FUNCTION @extschema@.postpipe_prometheus() RETURNS SETOF text AS 'MODULE_
 ---------------------------------------------------------------------------------------------------------------------------
 -- Who may. A function called in a view is checked against the reader, not the view's owner: both are granted.
 REVOKE EXECUTE ON FUNCTION
+    @extschema@.postpipe_definition_changed,
     @extschema@.postpipe_create_pipeline,
     @extschema@.postpipe_alter_pipeline,
     @extschema@.postpipe_drop_pipeline,

@@ -8,7 +8,7 @@ CREATE ROLE postpipe_reader IN ROLE pg_read_all_data;
 
 CREATE TEMP TABLE wanted (object text, nobody boolean, monitor boolean);
 INSERT INTO wanted VALUES
-    ('postpipe_create_pipeline', false, false), ('postpipe_alter_pipeline', false, false), ('postpipe_drop_pipeline', false, false), ('postpipe_pause', false, false),
+    ('postpipe_definition_changed', false, false), ('postpipe_create_pipeline', false, false), ('postpipe_alter_pipeline', false, false), ('postpipe_drop_pipeline', false, false), ('postpipe_pause', false, false),
     ('postpipe_resume', false, false), ('postpipe_wait_state', false, false), ('postpipe_wait', false, false), ('postpipe_test', false, false), ('postpipe_backfill', false, false), ('postpipe_check', false, true), ('postpipe_selftest', false, false), ('postpipe_peek', false, false), ('postpipe_rewind', false, false),
     ('postpipe_replay', false, false), ('postpipe_discard', false, false),
     ('postpipe_consumers', false, false), ('postpipe_pending', false, false), ('postpipe_create_group', false, false),
