@@ -107,6 +107,12 @@ pp_compact_verify(PpWorker *w, const PpIdList *holes, PpId *upto, PpRedisError *
 
 	if (!w->pipe->exclusive || pp_id_compare(c->verified, *upto) >= 0)
 		return true;
+	/* What the epoch began with may not be known, and then what came before it is not on record. */
+	if (pp_id_is_zero(c->verified) && pp_apply_ledger(w->apply)->base < 0)
+	{
+		c->verified = *upto;
+		return true;
+	}
 	if (!read_ids(w, &reached, *upto, &ids, error))
 		return false;
 	leave_out_holes(&ids, holes);
