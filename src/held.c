@@ -246,6 +246,24 @@ pp_pipe_close(PpPipe *pipe)
 	(void) any_worker(pipe, LW_SHARED, wake, NULL);
 }
 
+static bool
+is_there(PpProc *proc, void *arg)
+{
+	return true;
+}
+
+/*
+ * pp_pipe_leave
+ *		A worker has gone.  The last one closes the pipeline: who comes later waits until worker 1 has looked, as
+ *		stream and group may be others then.
+ */
+void
+pp_pipe_leave(PpPipe *pipe)
+{
+	if (!any_worker(pipe, LW_SHARED, is_there, NULL))
+		pp_pipe_close(pipe);
+}
+
 /* Worker 1 has looked. */
 void
 pp_pipe_open(PpPipe *pipe)

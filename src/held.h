@@ -23,6 +23,7 @@ extern void pp_read_ends(PpPipe *pipe, int entries);
 extern bool pp_read_is_awaited(PpPipe *pipe, uint64 upto);
 
 extern void pp_pipe_close(PpPipe *pipe);
+extern void pp_pipe_leave(PpPipe *pipe);
 extern void pp_pipe_open(PpPipe *pipe);
 extern uint64 pp_pipe_opening(PpPipe *pipe);
 extern void pp_pipe_park(PpPipe *pipe);

@@ -13,6 +13,8 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 
+#include "held.h"
+
 PpProc *pp_my_proc;
 
 static uint32 my_generation;
@@ -92,10 +94,12 @@ static void
 detach(int code, Datum arg)
 {
 	PpProc *proc = pp_my_proc;
+	PpPipe *pipe;
 
 	pp_my_proc = NULL;
 	if (proc == NULL)
 		return;
+	pipe = proc->kind == PP_PROC_WORKER ? &pp_shared->pipes[proc->pipe_no] : NULL;
 	/* Children have nobody left to restart or stop them: they go with their parent. */
 	if (proc->kind == PP_PROC_LAUNCHER)
 		pp_proc_stop_kind(PP_PROC_SUPERVISOR, InvalidOid);
@@ -103,6 +107,8 @@ detach(int code, Datum arg)
 		pp_proc_stop_kind(PP_PROC_WORKER, proc->dboid);
 	/* Released first, so that the parent finds the slot free when it wakes. */
 	pp_proc_release(proc, my_generation);
+	if (pipe != NULL)
+		pp_pipe_leave(pipe);
 	if (proc->kind == PP_PROC_SUPERVISOR)
 		pp_wake_launcher();
 	else if (proc->kind == PP_PROC_WORKER)
