@@ -24,22 +24,14 @@ void
 pp_compact_leave_out_settled(PpApply *a, void *arg)
 {
 	PpIdList *ids = arg;
-	PpEntry *entries = palloc0((ids->n + 1) * sizeof(PpEntry));
-	PpEntry **pointers = palloc((ids->n + 1) * sizeof(PpEntry *));
+	PpEntry **entries = pp_ledger_gone_entries(ids->ids, ids->n);
 	int n = ids->n;
 
-	for (int i = 0; i < n; i++)
-	{
-		entries[i].id = ids->ids[i];
-		entries[i].nfields = -1;
-		entries[i].verdict = PP_VERDICT_GONE;
-		pointers[i] = &entries[i];
-	}
-	pp_ledger_lookup(pp_apply_ledger(a), pointers, n);
+	pp_ledger_lookup(pp_apply_ledger(a), entries, n);
 	ids->n = 0;
 	for (int i = 0; i < n; i++)
-		if (entries[i].verdict != PP_VERDICT_DUPLICATE)
-			ids->ids[ids->n++] = entries[i].id;
+		if (entries[i]->verdict != PP_VERDICT_DUPLICATE)
+			ids->ids[ids->n++] = entries[i]->id;
 }
 
 /*

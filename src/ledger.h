@@ -95,6 +95,7 @@ extern int pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpI
 							   const char *cause, bool again);
 extern void pp_ledger_settled(const PpExtension *ext, const char *pipeline, const PpId *ids, int n,
 							  bool *settled);
+extern PpEntry **pp_ledger_gone_entries(const PpId *ids, int n);
 extern int64 pp_ledger_count_unsettled(PpLedger *ledger, const PpId *ids, int n);
 extern void pp_ledger_free_plans(PpLedger *ledger);
 extern int pp_ledger_lose(const PpExtension *ext, const char *pipeline, const PpId *ids, int n);

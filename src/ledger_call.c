@@ -39,8 +39,9 @@ end_call(PpStoreScope *store, PpLedger *ledger)
 	pp_store_end(store);
 }
 
-static PpEntry **
-gone_entries(const PpId *ids, int n)
+/* IDs as entries to be looked up, as if they were gone from the stream. */
+PpEntry **
+pp_ledger_gone_entries(const PpId *ids, int n)
 {
 	PpEntry *entries = palloc0(Max(n, 1) * sizeof(PpEntry));
 	PpEntry **result = palloc(Max(n, 1) * sizeof(PpEntry *));
@@ -63,7 +64,7 @@ gone_entries(const PpId *ids, int n)
 int64
 pp_ledger_count_unsettled(PpLedger *ledger, const PpId *ids, int n)
 {
-	PpEntry **entries = gone_entries(ids, n);
+	PpEntry **entries = pp_ledger_gone_entries(ids, n);
 	int64 unsettled = 0;
 
 	pp_ledger_lookup(ledger, entries, n);
@@ -81,7 +82,7 @@ void
 pp_ledger_settled(const PpExtension *ext, const char *pipeline, const PpId *ids, int n,
 				  bool *settled)
 {
-	PpEntry **entries = gone_entries(ids, n);
+	PpEntry **entries = pp_ledger_gone_entries(ids, n);
 	PpLedger ledger;
 	PpStoreScope store;
 
@@ -120,7 +121,7 @@ pp_ledger_has(const PpExtension *ext, const char *pipeline, PpEntry *entry, int 
 int
 pp_ledger_lose(const PpExtension *ext, const char *pipeline, const PpId *ids, int n)
 {
-	PpEntry **entries = gone_entries(ids, n);
+	PpEntry **entries = pp_ledger_gone_entries(ids, n);
 	PpLedger ledger;
 	PpStoreScope store;
 	int lost = 0;
