@@ -270,18 +270,22 @@ sub stops_round
 	my ($self, $stops) = @_;
 	my ($node, $redis) = @{$self}{qw(node redis)};
 	my $checker = Postpipe::Test::Torture::Checker->new($self);
-	my ($acknowledged, $lost, $early) = (0, 0, 0);
+	my ($acknowledged, $lost) = (0, 0);
+	my @watched = qw(hits solo);
 
 	$node->safe_psql('postgres', 'ALTER SYSTEM SET synchronous_commit = off');
 	$node->reload;
 	$self->_start_producers(2, 4);
 	for my $stop (1 .. $stops)
 	{
-		my $before = $checker->acknowledged('hits');
-		wait_for { $checker->acknowledged('hits') > $before } "stop $stop: entries are acknowledged";
+		my %before = map { $_ => $checker->acknowledged($_) } @watched;
+		for my $name (@watched)
+		{
+			wait_for { $checker->acknowledged($name) > $before{$name} } "stop $stop: entries of $name are acknowledged";
+		}
 		$self->breathe(0.3);
 		$node->stop('immediate');
-		my %acknowledged = map { my $name = $_; $name => [ $checker->acknowledged_ids($name) ] } qw(hits solo);
+		my %acknowledged = map { my $name = $_; $name => [ $checker->acknowledged_ids($name) ] } @watched;
 		$node->start;
 		for my $name (sort keys %acknowledged)
 		{
