@@ -416,8 +416,8 @@ pp_consume(PpWorker *w, PpRedisError *error)
 			w->recovered = false;
 			return;
 		}
-		ok =
-			batch->n > 0 ? turn_with_batch(w, batch, next, !due, error) : turn_idle(w, next, error);
+		ok = batch->n > 0 ? turn_with_batch(w, batch, next, !due && pp_watch_can_wait(w), error)
+						  : turn_idle(w, next, error);
 		if (!ok)
 			return;
 		hand = 1 - hand;

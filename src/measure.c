@@ -22,6 +22,7 @@
 #include "redis.h"
 #include "stats.h"
 #include "stream.h"
+#include "trimmed.h"
 
 #define BUSY_MS            1000
 #define IDLE_MS            5000
@@ -232,10 +233,14 @@ find_lag(Server *s, const Question *q, const PpStreamFacts *facts)
 	if (!pp_stream_is_inside(facts))
 		return lag;
 	LWLockAcquire(&pipe->lock, LW_SHARED);
-	if (pipe->correction_run != 0 && pipe->correction_run != pp_redis_run(s->redis))
+	if (pipe->correction.run != 0 && pipe->correction.run != pp_redis_run(s->redis))
 		lag = -1;
-	else if (pipe->correction_known && lag >= 0 && facts->entries_read >= 0 && facts->added >= 0)
-		lag = facts->added - facts->entries_read - pipe->correction;
+	else if (pipe->correction.known && lag >= 0 && facts->entries_read >= 0 && facts->added >= 0)
+	{
+		int64 position = pp_trimmed_position(&pipe->correction, facts);
+
+		lag = position < 0 ? -1 : facts->added - position;
+	}
 	LWLockRelease(&pipe->lock);
 	return lag > facts->length ? -1 : Max(lag, -1);
 }

@@ -185,6 +185,28 @@ typedef struct PpWindow
 	PpDecided before;
 } PpWindow;
 
+/* Does Redis, with the next entry that it delivers, count what was trimmed unread before that? */
+typedef enum PpRecount
+{
+	PP_RECOUNT_UNKNOWN,
+	PP_RECOUNT_YES, /* 8 */
+	PP_RECOUNT_NO,  /* 7.0 */
+} PpRecount;
+
+/* How far a group's entries-read is off. */
+typedef struct PpCorrection
+{
+	bool known;
+	int64 by;
+	uint64 run;        /* of which life of Redis; 0: not known */
+	uint64 times;      /* how often it was set */
+	PpId gap;          /* entries were gone right after this one then; 0-0: none were */
+	PpRecount recount; /* … and what Redis does about that, in that life */
+	int64 position;    /* entries ever added up to there */
+	uint64 received;   /* … and new entries that workers had received, once … */
+	uint64 reads;      /* … reads up to this number have ended; 0: they have */
+} PpCorrection;
+
 /* A pipeline of one database. */
 typedef struct PpPipe
 {
@@ -208,17 +230,14 @@ typedef struct PpPipe
 	bool rescan;    /* worker 1 has pending entries that it has not received: it is to read them */
 	bool exclusive; /* the group has no consumers but this pipeline's; set by worker 1 */
 	PpId accounted; /* up to here no entry was missing; 0-0: not known; worker 1's own */
-	int max_consumers;     /* of the group, when they are all of this pipeline */
-	uint64 has_consumer;   /* by worker: it has found or made its own */
-	bool consumer_gone;    /* somebody deleted one, with what was pending for it */
-	PpStanding looked;     /* when a worker last saw that no entry is missing, or recorded it */
-	PpStreamSeen stream;   /* by worker 1, when it looked last; this and below: see watch*.c */
-	bool correction_known; /* of what Redis says that the group has read */
-	int64 correction;
-	uint64 correction_run; /* of which life of Redis; 0: not known */
-	uint64 corrections;    /* how often it was set */
-	uint64 received;       /* new entries, by all workers, since the slot is in use */
-	uint64 reads;          /* reads of new entries, likewise */
+	int max_consumers;       /* of the group, when they are all of this pipeline */
+	uint64 has_consumer;     /* by worker: it has found or made its own */
+	bool consumer_gone;      /* somebody deleted one, with what was pending for it */
+	PpStanding looked;       /* when a worker last saw that no entry is missing, or recorded it */
+	PpStreamSeen stream;     /* by worker 1, when it looked last; this and below: see watch*.c */
+	PpCorrection correction; /* of what Redis says that the group has read; see trimmed.c */
+	uint64 received;         /* new entries, by all workers, since the slot is in use */
+	uint64 reads;            /* reads of new entries, likewise */
 	bool offset_known;
 	int64 offset; /* entries-read less this, when they agreed */
 	bool seen_known;

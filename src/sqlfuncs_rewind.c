@@ -115,11 +115,9 @@ find_lost(PpLedger *ledger, PpPipe *pipe, PpRedis *conn, const PpStreamFacts *fa
 		  const PpBase *pending)
 {
 	PpId top = pp_ledger_highest(ledger);
-	bool none_left =
-		facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0;
 	int64 missing;
 
-	if (ledger->shared || ledger->base < 0 || facts->added < 0 || !none_left ||
+	if (ledger->shared || ledger->base < 0 || facts->added < 0 || !pp_trimmed_is_gap(facts) ||
 		pending->num_holes >= MAX_HOLES)
 		return pp_trimmed_find(pipe, pp_redis_run(conn), facts, top);
 	missing = pp_trimmed_expected(facts) - ledger->base - ledger->settled -

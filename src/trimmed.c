@@ -12,6 +12,13 @@ is_read_to_end(const PpStreamFacts *facts)
 	return pp_id_compare(facts->last_delivered, facts->last_entry) >= 0;
 }
 
+/* Is nothing left of what comes before the next entry? */
+bool
+pp_trimmed_is_gap(const PpStreamFacts *facts)
+{
+	return facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0;
+}
+
 /*
  * pp_trimmed_expected
  *		How many entries must have been delivered, if none is lost?  At the last entry all that were ever added, before the first one
@@ -27,6 +34,62 @@ pp_trimmed_expected(const PpStreamFacts *facts)
 	return pp_id_compare(facts->first_entry, facts->last_delivered) > 0
 			   ? facts->added - facts->length
 			   : -1;
+}
+
+/* Has the group come beyond the gap at which it was corrected? */
+static bool
+is_beyond_gap(const PpCorrection *c, const PpStreamFacts *facts)
+{
+	return !pp_id_is_zero(c->gap) && pp_id_compare(facts->last_delivered, c->gap) > 0;
+}
+
+/*
+ * pp_trimmed_position
+ *		How many entries were ever added up to the one that was delivered last?  By Redis's entries-read and its
+ *		correction.  After a gap, 8 counts anew with the next entry that it delivers (streamReplyWithRange() and
+ *		streamEstimateDistanceFromFirstEverEntry() in t_stream.c), and 7.0 goes on as before; as long as it is
+ *		not known which (pp_trimmed_learn()), the numbers may tell.  -1: not known.
+ *		With the lock of the correction's pipeline held.
+ */
+int64
+pp_trimmed_position(const PpCorrection *c, const PpStreamFacts *facts)
+{
+	int64 as_before = facts->entries_read + c->by;
+	int64 expected;
+
+	if (!c->known || facts->entries_read < 0)
+		return -1;
+	if (!is_beyond_gap(c, facts) || c->recount == PP_RECOUNT_NO)
+		return as_before;
+	if (c->recount == PP_RECOUNT_YES)
+		return facts->entries_read;
+	expected = pp_trimmed_expected(facts);
+	if (expected >= 0 && as_before > expected)
+		return facts->entries_read;
+	return expected >= 0 && (as_before == expected || is_read_to_end(facts)) ? as_before : -1;
+}
+
+/*
+ * pp_trimmed_learn
+ *		Does Redis count what was trimmed unread?  Workers had received `received` entries before it said `facts`.
+ *		With the lock of the correction's pipeline held.
+ */
+void
+pp_trimmed_learn(PpCorrection *c, const PpStreamFacts *facts, uint64 received)
+{
+	int64 expected = pp_trimmed_expected(facts);
+
+	if (!c->known || !is_beyond_gap(c, facts) || c->recount != PP_RECOUNT_UNKNOWN ||
+		facts->entries_read < 0)
+		return;
+	/* An entry that is deleted one by one makes each release count anew. */
+	if (expected >= 0 && facts->entries_read + c->by > expected)
+		c->recount =
+			pp_id_compare(facts->max_deleted, c->gap) <= 0 ? PP_RECOUNT_YES : PP_RECOUNT_UNKNOWN;
+	else if ((expected >= 0 && is_read_to_end(facts)) ||
+			 (c->reads == 0 && received > c->received &&
+			  facts->entries_read < c->position + (int64) (received - c->received)))
+		c->recount = PP_RECOUNT_NO;
 }
 
 /* Up to which ID are entries gone?  They were trimmed, or deleted one by one. */
@@ -67,16 +130,15 @@ pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top)
 {
 	int64 expected = pp_trimmed_expected(facts);
 	PpId after = pp_id_compare(facts->last_delivered, top) > 0 ? facts->last_delivered : top;
-	int64 position;
-	bool known;
+	int64 position = -1;
 
 	if (!facts->group_exists || expected < 0)
 		return (PpTrimmed){.entries = 0};
 	LWLockAcquire(&pipe->lock, LW_SHARED);
-	known = pipe->correction_known && pipe->correction_run == run && facts->entries_read >= 0;
-	position = facts->entries_read + pipe->correction;
+	if (pipe->correction.run == run)
+		position = pp_trimmed_position(&pipe->correction, facts);
 	LWLockRelease(&pipe->lock);
-	if (known)
+	if (position >= 0)
 		return pp_trimmed_range(facts, after, Max(expected - position, 0));
 	/* After it was loaded from a file, Redis counts too little, and never too much. */
 	if (facts->entries_read >= expected || pp_id_compare(gone_up_to(facts), after) <= 0)

@@ -18,7 +18,7 @@
 
 #include "held.h"
 
-#define LOOK_MS            1000
+#define LOOK_MS            1000 /* in a group that is ours alone; else with each read, or gaps are missed */
 #define FORGOTTEN_MS       10000 /* between two looks for that reason: it may be a frequent one */
 #define SKIMMED_BYTES_A_MS 4096  /* how much longer until the next look, after large entries */
 
@@ -266,7 +266,7 @@ pp_watch_send(PpWorker *w)
 	watch->looking = GetCurrentTimestamp() >= watch->look_at;
 	watch->received = pp_read_begins(w->pipe);
 	LWLockAcquire(&w->pipe->lock, LW_SHARED);
-	watch->corrections = w->pipe->corrections;
+	watch->corrections = w->pipe->correction.times;
 	LWLockRelease(&w->pipe->lock);
 	if (watch->looking)
 		pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
@@ -292,7 +292,8 @@ pp_watch_receive(PpWorker *w, PpRedisError *error)
 		known = pp_consume_receive_facts(w, &facts, error);
 		watch->owed = false;
 		watch->look_at = TimestampTzPlusMilliseconds(
-			GetCurrentTimestamp(), LOOK_MS + pp_redis_skimmed(w->redis) / SKIMMED_BYTES_A_MS);
+			GetCurrentTimestamp(),
+			(w->pipe->exclusive ? LOOK_MS : 0) + pp_redis_skimmed(w->redis) / SKIMMED_BYTES_A_MS);
 	}
 	else
 		known = (reply = pp_consume_receive_any(w, error)) != NULL &&
@@ -315,10 +316,10 @@ pp_watch_receive(PpWorker *w, PpRedisError *error)
 long
 pp_watch_due_ms(const PpWorker *w, long max_ms)
 {
-	if (!w->watch.owed)
-		return max_ms;
-	return Min(max_ms,
-			   Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), w->watch.look_at)));
+	long due = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), w->watch.look_at);
+
+	/* If it is due now, that is done with the read itself. */
+	return w->watch.owed && due > 0 ? Min(max_ms, due) : max_ms;
 }
 
 /* New entries, from `first` to `last`, were delivered to this worker; perhaps none. */

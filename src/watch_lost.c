@@ -10,6 +10,7 @@
  */
 #include "worker_internal.h"
 
+#include "held.h"
 #include "stats.h"
 #include "trimmed.h"
 
@@ -84,6 +85,17 @@ pp_watch_is_alone(const PpWorker *w)
 }
 
 /*
+ * pp_watch_can_wait
+ *		May what is seen with a read be looked at after the batch in hand was applied?  With other consumers
+ *		Redis's count is all there is, and it may contain by then what another worker has seen later.
+ */
+bool
+pp_watch_can_wait(const PpWorker *w)
+{
+	return w->def->workers == 1 || w->pipe->exclusive;
+}
+
+/*
  * pp_watch_set_position
  *		Up to the entry that was delivered last, `position` entries were ever added (-1: not known).
  *		With the pipeline's lock held.
@@ -91,58 +103,88 @@ pp_watch_is_alone(const PpWorker *w)
 void
 pp_watch_set_position(PpWorker *w, const PpStreamFacts *facts, int64 position)
 {
+	PpCorrection *c = &w->pipe->correction;
+	uint64 run = pp_redis_run(w->redis);
+
 	w->watch.position = position;
-	w->pipe->corrections++;
-	w->pipe->correction_known = position >= 0 && facts->entries_read >= 0;
-	w->pipe->correction = position - facts->entries_read;
-	w->pipe->correction_run = pp_redis_run(w->redis);
+	if (c->run != run)
+		c->recount = PP_RECOUNT_UNKNOWN;
+	c->run = run;
+	c->times++;
+	c->known = position >= 0 && facts->entries_read >= 0;
+	c->by = position - facts->entries_read;
+	c->gap = c->by > 0 && pp_trimmed_is_gap(facts) ? facts->last_delivered : (PpId){0};
+	c->position = position;
+	c->received = w->pipe->received;
+	c->reads = w->def->workers > 1 ? w->pipe->reads : 0;
+}
+
+/* What the group has read since it was corrected may tell how Redis counts. */
+static void
+learn(PpWorker *w, const PpStreamFacts *facts)
+{
+	PpCorrection *c = &w->pipe->correction;
+	uint64 reads;
+	bool awaited;
+
+	LWLockAcquire(&w->pipe->lock, LW_SHARED);
+	reads = c->times == w->watch.corrections ? c->reads : 0;
+	LWLockRelease(&w->pipe->lock);
+	awaited = reads != 0 && pp_read_is_awaited(w->pipe, reads);
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	if (c->times == w->watch.corrections)
+	{
+		if (reads != 0)
+			c->received = w->pipe->received;
+		c->reads = awaited ? reads : 0;
+		pp_trimmed_learn(c, facts, w->watch.received);
+	}
+	LWLockRelease(&w->pipe->lock);
 }
 
 /*
- * Up to the entry that was delivered last, `expected` entries were ever added.  *position becomes the
- * number that was thought (-1: none), and is corrected.  False: another worker has corrected it since
+ * Up to the entry that was delivered last, `expected` entries were ever added: how many of them were not
+ * counted (-1: perhaps some)?  The count is corrected.  0 also if another worker has corrected it since
  * this one asked, so that both are not of one moment.
  */
-static bool
-take_position(PpWorker *w, const PpStreamFacts *facts, int64 expected, bool at_end, int64 *position)
+static int64
+take_missing(PpWorker *w, const PpStreamFacts *facts, int64 expected)
 {
-	PpPipe *pipe = w->pipe;
-	bool current;
+	PpCorrection *c = &w->pipe->correction;
+	int64 missing = 0;
+	int64 position;
 
-	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
-	current = pipe->corrections == w->watch.corrections;
-	*position = pp_watch_is_alone(w) ? w->watch.position
-				: pipe->correction_known && facts->entries_read >= 0
-					? facts->entries_read + pipe->correction
-					: -1;
-	/* Releases differ in what they count after a loss: with several workers, wait and see. */
-	if (current && *position != expected)
-		pp_watch_set_position(w, facts,
-							  pp_watch_is_alone(w) || at_end || *position < 0 ? expected : -1);
-	LWLockRelease(&pipe->lock);
-	return current;
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	if (c->times == w->watch.corrections)
+	{
+		position = pp_watch_is_alone(w) ? w->watch.position : pp_trimmed_position(c, facts);
+		if (position >= 0)
+			missing = Max(expected - position, 0);
+		else if (c->known && facts->entries_read >= 0 && !pp_watch_is_alone(w))
+			missing = -1;
+		if (position != expected)
+			pp_watch_set_position(w, facts, expected);
+	}
+	LWLockRelease(&w->pipe->lock);
+	return missing;
 }
 
 /*
  * pp_watch_look_for_trimmed
  *		Have entries gone from the stream that the group has not delivered?  False: some are missing, and
- *		may still be in the stream.
+ *		may still be in the stream, or how many cannot be told from Redis's numbers alone.
  */
 bool
 pp_watch_look_for_trimmed(PpWorker *w, const PpStreamFacts *facts)
 {
-	bool at_end = pp_id_compare(facts->last_delivered, facts->last_generated) >= 0;
-	bool none_left =
-		facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0;
 	int64 expected = pp_trimmed_expected(facts);
-	int64 position;
+	int64 missing;
 
-	if (expected < 0 || !take_position(w, facts, expected, at_end, &position))
+	learn(w, facts);
+	if (expected < 0 || (missing = take_missing(w, facts, expected)) == 0)
 		return true;
-	if (position < 0 || position >= expected)
-		return true;
-	if (!none_left && w->pipe->exclusive)
+	if (w->pipe->exclusive && (missing < 0 || !pp_trimmed_is_gap(facts)))
 		return false;
-	pp_watch_lost(w, w->watch.looked, facts, expected - position);
+	pp_watch_lost(w, w->watch.looked, facts, missing);
 	return true;
 }

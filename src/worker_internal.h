@@ -198,6 +198,7 @@ extern void pp_watch_delivered(PpWorker *w, int n, PpId first, PpId last);
 extern void pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries);
 extern void pp_watch_lost_meanwhile(PpWorker *w, const PpStreamFacts *facts);
 extern bool pp_watch_is_alone(const PpWorker *w);
+extern bool pp_watch_can_wait(const PpWorker *w);
 extern void pp_watch_set_position(PpWorker *w, const PpStreamFacts *facts, int64 position);
 extern bool pp_watch_look_for_trimmed(PpWorker *w, const PpStreamFacts *facts);
 
