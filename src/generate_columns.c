@@ -21,6 +21,8 @@
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
 
+#include "guc.h"
+
 /* The fields of an envelope; a column looks there when the event has no such field. */
 static const char *const envelope_fields[] = {"event_type", "timestamp", "source", "dedup_key"};
 
@@ -259,13 +261,6 @@ make_column(const PpPipeline *p, Relation rel, Form_pg_attribute att, List *key)
 	return col;
 }
 
-static void
-set_for_deparse(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-							 false);
-}
-
 /*
  * pp_generate_columns
  *		All columns that a statement can fill, a list of PpColumn.  Defaults are printed in the styles in
@@ -278,10 +273,10 @@ pp_generate_columns(const PpPipeline *p, Relation rel, List *key)
 	List *columns = NIL;
 	int nest = NewGUCNestLevel();
 
-	set_for_deparse("search_path", "pg_catalog, pg_temp");
-	set_for_deparse("DateStyle", "ISO, MDY");
-	set_for_deparse("IntervalStyle", "postgres");
-	set_for_deparse("extra_float_digits", "1");
+	pp_guc_set_for_call("search_path", PP_SAFE_PATH);
+	pp_guc_set_for_call("DateStyle", "ISO, MDY");
+	pp_guc_set_for_call("IntervalStyle", "postgres");
+	pp_guc_set_for_call("extra_float_digits", "1");
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);

@@ -1,6 +1,6 @@
 /*
  * guc.c
- *		Define and read the settings.
+ *		Define and read the settings, and set the server's for the time of a call.
  *
  * postpipe.redis_url may hold a password, and pg_settings shows values to roles that must not see
  * it.  So the check hook takes the password out of the value that is stored and keeps the parsed
@@ -218,4 +218,16 @@ pp_guc_lists_database(const char *datname)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * pp_guc_set_for_call
+ *		Sets one of the server's settings, one that every user may set, to the end of the caller's GUC
+ *		nest level.
+ */
+void
+pp_guc_set_for_call(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+							 false);
 }

@@ -10,13 +10,13 @@
 
 #include "access/xact.h"
 #include "executor/executor.h"
-#include "utils/guc.h"
 #include "utils/plancache.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "bulk_insert.h"
 #include "compat.h"
+#include "guc.h"
 
 /* As SPI says it. */
 static void
@@ -60,10 +60,10 @@ run_directly(SPIPlanPtr plan, const char *search_path, PpBatchRelation *batch, b
 		stmt = linitial_node(PlannedStmt, cplan->stmt_list);
 		done = stmt->utilityStmt == NULL;
 		if (done)
-			(void) set_config_option("search_path", search_path, PGC_SUSET, PGC_S_SESSION,
-									 GUC_ACTION_SAVE, true, 0, false);
-		if (done)
+		{
+			pp_guc_set_for_call("search_path", search_path);
 			run_one(stmt, plan_source->query_string, batch, bulk, dest);
+		}
 	}
 	ReleaseCachedPlan(cplan, CurrentResourceOwner);
 	PopActiveSnapshot();

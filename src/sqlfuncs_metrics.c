@@ -13,10 +13,10 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/snapmgr.h"
 
+#include "guc.h"
 #include "store.h"
 
 PG_FUNCTION_INFO_V1(postpipe_metrics_0_1);
@@ -200,8 +200,7 @@ read_metrics(PpStoreScope *store)
 	pipelines = pp_pipeline_list(&ext);
 	pp_store_begin(store, &ext);
 	/* Rows are few and estimates are high: to compile the query would take twenty times its time. */
-	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-							 false);
+	pp_guc_set_for_call("jit", "off");
 	get_unviewed(pipelines, values);
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_execute_with_args(psprintf(metrics_query, ext.schema_name), lengthof(types), types, values,

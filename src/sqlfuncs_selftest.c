@@ -23,6 +23,7 @@
 
 #include "apply_internal.h"
 #include "event.h"
+#include "guc.h"
 #include "redis_reply.h"
 
 #define EVENTS     3
@@ -283,7 +284,7 @@ postpipe_selftest(PG_FUNCTION_ARGS)
 	s.p.group = "selftest";
 	s.p.target = psprintf("%s.postpipe_selftest_%d", s.ext.schema_name, MyProcPid);
 	s.p.on_conflict = "update";
-	s.p.search_path = "pg_catalog, pg_temp";
+	s.p.search_path = PP_SAFE_PATH;
 	s.p.workers = 1;
 	s.p.options = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
 	PG_TRY();

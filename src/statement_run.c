@@ -28,6 +28,7 @@
 
 #include "batch_relation.h"
 #include "compat.h"
+#include "guc.h"
 #include "returned.h"
 #include "run_plan.h"
 #include "target.h"
@@ -35,8 +36,6 @@
 #define SMALL_BATCH 16   /* entries, up to which the plan for a few is used */
 #define FEW         1    /* what the planner is told then … */
 #define MANY        1000 /* … and else */
-
-#define SAFE_PATH "pg_catalog, pg_temp"
 
 /* A view that is written is no result relation, but the permission is asked for. */
 static List *
@@ -103,13 +102,6 @@ get_plan(PpStatement *s, int n, PpForm form)
 	return plan;
 }
 
-static void
-set_for_statement(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-							 false);
-}
-
 /*
  * pp_statement_enter
  *		From here to pp_statement_leave() what is done is done as `role`, with settings under which values
@@ -121,12 +113,12 @@ pp_statement_enter(PpStatementScope *scope, Oid role, const char *search_path)
 	GetUserIdAndSecContext(&scope->user, &scope->context);
 	SetUserIdAndSecContext(role, scope->context | SECURITY_RESTRICTED_OPERATION);
 	scope->nest = NewGUCNestLevel();
-	set_for_statement("search_path", search_path);
-	set_for_statement("TimeZone", "UTC");
-	set_for_statement("DateStyle", "ISO, MDY");
-	set_for_statement("IntervalStyle", "postgres");
-	set_for_statement("bytea_output", "hex");
-	set_for_statement("extra_float_digits", "1");
+	pp_guc_set_for_call("search_path", search_path);
+	pp_guc_set_for_call("TimeZone", "UTC");
+	pp_guc_set_for_call("DateStyle", "ISO, MDY");
+	pp_guc_set_for_call("IntervalStyle", "postgres");
+	pp_guc_set_for_call("bytea_output", "hex");
+	pp_guc_set_for_call("extra_float_digits", "1");
 }
 
 void
@@ -238,7 +230,8 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 	batch =
 		pp_batch_register(s->desc, s->pipeline->stream, entries, n, n <= SMALL_BATCH ? FEW : MANY);
 
-	pp_statement_enter(&scope, s->role, s->pipeline->target ? SAFE_PATH : s->pipeline->search_path);
+	pp_statement_enter(&scope, s->role,
+					   s->pipeline->target ? PP_SAFE_PATH : s->pipeline->search_path);
 	set_constraints_immediate();
 	s->started_at = GetCurrentTimestamp();
 	if (s->timeout_ms > 0)

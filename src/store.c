@@ -14,6 +14,8 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
+#include "guc.h"
+
 /*
  * pp_store_begin
  *		Connects SPI as the extension's owner.  pp_store_end() has to follow; an error between them
@@ -26,8 +28,7 @@ pp_store_begin(PpStoreScope *store, const PpExtension *ext)
 	GetUserIdAndSecContext(&store->user, &store->context);
 	SetUserIdAndSecContext(ext->owner, store->context | SECURITY_RESTRICTED_OPERATION);
 	store->nest_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+	pp_guc_set_for_call("search_path", PP_SAFE_PATH);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 }

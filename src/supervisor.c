@@ -167,7 +167,7 @@ set_up(PpSupervisor *s)
 	s->list_cxt = AllocSetContextCreate(s->cxt, "postpipe definitions", ALLOCSET_DEFAULT_SIZES);
 	s->scratch = AllocSetContextCreate(s->cxt, "postpipe turn", ALLOCSET_DEFAULT_SIZES);
 	strlcpy(s->datname, pp_my_proc->datname, sizeof(s->datname));
-	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION);
+	SetConfigOption("search_path", PP_SAFE_PATH, PGC_SUSET, PGC_S_SESSION);
 	s->measure = pp_measure_create(s->cxt);
 }
 
