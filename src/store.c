@@ -65,6 +65,16 @@ pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *
 	return processed;
 }
 
+/* Runs SQL on a flag of the pipeline $1: %1$s in it stands for our schema, %2$s for the flag. */
+static uint64
+execute_for_flag(const PpExtension *ext, const char *pipeline, const char *flag, const char *sql)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(pipeline)};
+
+	return pp_store_execute(ext, psprintf(sql, ext->schema_name, flag), 1, types, values, NULL);
+}
+
 /*
  * pp_store_note_progress
  *		Sets a flag of postpipe_progress, of which the pipeline may have no row yet.  Throws what SQL
@@ -73,43 +83,26 @@ pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *
 void
 pp_store_note_progress(const PpExtension *ext, const char *pipeline, const char *flag)
 {
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(pipeline)};
-
-	pp_store_execute(ext,
-					 psprintf("INSERT INTO %1$s.postpipe_progress (pipeline, %2$s) "
-							  "VALUES ($1, true) ON CONFLICT (pipeline) DO UPDATE "
-							  "SET %2$s = true WHERE NOT postpipe_progress.%2$s",
-							  ext->schema_name, flag),
-					 1, types, values, NULL);
+	execute_for_flag(ext, pipeline, flag,
+					 "INSERT INTO %1$s.postpipe_progress (pipeline, %2$s) VALUES ($1, true) "
+					 "ON CONFLICT (pipeline) DO UPDATE SET %2$s = true "
+					 "WHERE NOT postpipe_progress.%2$s");
 }
 
 /* Takes a flag of postpipe_progress back. */
 void
 pp_store_clear_progress(const PpExtension *ext, const char *pipeline, const char *flag)
 {
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(pipeline)};
-
-	pp_store_execute(
-		ext,
-		psprintf("UPDATE %1$s.postpipe_progress SET %2$s = false WHERE pipeline = $1 AND %2$s",
-				 ext->schema_name, flag),
-		1, types, values, NULL);
+	execute_for_flag(ext, pipeline, flag,
+					 "UPDATE %1$s.postpipe_progress SET %2$s = false WHERE pipeline = $1 AND %2$s");
 }
 
 /* Is a flag of postpipe_progress set? */
 bool
 pp_store_progress_has(const PpExtension *ext, const char *pipeline, const char *flag)
 {
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(pipeline)};
-
-	return pp_store_execute(
-			   ext,
-			   psprintf("SELECT FROM %1$s.postpipe_progress WHERE pipeline = $1 AND %2$s",
-						ext->schema_name, flag),
-			   1, types, values, NULL) > 0;
+	return execute_for_flag(ext, pipeline, flag,
+							"SELECT FROM %1$s.postpipe_progress WHERE pipeline = $1 AND %2$s") > 0;
 }
 
 /* IDs as an array for SQL. */
