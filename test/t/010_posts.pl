@@ -291,7 +291,6 @@ $node->stop;
 done_testing();
 
 sub bytes { my ($text) = @_; utf8::encode($text); return $text }
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 
 # A pipeline with the rules of posts and a table like it.
 sub make_pipeline

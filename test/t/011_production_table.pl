@@ -225,8 +225,6 @@ is(sql('SELECT * FROM shown'), '\x00ff41|0.30000000000000004|2025-10-29 17:26:25
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub columns
 {
 	my ($table) = @_;

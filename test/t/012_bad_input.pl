@@ -4,7 +4,7 @@
 use strict;
 use warnings;
 use Digest::MD5 qw(md5_hex);
-use Postpipe::Test;
+use Postpipe::Test '!sql';
 
 my $stream = 'stream:posts:parsed';
 my $marker = 'SECRET';    # in every bad entry; must not be in the server's log

@@ -211,8 +211,6 @@ is(sql(q(SELECT t, i IS NULL, d FROM same_bulk WHERE id IN (3, 4) ORDER BY id)),
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # A psql that stays; undef ends it.
 sub session
 {

@@ -171,8 +171,6 @@ is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has 
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # A field with %: the number; /: each number twice.
 sub fill
 {

@@ -237,8 +237,6 @@ is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has 
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # A table with a trigger that raises what it is told to, and a pipeline into it.
 sub table
 {

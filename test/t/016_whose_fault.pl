@@ -176,8 +176,6 @@ wait_sql($node, 'postgres', 'SELECT count(*) FROM dies', 2, 'and it goes on');
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # What is in the dead-letter table of a pipeline.
 sub letters
 {

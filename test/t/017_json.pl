@@ -107,5 +107,3 @@ is(sql("SELECT string_agg(format('%s: %s, %s, %s', wanted, as_text, as_numeric, 
 pp_balanced($node);
 $node->stop;
 done_testing();
-
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }

@@ -42,7 +42,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub heard { return $listener->('SELECT') =~ s/^--\n|^\(1 row\)\n//mgr }
 
 sub definition

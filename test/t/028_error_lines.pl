@@ -64,8 +64,6 @@ is(scalar log_lines($node, qr/exited with exit code [^01]/), 0, 'every process l
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # A reply of strings, or of an array of such.
 sub bulk { return join '', map { ref $_ ? '*' . @$_ . "\r\n" . bulk(@$_) : '$' . length($_) . "\r\n$_\r\n" } @_ }
 

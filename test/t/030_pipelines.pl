@@ -351,8 +351,6 @@ $small->stop;
 
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # make(name, stream, argument => value, ...): a value is a literal, a reference to one is SQL. before => SQL to run first.
 sub make
 {

@@ -359,8 +359,6 @@ SKIP:
 
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # As this role (undef: the superuser).
 sub as
 {

@@ -172,7 +172,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub stats { my ($name, $columns) = @_; return sql("SELECT $columns FROM postpipe_stats WHERE pipeline = '$name'") }
 
 sub letters

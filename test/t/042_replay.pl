@@ -311,15 +311,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
-sub error
-{
-	my ($query) = @_;
-	my (undef, undef, $stderr) = $node->psql('postgres', $query);
-	return $stderr;
-}
-
 sub letters
 {
 	my ($name, $n) = @_;

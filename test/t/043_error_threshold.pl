@@ -156,7 +156,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub letters { my ($name) = @_; return sql("SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'") }
 
 sub add

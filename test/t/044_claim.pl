@@ -289,8 +289,6 @@ done_testing();
 
 sub unblocked { return $redis->cli('INFO', 'commandstats') =~ /cmdstat_client(?:\|unblock)?:calls=(\d+)/ ? $1 : 0 }
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub refused
 {
 	my ($query, $regex, $what) = @_;

@@ -199,8 +199,6 @@ pp_balanced($node);
 $node->stop('fast');
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # What a role gets: output and errors.
 sub as
 {

@@ -2,7 +2,7 @@
 # TAP, because it takes databases that want the same group, and a Redis that forgets.
 use strict;
 use warnings;
-use Postpipe::Test;
+use Postpipe::Test '!sql';
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('owner', redis => $redis, databases => 'one, two, three');

@@ -98,8 +98,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub make
 {
 	my ($name, $n, %opt) = @_;

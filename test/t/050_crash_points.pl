@@ -80,8 +80,6 @@ is(scalar log_lines($node, qr/all server processes terminated; reinitializing/),
 
 done_testing();
 
-sub sql { return $node->safe_psql('postgres', $_[0]) }
-
 # Some entries for each pipeline, one of them a dead letter.
 sub publish
 {

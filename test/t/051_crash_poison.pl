@@ -153,8 +153,6 @@ wait_for { !grep { /\.hits\./ } files() } 'no file is left of a pipeline that is
 
 done_testing();
 
-sub sql { return $node->safe_psql('postgres', $_[0]) }
-
 sub resume { return sql("SELECT postpipe_resume('hits')") }
 
 sub files { opendir(my $dir, $node->data_dir . '/postpipe') or die $!; return grep { !/^\./ } readdir $dir }

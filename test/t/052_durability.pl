@@ -112,8 +112,6 @@ wait_sql($standby, 'postgres', 'SELECT balance FROM postpipe_audit ORDER BY epoc
 $standby->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # A commit of the session that asks would wait as well, so it asks for nothing to be written.
 sub psql_async { my ($query) = @_; return $node->safe_psql('postgres', "SET synchronous_commit = off; $query") }
 

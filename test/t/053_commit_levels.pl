@@ -76,8 +76,6 @@ $node->stop;
 $standby->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # A commit of the session that asks must not wait as well.
 sub async { my ($query) = @_; return sql("SET synchronous_commit = off; $query") }
 

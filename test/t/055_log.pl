@@ -57,8 +57,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub make
 {
 	my ($name, $table, %opt) = @_;

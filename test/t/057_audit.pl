@@ -115,8 +115,6 @@ is(sql(q(SELECT count(*) FROM postpipe_audit WHERE balance <> 0)), 0, 'no balanc
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub make
 {
 	my ($name, $workers) = (@_, 1);

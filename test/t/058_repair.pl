@@ -230,8 +230,6 @@ for my $case ([ 'adopted_lower', 500 ], [ 'adopted_higher', 2000 ])
 }
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub make
 {
 	my ($name, %opt) = @_;

@@ -62,7 +62,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub add { my ($n) = @_; $redis->pipeline(map { [ 'XADD', 'stream:audit', '*', 'v', "v$_" ] } 1 .. $n); return }
 sub query { return q(SELECT added, applied, pending, balance, reason FROM postpipe_audit WHERE pipeline = 'audit') }
 

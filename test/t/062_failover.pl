@@ -4,7 +4,7 @@
 
 use strict;
 use warnings;
-use Postpipe::Test;
+use Postpipe::Test '!sql';
 use Postpipe::Test::Proxy;
 
 my $redis = Postpipe::Test::Redis->new;

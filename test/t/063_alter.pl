@@ -116,7 +116,6 @@ pp_balanced($node, $_) for qw(postgres two);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub add { my @more = @_; $redis->xadd('stream:p', id => ++$id, v => "v$id", @more); return }
 
 # Changes it while entries are published; then every entry is there, and the query says so.

@@ -69,6 +69,4 @@ like(error(q(SELECT * FROM postpipe_peek('looked'))), qr/ERROR:  Redis: .*HINT/s
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub peeked { my ($arguments) = @_; return sql("SELECT count(*) FROM postpipe_peek('looked', $arguments)") }
-sub error { my ($query) = @_; my (undef, undef, $stderr) = $node->psql('postgres', $query); return $stderr }

@@ -90,8 +90,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub start_psql
 {
 	my ($query) = @_;

@@ -192,15 +192,6 @@ is($alone->safe_psql('postgres', 'SELECT content FROM posts'), 'new', '... the l
 $alone->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
-sub error
-{
-	my ($query) = @_;
-	my (undef, undef, $stderr) = $node->psql('postgres', $query);
-	return $stderr;
-}
-
 sub wait_state
 {
 	my ($name) = @_;

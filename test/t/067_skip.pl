@@ -175,17 +175,9 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub pause { my ($name) = @_; sql("SELECT postpipe_pause('$name')"); return wait_state($name, 'paused') }
 sub resume { my ($name) = @_; return sql("SELECT postpipe_resume('$name')") }
 sub items { my ($table, @ids) = @_; return sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM $table WHERE id IN (" . join(', ', @ids) . ')') }
-
-sub error
-{
-	my ($query) = @_;
-	my (undef, undef, $stderr) = $node->psql('postgres', $query);
-	return $stderr;
-}
 
 sub wait_state
 {

@@ -89,8 +89,6 @@ like(error(q(SELECT * FROM postpipe_test('item'))), qr/ERROR:  Redis: .*HINT/s, 
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-sub error { my ($query) = @_; my (undef, undef, $stderr) = $node->psql('postgres', $query); return $stderr }
 sub tested { my ($arguments) = @_; return sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM postpipe_test('item', $arguments)") }
 
 sub try_statement

@@ -43,5 +43,3 @@ is(sql(q(SELECT count(*) FROM (SELECT FROM postpipe_events OFFSET 256) x)), 0, '
 is(sql(q(SELECT bool_and(at IS NOT NULL AND pid > 0 AND repeated >= 0 AND (severity = 'ERROR') = (state IS NULL)) FROM postpipe_events)), 't', 'each has what it must have');
 $node->stop;
 done_testing();
-
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }

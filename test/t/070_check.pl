@@ -121,9 +121,6 @@ $standby->stop;
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-sub error { my ($query) = @_; my (undef, undef, $stderr) = $node->psql('postgres', $query); return $stderr }
-
 sub line
 {
 	my ($check, $pipeline) = @_;

@@ -104,7 +104,6 @@ like($error, qr/permission denied/, '... and others may not');
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub add { $redis->xadd('stream:m:parsed', id => $_ eq 'bad' ? 99 : $_, v => $_) for @_; return }
 
 sub metric

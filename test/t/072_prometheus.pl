@@ -5,7 +5,7 @@ use strict;
 use warnings;
 use FindBin;
 use PostgreSQL::Test::Utils;
-use Postpipe::Test;
+use Postpipe::Test '!sql';
 use Postpipe::Test::Prometheus;
 
 need_programs(qw(prometheus prometheus-postgres-exporter));

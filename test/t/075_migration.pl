@@ -85,7 +85,6 @@ every_event_is_there();
 $node->stop('fast');
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub applied { return sql('SELECT count(*) FROM journal') }
 sub start_python { return Postpipe::Test::PythonWorker->new(redis => $redis, node => $node, stream => $stream, group => $group) }
 

@@ -6,7 +6,7 @@ use strict;
 use warnings;
 use JSON::PP;
 use PostgreSQL::Test::Utils;
-use Postpipe::Test;
+use Postpipe::Test '!sql';
 use Postpipe::Test::Prometheus;
 
 need_programs(qw(prometheus prometheus-sql-exporter prometheus-node-exporter));

@@ -95,8 +95,6 @@ wait_sql($node, 'postgres', q(SELECT sum(pending + lag) FROM postpipe_audit), '0
 pp_balanced($node);
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub add
 {
 	my ($stream, $type, $id, $v) = @_;

@@ -114,8 +114,6 @@ fails('a wrong duration', qr/LAST=1 hour is no duration such as/, LAST => '1 hou
 fails('two beginnings', qr/START and LAST are two ways/, @range, LAST => '1h');
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 sub add { my ($stream, $what) = @_; $redis->xadd($stream, id => $what eq 'bad' ? 0 : $what, v => $what); return }
 
 # Waits until five scrapes had what is asked for; returns the time of the last one.

@@ -77,7 +77,6 @@ pp_balanced($node);
 $node->stop('fast');
 done_testing();
 
-sub sql { my ($query, $db) = @_; return $node->safe_psql($db // 'postgres', $query) }
 sub version_line { return sql(q(SELECT status, detail, hint FROM postpipe_check() WHERE check_name = 'version')) }
 sub workers { return sql(q(SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM postpipe_workers WHERE datname = 'postgres')) }
 

@@ -123,7 +123,6 @@ is(join("\n", grep { !/STATEMENT:|statement:/ } log_lines($node, qr/$secret/)), 
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub add { my ($server, @ids) = @_; return $server->pipeline(map { [ 'XADD', 'stream:e', '*', 'id', $_ ] } @ids) }
 sub plain { my ($server) = @_; return 'redis://127.0.0.1:' . $server->port }
 

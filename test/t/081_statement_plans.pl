@@ -117,5 +117,3 @@ sub wait_state
 	wait_sql($node, 'postgres', "SELECT postpipe_wait_state('$pipeline', '$state')", 't', "$pipeline is $state");
 	return;
 }
-
-sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql) }

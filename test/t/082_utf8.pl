@@ -49,5 +49,3 @@ cmp_ok(sql('SELECT count(*) FROM postpipe_dlq'), '>', 1500, '... and many dead l
 pp_balanced($node);
 $node->stop;
 done_testing();
-
-sub sql { return $node->safe_psql('postgres', $_[0]) }

@@ -83,5 +83,3 @@ $node->stop;
 done_testing();
 
 sub contents { my ($schema, $table) = @_; $table =~ s/^viewed$/viewed_below/; return sql("SELECT string_agg(md5(r::text) || left(r::text, 60), E'\\n' ORDER BY r::text) FROM $schema.$table r") }
-
-sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql) }

@@ -65,8 +65,6 @@ all_right($there + 2 * $batch + 1);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
 # A batch of the rows from this number on; returns which pages of each index were asked for.
 sub pages_asked_for
 {

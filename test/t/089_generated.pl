@@ -102,9 +102,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-sub error { my ($query) = @_; my (undef, undef, $error) = $node->psql('postgres', $query); return $error }
-
 # A table, and a pipeline of the same name into it.
 sub definition
 {

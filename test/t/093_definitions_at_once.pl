@@ -133,15 +133,7 @@ $one->(undef);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub make { my ($name) = @_; return sql("SELECT postpipe_create_pipeline('$name', 'stream:p', target => 't', enabled => false)") }
-
-sub error
-{
-	my ($query) = @_;
-	my (undef, undef, $stderr) = $node->psql('postgres', $query);
-	return $stderr;
-}
 
 # Starts statements in another session and waits until they wait for a lock; what is returned says how they ended.
 sub later

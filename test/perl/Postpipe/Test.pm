@@ -3,7 +3,7 @@
 #   use Postpipe::Test;                     # also exports Test::More, and loads Redis, FakeRedis and Proxy
 #   my $redis = Postpipe::Test::Redis->new;
 #   my $node = pp_node('main', redis => $redis);
-#   $node->safe_psql('postgres', 'CREATE EXTENSION postpipe');
+#   sql('CREATE EXTENSION postpipe');
 #   $redis->xadd('stream:posts:parsed', ...);
 #   wait_sql($node, 'postgres', 'SELECT count(*) FROM posts', '1', 'the post is in the table');
 package Postpipe::Test;
@@ -22,7 +22,7 @@ use Postpipe::Test::Wait;
 use Test::More;
 
 our @EXPORT = (
-	qw(pp_node pp_session pp_balanced wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
+	qw(pp_node pp_session pp_balanced sql error wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
 
 # The sample events, and what has to come of them (see Postpipe::Test::Data).
 my ($data_dir) = map { s{perl/Postpipe/Test\.pm$}{data}r } __FILE__;
@@ -91,6 +91,17 @@ sub _init_from_template
 		return $run->('cp', '-a', $template, $pgdata);
 	};
 	return $node->init(%opt);
+}
+
+# SQL on the server that the test made first: what the query returns, and what is said of one that fails. A test that means
+# another server has a `sql` of its own and says: use Postpipe::Test '!sql'.
+sub sql { my ($query, $db) = @_; return $nodes[0]->safe_psql($db // 'postgres', $query) }
+
+sub error
+{
+	my ($query, $db) = @_;
+	my (undef, undef, $stderr) = $nodes[0]->psql($db // 'postgres', $query);
+	return $stderr;
 }
 
 # my $session = pp_session($node, $db); $session->('BEGIN; LOCK TABLE t'); ... $session->('COMMIT'); $session->(undef);

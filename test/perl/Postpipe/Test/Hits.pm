@@ -12,7 +12,7 @@ package Postpipe::Test::Hits;
 
 use strict;
 use warnings;
-use Postpipe::Test;
+use Postpipe::Test '!sql';
 
 # new(node, redis, db => 'postgres', name => 'hits', options => '{}', workers => 1)
 sub new
