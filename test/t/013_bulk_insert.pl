@@ -149,7 +149,7 @@ my $in_between = sub { my ($first) = @_; $redis->pipeline(map { [ 'XADD', 'strea
 $in_between->(1);
 for my $command ('CREATE INDEX CONCURRENTLY growing_v ON growing (v)', 'REINDEX TABLE CONCURRENTLY growing')
 {
-	my @blockers = map { session() } 1 .. 2;
+	my @blockers = map { pp_session($node) } 1 .. 2;
 	my $n = sql('SELECT count(*) FROM growing');
 	$blockers[0]->('BEGIN; LOCK TABLE growing IN ROW EXCLUSIVE MODE');
 	my $making = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $command ]);
@@ -210,22 +210,6 @@ is(sql(q(SELECT t, i IS NULL, d FROM same_bulk WHERE id IN (3, 4) ORDER BY id)),
 
 $node->stop;
 done_testing();
-
-# A psql that stays; undef ends it.
-sub session
-{
-	my ($in, $out, $n) = ('', '', 0);
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(120));
-
-	return sub {
-		my ($sql) = @_;
-		return $psql->kill_kill unless defined $sql;
-		$out = '';
-		$in .= "$sql;\n\\echo end " . ++$n . "\n";
-		$psql->pump until $out =~ /^end $n$/m;
-		return $out;
-	};
-}
 
 sub settled
 {

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(letters);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('main', redis => $redis, conf => "postpipe.retry_delay = 200ms\npostpipe.max_retries = 1000");
@@ -177,11 +178,4 @@ sub fill
 	my ($text, $i) = @_;
 	my $half = int(($i + 1) / 2);
 	return $text =~ s{%}{$i}gr =~ s{/}{$half}gr;
-}
-
-sub letters
-{
-	my ($name, $n) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'", $n, "$name: $n letters");
 }

@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(letters wait_state);
 use Time::HiRes ();
 
 my $redis = Postpipe::Test::Redis->new(keep => 1);
@@ -173,20 +174,6 @@ $node->stop;
 done_testing();
 
 sub stats { my ($name, $columns) = @_; return sql("SELECT $columns FROM postpipe_stats WHERE pipeline = '$name'") }
-
-sub letters
-{
-	my ($name, $n) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'", $n, "$name: $n letters");
-}
-
-sub wait_state
-{
-	my ($name, $state) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(sql("SELECT postpipe_wait_state('$name', '" . ($state // 'idle') . "')"), 't', "$name: " . ($state // 'idle'));
-}
 
 # applied, retrying, dead and discarded, with everything accounted for.
 sub balance

@@ -7,6 +7,7 @@ use warnings;
 use Digest::MD5 qw(md5_hex);
 use IPC::Run ();
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(letters wait_state);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('main', redis => $redis, databases => 'postgres, cyrillic', conf => "postpipe.max_retries = 0\nlog_error_verbosity = terse");
@@ -70,7 +71,7 @@ like(error(q(SET statement_timeout = '200ms'; SELECT postpipe_replay('item'), pg
 
 # --- A transaction that has a letter keeps others off it, and the pipeline's definition from being changed.
 {
-	my $session = session();
+	my $session = pp_session($node);
 	$session->(qq(BEGIN; SELECT applied FROM postpipe_replay('item', ids => '{$id{5}}');));
 	like(error(qq(SET lock_timeout = '100ms'; SELECT postpipe_discard('item', ids => '{$id{5}}'))), qr/lock timeout/, 'a letter in a replay is locked');
 	like(error(q(SET lock_timeout = '100ms'; SELECT postpipe_drop_pipeline('item', discard_dead => true))), qr/lock timeout/, '... and its pipeline');
@@ -231,7 +232,7 @@ sql(q(SELECT postpipe_alter_pipeline('hand', options => '{"max_retries": 100}'))
 $redis->xadd('stream:hand', v => 'bad too');
 letters('hand', 2);
 {
-	my $session = session();
+	my $session = pp_session($node);
 	# Locked before it can be applied, so that the worker is not the first to do so.
 	$session->(q(BEGIN; SELECT count(*) FROM (SELECT FROM postpipe_dead_letter WHERE pipeline = 'hand' AND state = 'retrying' FOR UPDATE) l;));
 	sql(q(ALTER TABLE hand DROP CONSTRAINT v));
@@ -246,7 +247,7 @@ is(sql('SELECT string_agg(v, $$ $$) FROM hand'), 'bad too', '... and applied onc
 
 # --- A letter that changes while a discard waits for it is discarded all the same.
 {
-	my $session = session();
+	my $session = pp_session($node);
 	$session->(q(BEGIN; UPDATE postpipe_dead_letter SET last_failed_at = now() WHERE pipeline = 'hand';));
 	my $discard = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q(SELECT postpipe_discard('hand')) ], '>', \my $n, IPC::Run::timeout(60));
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%postpipe_discard%' AND wait_event_type = 'Lock'), 1, 'a discard waits');
@@ -310,34 +311,3 @@ is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has 
 pp_balanced($node);
 $node->stop;
 done_testing();
-
-sub letters
-{
-	my ($name, $n) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'", $n, "$name: $n letters");
-}
-
-sub wait_state
-{
-	my ($name, $state) = @_;
-	$state //= 'idle';
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(sql("SELECT postpipe_wait_state('$name', '$state')"), 't', "$name: $state");
-}
-
-# A session that stays open; the statements it is given have been run when the call returns.
-sub session
-{
-	my ($in, $out, $err) = ('', '', '');
-	my $timer = IPC::Run::timer(30);
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>', \$err, $timer);
-	my $n = 0;
-
-	return sub {
-		$n++;
-		$in .= "$_[0]\n\\echo done $n\n";
-		$psql->pump until $out =~ /done $n\b/;
-		return;
-	};
-}

@@ -4,8 +4,8 @@
 
 use strict;
 use warnings;
-use IPC::Run ();
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(make drop pause balanced);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('epochs', redis => $redis);
@@ -95,7 +95,7 @@ for my $p (qw(busy down))
 	make($p, workers => 2, options => '{"batch_size": 10}');
 	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()");
 	wait_for { add_many($p, 1); consumers($redis, "stream:$p", $name) == 2 } "$p: two consumers";
-	my $session = session();
+	my $session = pp_session($node);
 	$session->('SELECT pg_advisory_lock(1)');
 	my $stuck;
 	add($p, '*', 'hold');
@@ -225,31 +225,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub make
-{
-	my ($name, %opt) = @_;
-	$opt{statement} //= "INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch";
-	my $args = join ', ', map { "$_ => " . ($_ eq 'workers' ? $opt{$_} : "\$q\$$opt{$_}\$q\$") } sort keys %opt;
-	sql("CREATE TABLE t_$name (v text)");
-	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', $args)");
-	return;
-}
-
-sub drop
-{
-	my ($name) = @_;
-	sql("SELECT postpipe_drop_pipeline('$name'); DROP TABLE t_$name");
-	return;
-}
-
-sub pause
-{
-	my ($name) = @_;
-	sql("SELECT postpipe_pause('$name')");
-	is(sql("SELECT postpipe_wait_state('$name', 'paused')"), 't', "$name: paused");
-	return;
-}
-
 sub add { my ($name, $id, $value) = @_; return $redis->command('XADD', "stream:$name", $id, 'v', $value) }
 
 my $serial;
@@ -262,19 +237,6 @@ sub add_many
 }
 
 sub group_at { my ($name, $id) = @_; return $redis->command('XGROUP', 'SETID', "stream:$name", "postpipe_$name", $id) }
-
-# A session that stays open.
-sub session
-{
-	my ($in, $out, $n) = ('', '', 0);
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(120));
-	return sub {
-		my ($query) = @_;
-		$n++;
-		$in .= "$query;\n\\echo done $n\n";
-		$psql->pump until $out =~ /^done $n$/m;
-	};
-}
 
 sub lag
 {
@@ -293,11 +255,4 @@ sub settled
 	my ($name, $n) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, "$name: $n rows");
-}
-
-sub balanced
-{
-	my ($name) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances");
 }

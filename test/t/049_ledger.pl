@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(drop);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('ledger', redis => $redis);
@@ -101,12 +102,9 @@ done_testing();
 sub make
 {
 	my ($name, $n, %opt) = @_;
-	my $options = $opt{options} // '{}';
-	my $workers = $opt{workers} // 1;
-	sql("CREATE TABLE t_$name (v text)");
 	my @commands = map { [ 'XADD', "stream:$name", '*', 'v', "v$_" ] } 1 .. $n;
 	$redis->pipeline(splice(@commands, 0, 1000)) while @commands;
-	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', workers => $workers, options => '$options', statement => \$\$INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch\$\$)");
+	Postpipe::Test::Pipelines::make($name, %opt);
 	wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, "$name: $n entries");
 	return;
 }
@@ -128,8 +126,6 @@ sub is_small
 	cmp_ok($pages[7], '<', 1.2 * $pages[2], "$p: the indexes do not grow with each round (@pages)");
 	return;
 }
-
-sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name')"); return }
 
 sub add { my ($name, $value) = @_; return $redis->command('XADD', "stream:$name", '*', 'v', $value) }
 

@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use IPC::Run ();
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(definition);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('levels', redis => $redis, allows_streaming => 1);
@@ -91,7 +92,7 @@ sub make
 {
 	my ($name) = @_;
 	my $options = $name eq 'default' ? '{}' : qq({"synchronous_commit": "$name"});
-	sql(qq(CREATE TABLE "$name" (v text); SELECT postpipe_create_pipeline('$name', 'stream:$name', statement => 'INSERT INTO "$name" SELECT id FROM postpipe_batch', options => '$options')));
+	sql(qq(CREATE TABLE "$name" (v text); ) . definition($name, statement => qq(INSERT INTO "$name" SELECT id FROM postpipe_batch), options => $options));
 	return add($name, 1);
 }
 

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(definition);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('targets', redis => $redis);
@@ -85,12 +86,6 @@ is(sql('SELECT count(*) FROM postpipe_dlq'), 0, 'nothing is dead');
 pp_balanced($node);
 $node->stop;
 done_testing();
-
-sub definition
-{
-	my ($name, %opt) = @_;
-	return "SELECT postpipe_create_pipeline('$name', 'stream:$name', " . join(', ', map { "$_ => \$q\$$opt{$_}\$q\$" } sort keys %opt) . ')';
-}
 
 sub make { return sql(definition(@_)) }
 

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(definition);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('log', redis => $redis, conf => join("\n", 'postpipe.max_retries = 0', 'log_statement = all', 'log_min_duration_statement = 0',
@@ -60,8 +61,7 @@ done_testing();
 sub make
 {
 	my ($name, $table, %opt) = @_;
-	my $more = join '', map { ", $_ => '$opt{$_}'" } sort keys %opt;
-	return sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '$table'$more)");
+	return sql(definition($name, target => $table, %opt));
 }
 
 sub shows

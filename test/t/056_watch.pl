@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(make drop pause);
 use Time::HiRes ();
 
 my $redis = Postpipe::Test::Redis->new;
@@ -171,28 +172,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub make
-{
-	my ($name, %opt) = @_;
-	$opt{statement} //= "INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch";
-	my $args = join ', ', map { "$_ => " . ($_ eq 'workers' ? $opt{$_} : "\$q\$$opt{$_}\$q\$") } sort keys %opt;
-	sql("CREATE TABLE t_$name (v text)");
-	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', $args)") if $args;
-	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name')") if !$args;
-	$added{$name} = 0;
-	return;
-}
-
-sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name'); DROP TABLE t_$name"); return }
-
-sub pause
-{
-	my ($name) = @_;
-	sql("SELECT postpipe_pause('$name')");
-	is(sql("SELECT postpipe_wait_state('$name', 'paused')"), 't', "$name: paused");
-	return;
-}
-
 sub add
 {
 	my ($name, $n) = @_;
@@ -231,5 +210,5 @@ sub balanced
 {
 	my ($name, $seconds) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances", $seconds // 15);
+	return Postpipe::Test::Pipelines::balanced($name, $seconds // 15);
 }

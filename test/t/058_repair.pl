@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(make drop pause resume balanced);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('repair', redis => $redis, databases => 'postgres', allows_streaming => 1);
@@ -230,28 +231,6 @@ for my $case ([ 'adopted_lower', 500 ], [ 'adopted_higher', 2000 ])
 }
 done_testing();
 
-sub make
-{
-	my ($name, %opt) = @_;
-	$opt{statement} //= "INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch";
-	my $args = join ', ', map { "$_ => " . ($_ eq 'workers' ? $opt{$_} : "\$q\$$opt{$_}\$q\$") } sort keys %opt;
-	sql("CREATE TABLE t_$name (v text)");
-	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', $args)");
-	return;
-}
-
-sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name'); DROP TABLE t_$name"); return }
-sub resume { my ($name) = @_; sql("SELECT postpipe_resume('$name')"); return }
-
-sub pause
-{
-	my ($name) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	sql("SELECT postpipe_pause('$name')");
-	is(sql("SELECT postpipe_wait_state('$name', 'paused')"), 't', "$name: paused");
-	return;
-}
-
 # postpipe.enabled, so that nothing runs in what is backed up.
 sub disable
 {
@@ -290,11 +269,4 @@ sub rows
 	my ($name, $n, $what) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return wait_sql($node, 'postgres', "SELECT count(*) FROM t_$name", $n, $what // "$name: $n rows");
-}
-
-sub balanced
-{
-	my ($name) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", 0, "$name: the audit balances");
 }

@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test '!sql';
+use Postpipe::Test::Pipelines qw(definition);
 use Postpipe::Test::Proxy;
 
 my $redis = Postpipe::Test::Redis->new;
@@ -128,8 +129,7 @@ sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub make
 {
 	my ($name, $statement, $options) = @_;
-	$options //= '{}';
-	return sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', consumer_group => '$name', statement => \$q\$$statement\$q\$, options => '$options')");
+	return sql(definition($name, consumer_group => $name, statement => $statement, options => $options // '{}'));
 }
 
 sub add

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(wait_state);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('direct', redis => $redis, conf => 'log_error_verbosity = terse');
@@ -191,10 +192,3 @@ is($alone->safe_psql('postgres', q(SELECT postpipe_ingest('posts', '[{"id": "p1"
 is($alone->safe_psql('postgres', 'SELECT content FROM posts'), 'new', '... the later one wins');
 $alone->stop;
 done_testing();
-
-sub wait_state
-{
-	my ($name) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(sql("SELECT postpipe_wait_state('$name', 'idle')"), 't', "$name: idle");
-}

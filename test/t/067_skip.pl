@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(pause resume wait_state);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('skip', redis => $redis, conf => "log_error_verbosity = terse\npostpipe.retry_delay = '1h'");
@@ -175,13 +176,4 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub pause { my ($name) = @_; sql("SELECT postpipe_pause('$name')"); return wait_state($name, 'paused') }
-sub resume { my ($name) = @_; return sql("SELECT postpipe_resume('$name')") }
 sub items { my ($table, @ids) = @_; return sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM $table WHERE id IN (" . join(', ', @ids) . ')') }
-
-sub wait_state
-{
-	my ($name, $state) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(sql("SELECT postpipe_wait_state('$name', '$state')"), 't', "$name: $state");
-}

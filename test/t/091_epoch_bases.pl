@@ -7,6 +7,7 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(drop pause resume);
 
 my $redis = Postpipe::Test::Redis->new(keep => 1);
 my $node = pp_node('bases', redis => $redis);
@@ -191,22 +192,8 @@ done_testing();
 sub make
 {
 	my ($name, %opt) = @_;
-	my $options = $opt{options} // '{}';
-	sql("CREATE TABLE t_$name (v text)");
-	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', workers => $opt{workers}, options => '$options', statement => \$\$INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch\$\$)");
+	Postpipe::Test::Pipelines::make($name, %opt);
 	wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'idle', "$name reads");
-	return;
-}
-
-sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name'); DROP TABLE t_$name"); return }
-sub resume { my ($name) = @_; sql("SELECT postpipe_resume('$name')"); return }
-
-sub pause
-{
-	my ($name) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	sql("SELECT postpipe_pause('$name')");
-	is(sql("SELECT postpipe_wait_state('$name', 'paused')"), 't', "$name: paused");
 	return;
 }
 

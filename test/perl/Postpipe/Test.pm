@@ -28,7 +28,7 @@ our @EXPORT = (
 my ($data_dir) = map { s{perl/Postpipe/Test\.pm$}{data}r } __FILE__;
 sub sample_file { my ($name) = @_; return "$data_dir/$name.resp" }
 
-my @nodes;
+our @nodes;    # that the test made
 
 # pp_node(name, redis => object with url() or a URL, databases => list as in the setting, conf => lines, ...)
 #
