@@ -66,6 +66,8 @@ typedef struct PpLedger
 	SPIPlanPtr letter_plans[PP_LETTER_PLANS];
 } PpLedger;
 
+#define PP_MAX_HOLES 100000 /* more than that pending at the begin of an epoch are not noted */
+
 /* What an epoch begins with. */
 typedef struct PpBase
 {

@@ -26,8 +26,7 @@
 #include "stats.h"
 #include "stream_group.h"
 
-#define COUNT_PAGE 10000  /* entries that Redis counts at once, which takes some milliseconds */
-#define MAX_HOLES  100000 /* more than that pending at the begin of an epoch are not noted */
+#define COUNT_PAGE 10000 /* entries that Redis counts at once, which takes some milliseconds */
 
 static void
 begin_epoch(PpApply *a, void *cause)
@@ -76,7 +75,7 @@ get_holes(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *ba
 			base->holes = repalloc(base->holes, (base->num_holes + page.n) * sizeof(PpId));
 		for (int i = 0; i < page.n; i++)
 			base->holes[base->num_holes++] = after = page.entries[i].id;
-	} while (base->num_holes < MAX_HOLES);
+	} while (base->num_holes < PP_MAX_HOLES);
 	return true;
 }
 
@@ -181,7 +180,7 @@ find_base(PpWorker *w, const PpStreamFacts *facts, MemoryContext cxt, PpBase *ba
 	if (!get_holes(w, &at, cxt, base, error) ||
 		!count_after(w, facts, base->settled, &after, error))
 		return false;
-	if (base->num_holes >= MAX_HOLES)
+	if (base->num_holes >= PP_MAX_HOLES)
 		/* Too many to list: then what comes again from before the epoch is not known as settled. */
 		*base = (PpBase){.added = -1};
 	else

@@ -27,7 +27,6 @@
 #include "stream.h"
 #include "trimmed.h"
 
-#define MAX_HOLES  100000 /* as when a worker begins an epoch */
 #define PAGE_HOLES 1000
 #define COUNT_PAGE 1000
 #define MAX_REPLY  ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
@@ -75,7 +74,7 @@ get_holes(PpRedis *conn, const PpPipeline *p, PpId last, PpBase *base)
 	PpReply *reply;
 	PpRedisError error;
 
-	base->holes = palloc((MAX_HOLES + PAGE_HOLES) * sizeof(PpId));
+	base->holes = palloc((PP_MAX_HOLES + PAGE_HOLES) * sizeof(PpId));
 	do
 	{
 		pp_stream_send_pending(conn, p->stream, p->group, after, last, PAGE_HOLES);
@@ -88,7 +87,7 @@ get_holes(PpRedis *conn, const PpPipeline *p, PpId last, PpBase *base)
 				pp_function_fail(&reply->items[i]);
 			base->holes[base->num_holes++] = after;
 		}
-	} while (reply->len == PAGE_HOLES && base->num_holes < MAX_HOLES);
+	} while (reply->len == PAGE_HOLES && base->num_holes < PP_MAX_HOLES);
 }
 
 /* What the epoch that begins does not account for: all up to `since`, but for what is pending. */
@@ -100,7 +99,7 @@ find_base(PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts, PpId s
 	if (pp_id_compare(facts->last_generated, since) < 0)
 		base.settled = facts->last_generated;
 	get_holes(conn, p, base.settled, &base);
-	if (base.num_holes >= MAX_HOLES)
+	if (base.num_holes >= PP_MAX_HOLES)
 		return (PpBase){.added = -1};
 	base.added = facts->added < 0 ? -1 : facts->added - entries - base.num_holes;
 	return base;
@@ -118,7 +117,7 @@ find_lost(PpLedger *ledger, PpPipe *pipe, PpRedis *conn, const PpStreamFacts *fa
 	int64 missing;
 
 	if (ledger->shared || ledger->base < 0 || facts->added < 0 || !pp_trimmed_is_gap(facts) ||
-		pending->num_holes >= MAX_HOLES)
+		pending->num_holes >= PP_MAX_HOLES)
 		return pp_trimmed_find(pipe, pp_redis_run(conn), facts, top);
 	missing = pp_trimmed_expected(facts) - ledger->base - ledger->settled -
 			  pp_ledger_count_unsettled(ledger, pending->holes, pending->num_holes);
