@@ -41,7 +41,6 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
 sub add { my ($p, $n) = @_; return $redis->pipeline(map { [ 'XADD', "stream:$p", '*', 'v', 's' . ++$serial ] } 1 .. $n) }
 
 # While each worker waits with a batch: so many entries are trimmed, with what was not read before. Then these batches may go.
