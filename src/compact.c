@@ -76,7 +76,7 @@ typedef struct Prune
 	PpId sealed;    /* everything up to here is settled */
 	PpId delivered; /* … or at least delivered */
 	TimestampTz before;
-	PpId upto; /* 0-0: nothing of this incarnation of the stream */
+	PpId upto; /* of this incarnation of the stream; 0-0: nothing */
 	PpIdList holes;
 	bool more;
 } Prune;
@@ -93,7 +93,11 @@ typedef struct Prune
 	" OR last_id OPERATOR(%1$s.<=) $3) AND sequence < (SELECT max(sequence) FROM "                              \
 	"%1$s.postpipe_ledger m WHERE m.pipeline = $1 AND m.worker = l.worker AND m.summed) "
 
-/* Which rows will go?  Up to *before from now on, and of this incarnation up to the ID *upto. */
+/*
+ * Which rows will go?  Up to *before from now on, and of this incarnation up to the ID *upto: no less than what is
+ * pruned already, because the holes up to there are found anew, and these rows may lie below, as that of a hole
+ * that was settled late, or be of what the stream was before.
+ */
 static void
 find_old(PpApply *a, void *arg)
 {
@@ -108,10 +112,11 @@ find_old(PpApply *a, void *arg)
 	Datum value;
 
 	SPI_execute_with_args(
-		psprintf("SELECT max(settled_at), %1$s.max(last_id) FILTER (WHERE epoch >= " INCARNATION
-				 "), count(*) FROM (SELECT settled_at, last_id, epoch " OLD_ROWS
-				 "ORDER BY settled_at LIMIT $4) s",
-				 ledger->ext->schema_name),
+		psprintf(
+			"SELECT max(settled_at), greatest(%1$s.max(last_id) FILTER (WHERE epoch >= " INCARNATION
+			"), (SELECT pruned_id FROM %1$s.postpipe_progress WHERE pipeline = $1)), count(*) "
+			"FROM (SELECT settled_at, last_id, epoch " OLD_ROWS "ORDER BY settled_at LIMIT $4) s",
+			ledger->ext->schema_name),
 		4, types, values, NULL, true, 0);
 	row = SPI_tuptable->vals[0];
 	desc = SPI_tuptable->tupdesc;

@@ -1,0 +1,129 @@
+# What the tables say where several things come together: a prune beside holes, a rewind beside others, and a Redis that has gone back
+# while a worker holds what it was given last. TAP, because it needs a Redis that others change while background workers rest.
+
+use strict;
+use warnings;
+use PostgreSQL::Test::Utils;
+use Postpipe::Test;
+
+my $redis = Postpipe::Test::Redis->new(keep => 1);
+my $node = pp_node('edges', redis => $redis);
+my $serial = 0;
+sql('CREATE EXTENSION postpipe');
+sql(q(SELECT postpipe_drop_pipeline('posts')));
+
+# --- What is pending for another consumer stays a hole, whatever is pruned.
+my @ids = add('holes', 5);
+$redis->command('XGROUP', 'CREATE', 'stream:holes', 'postpipe_holes', 0);
+read_by('python', 'holes', 3);
+make('holes', options => '{"ledger_retention": "1min", "batch_size": 1}');
+rows('holes', 2);
+is(holes('holes'), "{$ids[0],$ids[1],$ids[2]}", 'three are holes');
+hand_over('holes', $ids[0]);
+rows('holes', 3);
+add('holes', 1);
+rows('holes', 4);
+# The row of an ID below what is pruned already is the only one that goes; that of the last batch stays.
+sql("UPDATE postpipe_ledger l SET settled_at = settled_at - interval '2 minutes' WHERE pipeline = 'holes' AND (last_id = '$ids[0]' OR sequence = (SELECT max(sequence) FROM postpipe_ledger))");
+add('holes', 1001);
+rows('holes', 1005);
+wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_ledger WHERE pipeline = 'holes' AND first_id = '$ids[0]'", 0, 'the row of the first one is pruned');
+is(holes('holes'), "{$ids[1],$ids[2]}", 'the others are holes still');
+hand_over('holes', $ids[1]);
+rows('holes', 1006, 'a hole that is handed over is applied');
+
+# The same where only rows of what the stream was before go.
+pause('holes');
+$redis->command('DEL', 'stream:holes');
+my @anew = add('holes', 3);
+$redis->command('XGROUP', 'CREATE', 'stream:holes', 'postpipe_holes', 0);
+read_by('python', 'holes', 2);
+resume('holes');
+rows('holes', 1007, 'made anew');
+sql("UPDATE postpipe_ledger SET settled_at = settled_at - interval '2 minutes' WHERE pipeline = 'holes' AND epoch = 1");
+my $before = sql("SELECT count(*) FROM postpipe_ledger WHERE pipeline = 'holes' AND epoch = 1");
+add('holes', 1001);
+rows('holes', 2008);
+wait_sql($node, 'postgres', "SELECT count(*) < $before AND bool_and(summed) FROM postpipe_ledger WHERE pipeline = 'holes' AND epoch = 1", 't', 'rows of the stream before are pruned');
+is(holes('holes'), "{$anew[0],$anew[1]}", 'both are holes still');
+hand_over('holes', $anew[0]);
+rows('holes', 2009, '... and applied when they are handed over');
+drop('holes');
+
+pp_balanced($node);
+$node->stop;
+done_testing();
+
+sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
+
+sub make
+{
+	my ($name, %opt) = @_;
+	my $options = $opt{options} // '{}';
+	my $workers = $opt{workers} // 1;
+	my $key = $opt{unique} ? 'PRIMARY KEY' : '';
+	sql("CREATE TABLE t_$name (v text $key)");
+	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', workers => $workers, options => '$options', statement => \$\$INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch\$\$)");
+	wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'idle', "$name reads");
+	return;
+}
+
+sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name'); DROP TABLE t_$name"); return }
+sub resume { my ($name) = @_; sql("SELECT postpipe_resume('$name')"); return }
+
+sub pause
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	sql("SELECT postpipe_pause('$name')");
+	is(sql("SELECT postpipe_wait_state('$name', 'paused')"), 't', "$name: paused");
+	return;
+}
+
+sub add { my ($name, $n) = @_; return $redis->pipeline(map { [ 'XADD', "stream:$name", '*', 'v', 's' . ++$serial ] } 1 .. $n) }
+sub lag { my ($name) = @_; return sql("SELECT coalesce(lag, -1) FROM postpipe_stats WHERE pipeline = '$name'") }
+sub holes { my ($name) = @_; return sql("SELECT holes FROM postpipe_progress WHERE pipeline = '$name'") }
+
+# Another consumer of the group reads so many, and acknowledges them perhaps.
+sub read_by
+{
+	my ($who, $name, $n, $ack) = @_;
+	my $reply = $redis->command('XREADGROUP', 'GROUP', "postpipe_$name", $who, 'COUNT', $n, 'STREAMS', "stream:$name", '>');
+	my @ids = map { $_->[0] } @{ $reply->[0][1] };
+	$redis->command('XACK', "stream:$name", "postpipe_$name", @ids) if $ack;
+	return;
+}
+
+# What is pending for another consumer is given to worker 1.
+sub hand_over
+{
+	my ($name, $id) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	pause($name);
+	my ($consumer) = grep { /:1$/ } map { my %c = @$_; $c{name} } @{ $redis->command('XINFO', 'CONSUMERS', "stream:$name", "postpipe_$name") };
+	is(scalar @{ $redis->command('XCLAIM', "stream:$name", "postpipe_$name", $consumer, 0, $id, 'JUSTID') }, 1, "$name: $id is handed over");
+	resume($name);
+	return;
+}
+
+sub rows
+{
+	my ($name, $n, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_sql($node, 'postgres', "SELECT count(*), count(DISTINCT v) FROM t_$name", "$n|$n", $what // "$name: $n rows", 30);
+}
+
+# added, applied, lost and balance of the current epoch.
+sub shows
+{
+	my ($name, $numbers, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_sql($node, 'postgres', "SELECT added, applied, lost, balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", $numbers, "$name: $what", 15);
+}
+
+# What is lost: in which epoch, its cause, how many, and whether the range is empty.
+sub lost
+{
+	my ($name) = @_;
+	return sql("SELECT string_agg(format('%s %s %s %s', epoch, e.cause, entries, l.first_id > l.last_id), ', ' ORDER BY noticed_at) FROM postpipe_lost l JOIN postpipe_epoch e USING (pipeline, epoch) WHERE pipeline = '$name'");
+}
