@@ -27,17 +27,19 @@
 #include "stream.h"
 #include "trimmed.h"
 
-#define PAGE_HOLES 1000
-#define COUNT_PAGE 1000
-#define MAX_REPLY  ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
+#define PAGE_HOLES  1000
+#define COUNT_PAGE  1000
+#define COUNT_BYTES ((size_t) 16 * 1024 * 1024)   /* … of fewer entries, when they are large */
+#define MAX_REPLY   ((size_t) 1200 * 1024 * 1024) /* one entry is read whole, however large */
 
 PG_FUNCTION_INFO_V1(postpipe_rewind);
 
-/* How many of the entries that are there lie after `id`?  By pages of XRANGE. */
+/* How many of the entries that are there lie after `id`?  By pages of XRANGE, shorter ones of large entries. */
 static int64
 count_after(PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts, PpId id)
 {
 	int64 total = 0;
+	size_t count = 1; /* until it is known how large they are */
 	PpReply *reply;
 	MemoryContext page;
 
@@ -49,8 +51,9 @@ count_after(PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts, PpId
 	for (;;)
 	{
 		MemoryContextReset(page);
-		pp_redis_reply_target(conn, page, (size_t) 1024 * 1024 * 1024);
-		pp_stream_send_range(conn, p->stream, id, facts->last_entry, COUNT_PAGE);
+		pp_redis_reply_target(conn, page, PP_FUNCTION_REPLY);
+		pp_redis_skim(conn, true);
+		pp_stream_send_range(conn, p->stream, id, facts->last_entry, (int) count);
 		reply = pp_function_reply(conn);
 		if (reply->type != PP_REPLY_ARRAY)
 			pp_function_fail(reply);
@@ -60,10 +63,42 @@ count_after(PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts, PpId
 		if (!pp_reply_is(&reply->items[reply->len - 1], PP_REPLY_ARRAY, 2) ||
 			!pp_stream_parse_id(&reply->items[reply->len - 1].items[0], &id))
 			pp_function_fail(reply);
+		count = COUNT_BYTES / Max(pp_redis_skimmed(conn) / reply->len, 1);
+		count = Max(Min(count, COUNT_PAGE), 1);
 	}
 	pp_redis_reply_target(conn, CurrentMemoryContext, PP_FUNCTION_REPLY);
 	MemoryContextDelete(page);
 	return total;
+}
+
+/* Is the entry after `id` the first one that is left, or gone? */
+static bool
+is_before_first(const PpStreamFacts *facts, PpId id)
+{
+	return facts->length == 0 || pp_id_compare(id, facts->first_entry) < 0;
+}
+
+/*
+ * How is the stream, and how many of its entries lie after `since`?  Both are of one moment: they are asked for
+ * again when some of those were trimmed while they were counted, which would be in neither epoch.
+ */
+static PpStreamFacts
+look(PpRedis *conn, const PpPipeline *p, PpId since, int64 *entries)
+{
+	PpStreamFacts facts = pp_function_facts(conn, p);
+
+	for (;;)
+	{
+		PpStreamFacts later;
+
+		*entries = count_after(conn, p, &facts, since);
+		if (is_before_first(&facts, since) || pp_id_compare(since, facts.last_entry) >= 0)
+			return facts;
+		later = pp_function_facts(conn, p);
+		if (!is_before_first(&later, since))
+			return facts;
+		facts = later;
+	}
 }
 
 /* What is pending up to `last`, as the holes of the epoch that begins. */
@@ -294,7 +329,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 						 p->name, p->name)));
 
 	conn = pp_function_connect(p);
-	facts = pp_function_facts(conn, p);
+	facts = look(conn, p, id, &entries);
 	end_epoch(&ledger, p, pipe, conn, &facts);
 	/*
 	 * The epoch first: if the group is set back and this transaction fails in the end, what comes
@@ -311,7 +346,6 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	reply = pp_function_reply(conn);
 	if (reply->type == PP_REPLY_ERROR)
 		pp_function_fail(reply);
-	entries = count_after(conn, p, &facts, id);
 	begin_epoch(&ledger, conn, p, &facts, id, entries);
 	pp_redis_close(conn);
 	ereport(LOG, (errmsg("postpipe pipeline \"%s\": rewound to %s by \"%s\": epoch %d begins",

@@ -50,6 +50,29 @@ hand_over('holes', $anew[0]);
 rows('holes', 2009, '... and applied when they are handed over');
 drop('holes');
 
+for my $workers (1, 2)
+{
+	# --- A rewind that takes long, while the stream is trimmed: what goes meanwhile is not forgotten.
+	my $p = "slow_$workers";
+	make($p, workers => $workers);
+	my @ids = add($p, 50);
+	rows($p, 50);
+	pause($p);
+	add($p, 500);
+	my $lock = pp_session($node);
+	$lock->('BEGIN; LOCK TABLE postpipe_dead_letter');
+	my $rewind = IPC::Run::start([ 'psql', '-Xqd', $node->connstr('postgres'), '-c', "SELECT postpipe_rewind('$p', to_id => '$ids[39]')" ], '>', \my $out, '2>', \my $err);
+	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_locks WHERE relation = 'postpipe_dead_letter'::regclass AND NOT granted), 1, "$p: the rewind waits");
+	$redis->command('XTRIM', "stream:$p", 'MAXLEN', 10);
+	$lock->('COMMIT');
+	$lock->(undef);
+	$rewind->finish;
+	resume($p);
+	rows($p, 60);
+	shows($p, '510|10|500|0', 'trimmed while the rewind waited');
+	drop($p);
+}
+
 pp_balanced($node);
 $node->stop;
 done_testing();
