@@ -21,10 +21,12 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
+#include "consumer.h"
 #include "dead_letter.h"
 #include "event.h"
 #include "stats.h"
 #include "stream.h"
+#include "stream_group.h"
 #include "trimmed.h"
 
 #define PAGE_HOLES  1000
@@ -101,6 +103,25 @@ look(PpRedis *conn, const PpPipeline *p, PpId since, int64 *entries)
 	}
 }
 
+/* Has the group other consumers than workers of this pipeline?  Who may not ask cannot know. */
+static bool
+has_others(PpRedis *conn, const PpPipeline *p)
+{
+	PpConsumer *consumers;
+	PpRedisError error;
+	PpReply *reply;
+	int n;
+
+	pp_stream_send_consumers(conn, p->stream, p->group);
+	reply = pp_function_reply(conn);
+	if (!pp_stream_parse_consumers(reply, &consumers, &n, &error))
+		return true;
+	for (int i = 0; i < n; i++)
+		if (pp_consumer_worker(consumers[i].name, p->name) == 0)
+			return true;
+	return false;
+}
+
 /* What is pending up to `last`, as the holes of the epoch that begins. */
 static void
 get_holes(PpRedis *conn, const PpPipeline *p, PpId last, PpBase *base)
@@ -164,6 +185,7 @@ static void
 end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn,
 		  const PpStreamFacts *facts)
 {
+	bool others = has_others(conn, p);
 	PpBase pending = {0};
 	PpStoreScope store;
 	PpTrimmed lost;
@@ -171,6 +193,7 @@ end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn,
 	get_holes(conn, p, facts->last_delivered, &pending);
 	pp_store_begin(&store, ledger->ext);
 	(void) pp_ledger_open(ledger);
+	ledger->shared |= others; /* they may have come since a worker looked */
 	lost = find_lost(ledger, pipe, conn, facts, &pending);
 	if (lost.entries != 0)
 		pp_ledger_record_lost(ledger, lost.first, lost.last, lost.entries, "trimmed_before_read");

@@ -71,6 +71,26 @@ for my $workers (1, 2)
 	rows($p, 60);
 	shows($p, '510|10|500|0', 'trimmed while the rewind waited');
 	drop($p);
+
+	# --- Others have read while the pipeline was paused: what they have settled is not lost.
+	$p = "others_$workers";
+	make($p, workers => $workers);
+	@ids = add($p, 50);
+	rows($p, 50);
+	pause($p);
+	resume($p);
+	add($p, 1);
+	rows($p, 51);
+	pause($p);
+	add($p, 20);
+	read_by('python', $p, 20, 1);
+	add($p, 30);
+	$redis->command('XTRIM', "stream:$p", 'MAXLEN', 10);
+	sql("SELECT postpipe_rewind('$p', to_id => '$ids[49]')");
+	is(lost($p), '1 first 20 f', "$p: only what nobody has read is lost");
+	resume($p);
+	rows($p, 61);
+	drop($p);
 }
 
 pp_balanced($node);
