@@ -132,7 +132,7 @@ pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top)
 	PpId after = pp_id_compare(facts->last_delivered, top) > 0 ? facts->last_delivered : top;
 	int64 position = -1;
 
-	if (!facts->group_exists || expected < 0)
+	if (!facts->group_exists || expected <= 0)
 		return (PpTrimmed){.entries = 0};
 	LWLockAcquire(&pipe->lock, LW_SHARED);
 	if (pipe->correction.run == run)

@@ -91,6 +91,19 @@ for my $workers (1, 2)
 	resume($p);
 	rows($p, 61);
 	drop($p);
+
+	# --- A group at the beginning of a stream of which nothing is gone, with another consumer.
+	$p = "fresh_$workers";
+	$redis->command('XGROUP', 'CREATE', "stream:$p", "postpipe_$p", 0, 'MKSTREAM');
+	$redis->command('XGROUP', 'CREATECONSUMER', "stream:$p", "postpipe_$p", 'python');
+	make($p, workers => $workers);
+	pause($p);
+	add($p, 5);
+	resume($p);
+	rows($p, 5);
+	is(lost($p), '', "$p: nothing is gone, so nothing may be lost");
+	shows($p, '5|5|0|0', 'all is read');
+	drop($p);
 }
 
 pp_balanced($node);
