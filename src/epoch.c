@@ -159,9 +159,12 @@ pp_ledger_open(PpLedger *ledger)
 						  2, types, values, NULL, false, 1);
 	if (SPI_processed == 1)
 		mark = get_id(1);
+	ledger->reached = mark;
 	if (last != NULL && pp_id_compare(last->since, mark) > 0)
 		mark = last->since;
 	read_sums(ledger);
+	if (pp_id_compare(ledger->top, ledger->reached) < 0)
+		ledger->reached = ledger->top;
 	if (pp_id_compare(ledger->pruned, mark) > 0)
 		mark = ledger->pruned;
 	return mark;

@@ -53,6 +53,7 @@ typedef struct PpLedger
 	int64 base;      /* what it said of the number of entries; -1: not provable */
 	int64 settled;   /* by this epoch, when the ledger was opened */
 	PpId top;        /* highest ID on record of the stream as it is now; 0-0: none */
+	PpId reached;    /* … since it was rewound last */
 	PpId sealed; /* up to here everything was settled, when that was looked at; 0-0: it was not */
 	PpId pruned; /* up to here, an ID is a duplicate, … */
 	int64 num_holes; /* … but for so many */

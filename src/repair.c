@@ -249,7 +249,7 @@ warn_shared(PpWorker *w)
 
 /*
  * After which ID do entries lie that are missing and gone from the stream?  `top`: the highest one on
- * record when we came.
+ * record when we came, that counts.
  */
 static PpId
 lost_after(const PpWorker *w, const PpStreamFacts *facts, PpId top)
@@ -272,7 +272,7 @@ bool
 pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError *error)
 {
 	PpLedger *ledger = pp_apply_ledger(w->apply);
-	PpId top = pp_ledger_highest(ledger);
+	PpId top = max_id(ledger->reached, ledger->pruned);
 	/* Below it everything is settled, but for the holes. */
 	PpId bottom = ledger->num_holes > 0 ? (PpId){0, 0} : ledger->pruned;
 	Range range = {.after = max_id(pp_held_seen(w->pipe), ledger->pruned)};

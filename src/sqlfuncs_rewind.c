@@ -7,8 +7,8 @@
  * One whose entry is not in the stream any more, or is another one by now, stays as it is: it is all
  * that is left of it.
  *
- * What the group had not delivered and is gone from the stream is lost in the epoch that ends.  The new one
- * begins with what is there now: what goes until a worker reads is lost in it.
+ * What the group had not delivered and is gone from the stream, or lies before the ID, is lost in the epoch that
+ * ends.  The new one begins with what is there now: what goes until a worker reads is lost in it.
  */
 #include "sqlfuncs.h"
 
@@ -201,6 +201,36 @@ end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn,
 	pp_store_end(&store);
 }
 
+/*
+ * A rewind to an ID that the group has not reached: what lies before it will not be read, and `entries` after it
+ * will.  Called when the epoch has ended, of which it says so.
+ */
+static void
+pass_over(PpLedger *ledger, const PpPipeline *p, PpRedis *conn, const PpStreamFacts *facts,
+		  PpId since, int64 entries)
+{
+	PpId top = pp_ledger_highest(ledger);
+	PpId after = pp_id_compare(top, facts->last_delivered) > 0 ? top : facts->last_delivered;
+	PpStoreScope store;
+	int64 passed;
+
+	if (pp_id_compare(since, after) <= 0)
+		return;
+	passed = count_after(conn, p, facts, after) - entries;
+	if (passed <= 0)
+		return;
+	if (pp_id_compare(since, facts->last_entry) > 0)
+		since = facts->last_entry;
+	pp_store_begin(&store, ledger->ext);
+	pp_ledger_record_lost(ledger, pp_id_next(after), since, passed, "passed_over_by_rewind");
+	pp_ledger_free_plans(ledger);
+	pp_store_end(&store);
+	ereport(WARNING, (errmsg("pipeline \"%s\" will not read " INT64_FORMAT
+							 " entries that were not delivered yet",
+							 p->name, passed),
+					  errdetail("They lie before the ID that it is set to; see postpipe_lost.")));
+}
+
 /* Notes what the one that is open now begins with: `entries` are there after `since`. */
 static void
 begin_epoch(PpLedger *ledger, PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts,
@@ -354,6 +384,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	conn = pp_function_connect(p);
 	facts = look(conn, p, id, &entries);
 	end_epoch(&ledger, p, pipe, conn, &facts);
+	pass_over(&ledger, p, conn, &facts, id, entries);
 	/*
 	 * The epoch first: if the group is set back and this transaction fails in the end, what comes
 	 * again is on record and not applied twice.

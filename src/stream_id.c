@@ -110,6 +110,20 @@ pp_id_previous(PpId id)
 	return id;
 }
 
+/* The ID just above `id`; the highest one stays as it is. */
+PpId
+pp_id_next(PpId id)
+{
+	if (id.seq < PG_UINT64_MAX)
+		id.seq++;
+	else if (id.ms < PG_UINT64_MAX)
+	{
+		id.ms++;
+		id.seq = 0;
+	}
+	return id;
+}
+
 /* The lowest ID that an entry added at `at` can have. */
 PpId
 pp_id_at_time(TimestampTz at)

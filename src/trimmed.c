@@ -112,7 +112,7 @@ gone_up_to(const PpStreamFacts *facts)
 PpTrimmed
 pp_trimmed_range(const PpStreamFacts *facts, PpId after, int64 entries)
 {
-	PpTrimmed lost = {{after.ms, after.seq + 1}, gone_up_to(facts), entries};
+	PpTrimmed lost = {pp_id_next(after), gone_up_to(facts), entries};
 
 	if (pp_id_compare(lost.last, after) <= 0)
 		lost.last = facts->last_delivered; /* before 7.0, Redis does not tell */

@@ -104,6 +104,29 @@ for my $workers (1, 2)
 	is(lost($p), '', "$p: nothing is gone, so nothing may be lost");
 	shows($p, '5|5|0|0', 'all is read');
 	drop($p);
+
+	# --- A rewind to an ID that the group has not reached.
+	$p = "forward_$workers";
+	make($p, workers => $workers);
+	@ids = add($p, 50);
+	rows($p, 50);
+	pause($p);
+	push @ids, add($p, 20);
+	is(sql("SELECT postpipe_rewind('$p', to_id => '$ids[59]')"), 10, "$p: rewound forward");
+	is(sql("SELECT epoch, entries, first_id > '$ids[49]', last_id = '$ids[59]', cause FROM postpipe_lost WHERE pipeline = '$p'"), '1|10|t|t|passed_over_by_rewind', "$p: what is passed over is told");
+	resume($p);
+	rows($p, 60);
+	shows($p, '10|10|0|0', 'the rest is read');
+	# By a time: the range of what is trimmed afterwards begins with it.
+	pause($p);
+	my ($ms) = $ids[59] =~ /^(\d+)/;
+	sql("SELECT postpipe_rewind('$p', to_time => to_timestamp($ms / 1000.0))");
+	$redis->command('XTRIM', "stream:$p", 'MAXLEN', 0);
+	add($p, 1);
+	resume($p);
+	rows($p, 61);
+	is(sql("SELECT entries, first_id, last_id > '$ids[69]' FROM postpipe_lost WHERE pipeline = '$p' AND epoch = 3"), scalar(grep { /^$ms-/ } @ids) + scalar(grep { /^(\d+)/ && $1 > $ms } @ids) . "|$ms-0|t", '... and not after what was settled before it');
+	drop($p);
 }
 
 pp_balanced($node);
