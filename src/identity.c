@@ -66,9 +66,41 @@ top_is_there(PpWorker *w, const PpStreamFacts *facts, bool *there, PpRedisError 
 	return true;
 }
 
+static void
+look_before(PpApply *a, void *arg)
+{
+	PpId *id = arg;
+
+	*id = pp_ledger_last_up_to(pp_apply_ledger(a), *id);
+}
+
+/*
+ * A worker was given this entry and has not settled it, as when the connection breaks or its statement fails: so
+ * it may not be on record.  But is it pending, and what is on record before it in the stream?
+ */
+static bool
+is_in_between(PpWorker *w, PpId id, bool *in_between, PpRedisError *error)
+{
+	PpBatch pending;
+	Asked asked;
+
+	if (!pp_repair_get_pending(w, pp_id_previous(id), id, &pending, error))
+		return false;
+	if (pending.n == 0)
+		return true;
+	pp_worker_transact(w, look_before, &id);
+	if (pp_id_is_zero(id))
+		return true;
+	if (!ask(w, id, &asked, error))
+		return false;
+	*in_between = asked.known && asked.entry != &asked.gone;
+	return true;
+}
+
 /*
  * It is not the stream that the ledger knows.  Is it an older state of it?  Then the group is, too: it was
- * given what is on record, or so long ago that it is not any more.  Or Redis as a whole is older.
+ * given what is on record, or so long ago that it is not any more; or what nobody has settled since.  Or Redis as a
+ * whole is older.
  */
 static bool
 is_older(PpWorker *w, const PpStreamFacts *facts, bool *older, PpRedisError *error)
@@ -82,7 +114,7 @@ is_older(PpWorker *w, const PpStreamFacts *facts, bool *older, PpRedisError *err
 	if (!ask(w, delivered, &asked, error))
 		return false;
 	*older = asked.known || pp_id_compare(delivered, pp_apply_ledger(w->apply)->pruned) <= 0;
-	return true;
+	return *older || is_in_between(w, delivered, older, error);
 }
 
 /* Which cause has the epoch that begins because the stream is not the one that the ledger knows? */

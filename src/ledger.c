@@ -203,6 +203,29 @@ pp_ledger_knows(PpLedger *ledger, PpEntry *entry)
 }
 
 /*
+ * pp_ledger_last_up_to
+ *		An entry on record, most likely the last one of those up to this ID, whether or not it counts; 0-0: there
+ *		is none.  SPI must be connected.
+ */
+PpId
+pp_ledger_last_up_to(PpLedger *ledger, PpId id)
+{
+	Oid types[] = {TEXTOID, pp_id_type_oid(ledger->ext)};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline), PointerGetDatum(&id)};
+	PpId last = {0, 0};
+	bool isnull;
+
+	SPI_execute_with_args(psprintf("SELECT last_id FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
+								   "AND last_id OPERATOR(%1$s.<=) $2 ORDER BY last_id DESC LIMIT 1",
+								   ledger->ext->schema_name),
+						  2, types, values, NULL, true, 1);
+	if (SPI_processed == 1)
+		last = *(PpId *) DatumGetPointer(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	return last;
+}
+
+/*
  * pp_ledger_record_lost
  *		Records that `entries` entries (-1: not known how many) of the range are lost, and why.  SPI
  *		must be connected.

@@ -85,6 +85,7 @@ extern void pp_ledger_load_epochs(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
 extern bool pp_ledger_has(const PpExtension *ext, const char *pipeline, PpEntry *entry, int *epoch);
 extern bool pp_ledger_knows(PpLedger *ledger, PpEntry *entry);
+extern PpId pp_ledger_last_up_to(PpLedger *ledger, PpId id);
 extern void pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n);
 extern void pp_ledger_adjust(PpLedger *ledger, int epoch, PpId first, PpId last, int applied,
 							 int filtered);

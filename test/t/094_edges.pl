@@ -3,6 +3,7 @@
 
 use strict;
 use warnings;
+use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 
@@ -128,6 +129,45 @@ for my $workers (1, 2)
 	is(sql("SELECT entries, first_id, last_id > '$ids[69]' FROM postpipe_lost WHERE pipeline = '$p' AND epoch = 3"), scalar(grep { /^$ms-/ } @ids) + scalar(grep { /^(\d+)/ && $1 > $ms } @ids) . "|$ms-0|t", '... and not after what was settled before it');
 	drop($p);
 }
+
+# --- Redis has gone back to when a worker was given what it has not settled since.
+add('older', 20);
+$redis->command('XGROUP', 'CREATE', 'stream:older', 'postpipe_older', '$');
+make('older', workers => 2, options => '{"batch_size": 1, "lock_timeout": "1s"}', unique => 1);
+add('older', 10);
+rows('older', 10);
+my $session = pp_session($node);
+my $n = 10;
+for (1 .. 50)
+{
+	my $v = 's' . ($serial + 1);
+	$session->("BEGIN; INSERT INTO t_older VALUES ('$v')");
+	add('older', 1);
+	wait_for { pending($redis, 'stream:older', 'postpipe_older') == 1 } "$v is in hand";
+	my ($who) = map { $_->[1] } @{ $redis->command('XPENDING', 'stream:older', 'postpipe_older', '-', '+', 1) };
+	last if $who =~ /:1$/;
+	$session->('ROLLBACK');
+	rows('older', ++$n);
+}
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'older' AND worker = 1 AND state = 'retrying'), 1, 'worker 1 waits for a lock');
+my ($files, $older) = map { $redis->dir . "/$_" } qw(appendonlydir older);
+system_or_bail('cp', '-a', $files, $older);
+add('older', 1);
+rows('older', ++$n, 'the other one goes on');
+$redis->kill9;
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'older' AND batch_entries > 0), 0, 'nothing is in hand');
+$session->('ROLLBACK');
+$session->(undef);
+system_or_bail('rm', '-rf', $files);
+rename($older, $files) or die "$files: $!";
+$redis->start;
+add('older', 1);
+rows('older', $n + 2, 'what was given away last, and what is new');
+wait_for { pending($redis, 'stream:older', 'postpipe_older') == 0 && lag('older') == 0 } 'all is read';
+rows('older', $n + 2, '... and nothing from before the pipeline began');
+shows('older', '2|2|0|0', 'both are of a new epoch');
+is(sql(q(SELECT string_agg(cause, ' ' ORDER BY epoch) FROM postpipe_epoch WHERE pipeline = 'older')), 'first stream_went_back', '... that began because the stream went back');
+drop('older');
 
 pp_balanced($node);
 $node->stop;
