@@ -65,9 +65,14 @@ pp_watch_lost(PpWorker *w, PpId after, const PpStreamFacts *facts, int64 entries
 void
 pp_watch_lost_meanwhile(PpWorker *w, const PpStreamFacts *facts)
 {
-	PpTrimmed trimmed = pp_trimmed_find(w->pipe, pp_redis_run(w->redis), facts,
-										pp_ledger_highest(pp_apply_ledger(w->apply)));
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	PpTrimmed trimmed =
+		pp_trimmed_find(w->pipe, pp_redis_run(w->redis), facts, pp_ledger_highest(ledger));
 
+	/* What Redis does not tell, the ledger may: that no more are gone than were settled. */
+	if (trimmed.entries < 0 && ledger->base >= 0 &&
+		pp_trimmed_expected(facts) <= ledger->base + ledger->settled)
+		trimmed.entries = 0;
 	if (trimmed.entries == 0)
 		return;
 	record(w, &trimmed);

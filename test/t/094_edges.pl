@@ -106,6 +106,21 @@ for my $workers (1, 2)
 	shows($p, '5|5|0|0', 'all is read');
 	drop($p);
 
+	# The same of one of which all was gone before.
+	$p = "gone_$workers";
+	add($p, 10);
+	$redis->command('XTRIM', "stream:$p", 'MAXLEN', 0);
+	$redis->command('XGROUP', 'CREATE', "stream:$p", "postpipe_$p", 0);
+	$redis->command('XGROUP', 'CREATECONSUMER', "stream:$p", "postpipe_$p", 'python');
+	make($p, workers => $workers);
+	pause($p);
+	add($p, 5);
+	resume($p);
+	rows($p, 5);
+	is(lost($p), '', "$p: nothing was lost since");
+	shows($p, '5|5|0|0', 'all is read');
+	drop($p);
+
 	# --- A rewind to an ID that the group has not reached.
 	$p = "forward_$workers";
 	make($p, workers => $workers);
