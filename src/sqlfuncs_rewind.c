@@ -180,10 +180,25 @@ find_lost(PpLedger *ledger, PpPipe *pipe, PpRedis *conn, const PpStreamFacts *fa
 	return pp_trimmed_range(facts, facts->last_delivered, Max(missing, 0));
 }
 
-/* Ends the epoch that is open. */
+/*
+ * Where does the group stand?  One of ours alone was given no more than what is on record or pending, wherever
+ * somebody has set it to.
+ */
+static PpId
+find_delivered(const PpLedger *ledger, const PpStreamFacts *facts, const PpBase *pending)
+{
+	PpId last = pp_ledger_highest(ledger);
+
+	if (ledger->shared || !ledger->base_known || pending->num_holes >= MAX_HOLES)
+		return facts->last_delivered;
+	if (pending->num_holes > 0 && pp_id_compare(pending->holes[pending->num_holes - 1], last) > 0)
+		last = pending->holes[pending->num_holes - 1];
+	return pp_id_compare(last, facts->last_delivered) < 0 ? last : facts->last_delivered;
+}
+
+/* Ends the epoch that is open.  facts->last_delivered becomes what the group was really given last. */
 static void
-end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn,
-		  const PpStreamFacts *facts)
+end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn, PpStreamFacts *facts)
 {
 	bool others = has_others(conn, p);
 	PpBase pending = {0};
@@ -194,6 +209,7 @@ end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn,
 	pp_store_begin(&store, ledger->ext);
 	(void) pp_ledger_open(ledger);
 	ledger->shared |= others; /* they may have come since a worker looked */
+	facts->last_delivered = find_delivered(ledger, facts, &pending);
 	lost = find_lost(ledger, pipe, conn, facts, &pending);
 	if (lost.entries != 0)
 		pp_ledger_record_lost(ledger, lost.first, lost.last, lost.entries, "trimmed_before_read");

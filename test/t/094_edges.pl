@@ -143,6 +143,23 @@ for my $workers (1, 2)
 	rows($p, 61);
 	is(sql("SELECT entries, first_id, last_id > '$ids[69]' FROM postpipe_lost WHERE pipeline = '$p' AND epoch = 3"), scalar(grep { /^$ms-/ } @ids) + scalar(grep { /^(\d+)/ && $1 > $ms } @ids) . "|$ms-0|t", '... and not after what was settled before it');
 	drop($p);
+
+	# --- A rewind of a group that somebody has moved forward.
+	$p = "moved_$workers";
+	make($p, workers => $workers);
+	@ids = add($p, 50);
+	rows($p, 50);
+	pause($p);
+	push @ids, add($p, 500);
+	$redis->command('XGROUP', 'SETID', "stream:$p", "postpipe_$p", '$');
+	$redis->command('XTRIM', "stream:$p", 'MAXLEN', 10);
+	sql("SELECT postpipe_rewind('$p', to_id => '$ids[544]')");
+	is(sql("SELECT string_agg(format('%s %s %s', epoch, entries, cause), ', ' ORDER BY cause DESC) FROM postpipe_lost WHERE pipeline = '$p'"),
+		'1 490 trimmed_before_read, 1 5 passed_over_by_rewind', "$p: what nobody was given is told");
+	resume($p);
+	rows($p, 55);
+	shows($p, '5|5|0|0', 'the rest is read');
+	drop($p);
 }
 
 # --- Redis has gone back to when a worker was given what it has not settled since.
