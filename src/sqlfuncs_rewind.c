@@ -189,7 +189,7 @@ find_delivered(const PpLedger *ledger, const PpStreamFacts *facts, const PpBase 
 {
 	PpId last = pp_ledger_highest(ledger);
 
-	if (ledger->shared || !ledger->base_known || pending->num_holes >= MAX_HOLES)
+	if (ledger->shared || !ledger->base_known || pending->num_holes >= PP_MAX_HOLES)
 		return facts->last_delivered;
 	if (pending->num_holes > 0 && pp_id_compare(pending->holes[pending->num_holes - 1], last) > 0)
 		last = pending->holes[pending->num_holes - 1];

@@ -1,4 +1,4 @@
-# Two workers of a pipeline against one.
+# Two workers of a pipeline against one, for each format of producers.
 package Bench::Section::Workers;
 
 use strict;
@@ -10,28 +10,34 @@ use Bench::Rounds;
 sub run
 {
 	my ($stage) = @_;
-	my $posts = Bench::Posts->new($stage, entries => $stage->entries(1));
+	my $entries = $stage->entries(1);
 	my $pipeline = Bench::Pipeline->posts($stage);
-	my $rounds = Bench::Rounds->new($stage, "two workers against one, $posts->{entries} posts");
-	my $with = sub {
-		my ($workers) = @_;
-		return sub {
-			$posts->publish;
-			$stage->empty('posts');
-			$pipeline->configure(workers => $workers);
-			my $result = $pipeline->drain;
-			$posts->verify('posts', "$workers workers");
-			return $result;
-		};
+	my $rounds = Bench::Rounds->new($stage, "two workers against one, $entries posts");
+	my $contenders = sub {
+		my ($format) = @_;
+		my $posts = Bench::Posts->new($stage, entries => $entries, format => $format);
+		return map {
+			my $workers = $_;
+			"$format$workers" => sub {
+				$posts->publish;
+				$stage->empty('posts');
+				$pipeline->configure(workers => $workers);
+				my $result = $pipeline->drain;
+				$posts->verify('posts', "format $format, $workers workers");
+				return $result;
+			};
+		} 1, 2;
 	};
 
-	$rounds->compare(contenders => [ one => $with->(1), two => $with->(2) ]);
+	$rounds->compare(contenders => [ map { $contenders->($_) } qw(A B C) ]);
 	$pipeline->configure;
-	return $rounds
-	  ->ratio('two_workers_to_one', 'two workers / one', 'two', 'one', 'at least', 1.4)
-	  ->contender('one', 'one worker')
-	  ->contender('two', 'two workers')
-	  ->result;
+	$rounds->ratio('two_workers_to_one', 'two workers / one, format A', 'A2', 'A1', 'at least', 1.4);
+	$rounds->ratio("two_workers_to_one_\l$_", "two workers / one, format $_", "${_}2", "${_}1") for qw(B C);
+	for my $format (qw(A B C))
+	{
+		$rounds->contender("${format}1", "format $format, one worker")->contender("${format}2", "format $format, two workers");
+	}
+	return $rounds->result;
 }
 
 1;
