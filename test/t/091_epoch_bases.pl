@@ -7,7 +7,7 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(drop pause resume);
+use Postpipe::Test::Pipelines qw(drop pause resume rows shows lost lag);
 
 my $redis = Postpipe::Test::Redis->new(keep => 1);
 my $node = pp_node('bases', redis => $redis);
@@ -199,26 +199,3 @@ sub make
 
 sub xadds { my ($name, $n) = @_; return map { [ 'XADD', "stream:$name", '*', 'v', 's' . ++$serial ] } 1 .. $n }
 sub add { my ($name, $n) = @_; return $redis->pipeline(xadds($name, $n)) }
-sub lag { my ($name) = @_; return sql("SELECT coalesce(lag, -1) FROM postpipe_stats WHERE pipeline = '$name'") }
-
-sub rows
-{
-	my ($name, $n, $what) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*), count(DISTINCT v) FROM t_$name", "$n|$n", $what // "$name: $n rows", 60);
-}
-
-# added, applied, lost and balance of the current epoch.
-sub shows
-{
-	my ($name, $numbers, $what) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT added, applied, lost, balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", $numbers, "$name: $what", 30);
-}
-
-# What is lost: in which epoch, its cause, how many, and whether the range is empty.
-sub lost
-{
-	my ($name) = @_;
-	return sql("SELECT string_agg(format('%s %s %s %s', epoch, e.cause, entries, l.first_id > l.last_id), ', ' ORDER BY noticed_at) FROM postpipe_lost l JOIN postpipe_epoch e USING (pipeline, epoch) WHERE pipeline = '$name'");
-}

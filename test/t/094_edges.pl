@@ -6,6 +6,7 @@ use warnings;
 use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(drop pause resume rows shows lost lag);
 
 my $redis = Postpipe::Test::Redis->new(keep => 1);
 my $node = pp_node('edges', redis => $redis);
@@ -144,6 +145,22 @@ for my $workers (1, 2)
 	is(sql("SELECT entries, first_id, last_id > '$ids[69]' FROM postpipe_lost WHERE pipeline = '$p' AND epoch = 3"), scalar(grep { /^$ms-/ } @ids) + scalar(grep { /^(\d+)/ && $1 > $ms } @ids) . "|$ms-0|t", '... and not after what was settled before it');
 	drop($p);
 
+	# --- The same of a group that was made at the stream's end, and has been given nothing yet: what is before it is not passed over.
+	$p = "at_end_$workers";
+	@ids = add($p, 20);
+	$redis->command('XGROUP', 'CREATE', "stream:$p", "postpipe_$p", '$');
+	make($p, workers => $workers);
+	pause($p);
+	is(sql("SELECT postpipe_rewind('$p', to_id => '$ids[19]')"), 0, "$p: rewound to where it stands");
+	is(lost($p), '', '... and nothing is lost');
+	push @ids, add($p, 3);
+	is(sql("SELECT postpipe_rewind('$p', to_id => '$ids[20]')"), 2, '... and forward');
+	is(lost($p), '2 rewind 1 f', '... over one entry');
+	resume($p);
+	rows($p, 2);
+	shows($p, '2|2|0|0', 'the rest is read');
+	drop($p);
+
 	# --- A rewind of a group that somebody has moved forward.
 	$p = "moved_$workers";
 	make($p, workers => $workers);
@@ -205,34 +222,18 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub sql { my ($query) = @_; return $node->safe_psql('postgres', $query) }
-
+# One of which nothing is given twice, if its table has a key.
 sub make
 {
 	my ($name, %opt) = @_;
-	my $options = $opt{options} // '{}';
-	my $workers = $opt{workers} // 1;
-	my $key = $opt{unique} ? 'PRIMARY KEY' : '';
-	sql("CREATE TABLE t_$name (v text $key)");
-	sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', workers => $workers, options => '$options', statement => \$\$INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch\$\$)");
+	my $key = delete $opt{unique} ? 'PRIMARY KEY' : '';
+	Postpipe::Test::Pipelines::make($name, %opt);
+	sql("ALTER TABLE t_$name ADD $key (v)") if $key;
 	wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'idle', "$name reads");
 	return;
 }
 
-sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name'); DROP TABLE t_$name"); return }
-sub resume { my ($name) = @_; sql("SELECT postpipe_resume('$name')"); return }
-
-sub pause
-{
-	my ($name) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	sql("SELECT postpipe_pause('$name')");
-	is(sql("SELECT postpipe_wait_state('$name', 'paused')"), 't', "$name: paused");
-	return;
-}
-
 sub add { my ($name, $n) = @_; return $redis->pipeline(map { [ 'XADD', "stream:$name", '*', 'v', 's' . ++$serial ] } 1 .. $n) }
-sub lag { my ($name) = @_; return sql("SELECT coalesce(lag, -1) FROM postpipe_stats WHERE pipeline = '$name'") }
 sub holes { my ($name) = @_; return sql("SELECT holes FROM postpipe_progress WHERE pipeline = '$name'") }
 
 # Another consumer of the group reads so many, and acknowledges them perhaps.
@@ -255,26 +256,4 @@ sub hand_over
 	is(scalar @{ $redis->command('XCLAIM', "stream:$name", "postpipe_$name", $consumer, 0, $id, 'JUSTID') }, 1, "$name: $id is handed over");
 	resume($name);
 	return;
-}
-
-sub rows
-{
-	my ($name, $n, $what) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT count(*), count(DISTINCT v) FROM t_$name", "$n|$n", $what // "$name: $n rows", 30);
-}
-
-# added, applied, lost and balance of the current epoch.
-sub shows
-{
-	my ($name, $numbers, $what) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT added, applied, lost, balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", $numbers, "$name: $what", 15);
-}
-
-# What is lost: in which epoch, its cause, how many, and whether the range is empty.
-sub lost
-{
-	my ($name) = @_;
-	return sql("SELECT string_agg(format('%s %s %s %s', epoch, e.cause, entries, l.first_id > l.last_id), ', ' ORDER BY noticed_at) FROM postpipe_lost l JOIN postpipe_epoch e USING (pipeline, epoch) WHERE pipeline = '$name'");
 }

@@ -13,7 +13,7 @@ use warnings;
 use Exporter 'import';
 use Postpipe::Test;
 
-our @EXPORT_OK = qw(definition make drop pause resume wait_state letters balanced);
+our @EXPORT_OK = qw(definition make drop pause resume wait_state letters rows shows lost lag balanced);
 
 # The SQL that creates a pipeline with these arguments.
 sub definition
@@ -58,6 +58,32 @@ sub letters
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return wait_sql($Postpipe::Test::nodes[0], 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'", $n, "$name: $n letters");
 }
+
+# Waits until its table has n rows, each of its own.
+sub rows
+{
+	my ($name, $n, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_sql($Postpipe::Test::nodes[0], 'postgres', "SELECT count(*), count(DISTINCT v) FROM t_$name", "$n|$n", $what // "$name: $n rows", 60);
+}
+
+# Waits for added, applied, lost and balance of the epoch that is open.
+sub shows
+{
+	my ($name, $numbers, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_sql($Postpipe::Test::nodes[0], 'postgres', "SELECT added, applied, lost, balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", $numbers, "$name: $what", 30);
+}
+
+# What is lost: in which epoch, what that began with, how many, and whether the range is empty.
+sub lost
+{
+	my ($name) = @_;
+	return sql("SELECT string_agg(format('%s %s %s %s', epoch, e.cause, entries, l.first_id > l.last_id), ', ' ORDER BY noticed_at) FROM postpipe_lost l JOIN postpipe_epoch e USING (pipeline, epoch) WHERE pipeline = '$name'");
+}
+
+# -1: not known.
+sub lag { my ($name) = @_; return sql("SELECT coalesce(lag, -1) FROM postpipe_stats WHERE pipeline = '$name'") }
 
 # Waits until everything is accounted for in the epoch that is open.
 sub balanced
