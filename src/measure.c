@@ -219,32 +219,6 @@ get_memory(Server *s, const Question *q)
 	return reply->type == PP_REPLY_INTEGER ? reply->integer : -1;
 }
 
-/*
- * What Redis says of a group that stands amid its stream is wrong after a crash or a failover
- * (stream_facts.c).  A worker that has looked at the stream since then knows better; until it has, the
- * number is not known.
- */
-static int64
-find_lag(Server *s, const Question *q, const PpStreamFacts *facts)
-{
-	PpPipe *pipe = q->pipe;
-	int64 lag = facts->undelivered;
-
-	if (!pp_stream_is_inside(facts))
-		return lag;
-	LWLockAcquire(&pipe->lock, LW_SHARED);
-	if (pipe->correction.run != 0 && pipe->correction.run != pp_redis_run(s->redis))
-		lag = -1;
-	else if (pipe->correction.known && lag >= 0 && facts->entries_read >= 0 && facts->added >= 0)
-	{
-		int64 position = pp_trimmed_position(&pipe->correction, facts);
-
-		lag = position < 0 ? -1 : facts->added - position;
-	}
-	LWLockRelease(&pipe->lock);
-	return lag > facts->length ? -1 : Max(lag, -1);
-}
-
 /* All replies about one pipeline are there. */
 static void
 answer(Server *s, Question *q)
@@ -258,7 +232,7 @@ answer(Server *s, Question *q)
 	{
 		result.at = GetCurrentTimestamp();
 		result.pending = facts.group_exists ? facts.pending : -1;
-		result.lag = find_lag(s, q, &facts);
+		result.lag = pp_trimmed_lag(q->pipe, pp_redis_run(s->redis), &facts);
 		result.bytes = get_memory(s, q);
 		result.consumers = facts.group_exists ? facts.consumers : -1;
 		result.standing = (PpStanding){facts.last_delivered, facts.added, facts.length};

@@ -145,3 +145,30 @@ pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top)
 		return (PpTrimmed){.entries = 0};
 	return pp_trimmed_range(facts, after, -1);
 }
+
+/*
+ * pp_trimmed_lag
+ *		How many entries has the group not delivered?  What Redis says of a group that stands amid its stream is
+ *		wrong after a crash or a failover (stream_facts.c).  A worker that has looked at the stream since then,
+ *		in the life `run` of Redis, knows better; until it has, the number is not known: -1.
+ */
+int64
+pp_trimmed_lag(PpPipe *pipe, uint64 run, const PpStreamFacts *facts)
+{
+	const PpCorrection *c = &pipe->correction;
+	int64 lag = facts->undelivered;
+
+	if (!pp_stream_is_inside(facts))
+		return lag;
+	LWLockAcquire(&pipe->lock, LW_SHARED);
+	if (c->run != 0 && c->run != run)
+		lag = -1;
+	else if (c->known && lag >= 0 && facts->entries_read >= 0 && facts->added >= 0)
+	{
+		int64 position = pp_trimmed_position(c, facts);
+
+		lag = position < 0 ? -1 : facts->added - position;
+	}
+	LWLockRelease(&pipe->lock);
+	return lag > facts->length ? -1 : Max(lag, -1);
+}

@@ -1,6 +1,6 @@
 /*
  * trimmed.h
- *		Entries that are gone from the stream and that its group has not delivered.
+ *		Entries that are gone from the stream and that its group has not delivered; and how many it has, and has not.
  */
 #ifndef PP_TRIMMED_H
 #define PP_TRIMMED_H
@@ -22,5 +22,6 @@ extern int64 pp_trimmed_position(const PpCorrection *c, const PpStreamFacts *fac
 extern void pp_trimmed_learn(PpCorrection *c, const PpStreamFacts *facts, uint64 received);
 extern PpTrimmed pp_trimmed_range(const PpStreamFacts *facts, PpId after, int64 entries);
 extern PpTrimmed pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top);
+extern int64 pp_trimmed_lag(PpPipe *pipe, uint64 run, const PpStreamFacts *facts);
 
 #endif /* PP_TRIMMED_H */
