@@ -21,8 +21,8 @@ pp_trimmed_is_gap(const PpStreamFacts *facts)
 
 /*
  * pp_trimmed_expected
- *		How many entries must have been delivered, if none is lost?  At the last entry all that were ever added, before the first one
- *		all that are gone.  -1: between them that is not known, nor is it before 7.0.
+ *		How many entries must have been delivered, if none is lost?  At the last entry all that were ever
+ *		added, before the first one all that are gone.  -1: between them that is not known, nor is it before 7.0.
  */
 int64
 pp_trimmed_expected(const PpStreamFacts *facts)
