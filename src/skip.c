@@ -42,6 +42,7 @@ load(PpApply *a)
 		a->skip_cxt = AllocSetContextCreate(a->cxt, "postpipe skip", ALLOCSET_SMALL_SIZES);
 	MemoryContextReset(a->skip_cxt);
 	a->num_skips = 0;
+	a->skips_known = false; /* until all are read: an error must not leave an empty list */
 	SPI_execute_with_args(psprintf("SELECT epoch, id, message FROM %s.postpipe_dead_letter "
 								   "WHERE pipeline = $1 AND undelivered "
 								   "ORDER BY id USING OPERATOR(%s.<), epoch",

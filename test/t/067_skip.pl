@@ -103,6 +103,30 @@ SQL
 	sql(q(SELECT count(*) FROM postpipe_reap_consumers('theirs', min_idle => '0')));
 }
 
+# --- The worker cannot read the letters when it comes to the entry: it reads them again, and does not run it.
+{
+	$redis->command('XGROUP', 'CREATE', 'stream:locked', 'locked', '0', 'MKSTREAM');
+	my @locked = map { $redis->xadd('stream:locked', id => $_) } 1 .. 3;
+	$redis->command('XREADGROUP', 'GROUP', 'locked', 'python', 'COUNT', 2, 'STREAMS', 'stream:locked', '>');
+	sql(q(CREATE TABLE locked (id int); SELECT postpipe_create_pipeline('locked', 'stream:locked', target => 'locked', consumer_group => 'locked')));
+	wait_sql($node, 'postgres', 'SELECT count(*) FROM locked', 1, 'a worker that knows of no skipped entries');
+	is(sql("SELECT postpipe_skip('locked', '$locked[0]')"), 't', 'one is skipped');
+	my $session = pp_session($node);
+	my $waiting = q(FROM pg_locks WHERE relation = 'postpipe_dead_letter'::regclass AND NOT granted);
+	$session->('BEGIN; LOCK TABLE postpipe_dead_letter');
+	sql(q(SELECT postpipe_claim('locked', min_idle => '0')));
+	wait_sql($node, 'postgres', "SELECT count(*) $waiting", 1, '... the worker comes to it, and waits');
+	my $from = log_offset($node);
+	sql("SELECT pg_cancel_backend(pid) $waiting");
+	wait_for { log_lines($node, qr/pipeline "locked", worker 1: retrying: canceling statement/, $from) } '... is cancelled';
+	$session->('COMMIT');
+	$session->(undef);
+	wait_for { pending($redis, 'stream:locked', 'locked') == 0 } '... and goes on';
+	is(sql('SELECT string_agg(id::text, $$ $$ ORDER BY id) FROM locked'), '2 3', 'the skipped entry is not applied');
+	is(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'locked')), 1, '... but a letter');
+	sql(q(SELECT count(*) FROM postpipe_reap_consumers('locked', min_idle => '0')));
+}
+
 # --- Tried again: it becomes dead, also without Redis.
 my $bad = $redis->xadd('stream:item', id => 300, v => 'bad');
 $redis->xadd('stream:item', id => 301, v => 'good');
