@@ -206,6 +206,8 @@ postpipe_drop_pipeline(PG_FUNCTION_ARGS)
 	}
 	pp_pipeline_lock_row(&ext, name);
 	p = pp_require_pipeline(&ext, name);
+	/* With an older snapshot, letters that were written since would go uncounted, or stay. */
+	pp_require_read_committed("postpipe_drop_pipeline()");
 	dead = pp_dead_letter_count(&ext, name);
 	if (dead > 0 && !PG_GETARG_BOOL(3))
 		ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),

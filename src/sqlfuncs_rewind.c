@@ -374,6 +374,7 @@ postpipe_rewind(PG_FUNCTION_ARGS)
 	int epoch;
 
 	PreventCommandIfReadOnly("postpipe_rewind()");
+	pp_require_read_committed("postpipe_rewind()");
 	p = pp_function_lock_pipeline(fcinfo, &ext, AccessExclusiveLock);
 	ledger.pipeline = p->name;
 	if (!PG_ARGISNULL(1))

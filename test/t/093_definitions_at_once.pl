@@ -102,7 +102,7 @@ $batch->('COMMIT');
 $batch->(undef);
 is($alter->(), 'f', 'an alter that waits for a batch');
 is(sql(q(SELECT workers, enabled_reason FROM postpipe_pipelines WHERE pipeline = 'p')), '2|meanwhile', '... is not waited for by a pause');
-for my $call (q(postpipe_pause('later')), q(postpipe_alter_pipeline('later', workers => 2)), q(postpipe_drop_pipeline('later')))
+for my $call (q(postpipe_pause('later')), q(postpipe_alter_pipeline('later', workers => 2)))
 {
 	$one->('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM u');
 	make('later');
@@ -110,6 +110,24 @@ for my $call (q(postpipe_pause('later')), q(postpipe_alter_pipeline('later', wor
 	$one->('ROLLBACK');
 	sql(q(SELECT postpipe_drop_pipeline('later')));
 }
+
+# --- Nor does what ends the ledger that is there go by an older one: a letter that it does not see would be forgotten by a drop, and
+# kept by a rewind, which has its entry applied again.
+sql(q(CREATE TABLE bounded (id int CHECK (id > 0)); SELECT postpipe_create_pipeline('seen', 'stream:seen', target => 'bounded', options => '{"max_retries": 0}')));
+$redis->xadd('stream:seen', id => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM bounded', 1, 'an entry is applied');
+$one->('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM u');
+$redis->xadd('stream:seen', id => 0);
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'seen'), 1, '... and another one is dead');
+my $refused = qr/ERROR:  \w+\(\) must be called in a transaction with isolation level read committed/;
+like($one->(q(SAVEPOINT s; SELECT postpipe_drop_pipeline('seen'); ROLLBACK TO s)), $refused, 'drop with a snapshot from before it failed');
+sql(q(SELECT postpipe_pause('seen')));
+is(sql(q(SELECT postpipe_wait_state('seen', 'paused'))), 't', 'a pause');
+like($one->(q(SELECT postpipe_rewind('seen'))), $refused, '... and a rewind with that snapshot');
+$one->('COMMIT');
+like(error(q(SELECT postpipe_drop_pipeline('seen'))), qr/has 1 dead letters/, '... and without one');
+is(sql(q(SELECT postpipe_rewind('seen'))), 2, '... both are read again');
+is(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'seen')), 0, '... and the letter is discarded');
 
 # --- What is somebody else's is not locked.
 sql(q(SELECT postpipe_create_pipeline('victim', 'stream:victim', target => 't', owner => 'app', enabled => false)));
