@@ -108,6 +108,31 @@ is_repaired(const Backfill *b)
 	return alone && !b->others;
 }
 
+/* Sets skipped[i] of those of the IDs, in stream order, that no worker has come to since postpipe_skip(). */
+static void
+find_skipped(const Backfill *b, const PpId *ids, int n, bool *skipped)
+{
+	PpStoreScope store;
+	Oid types[] = {TEXTOID, get_array_type(pp_id_type_oid(&b->ext))};
+	Datum values[] = {CStringGetTextDatum(b->p->name), pp_store_id_array(&b->ext, ids, n)};
+
+	pp_store_begin(&store, &b->ext);
+	SPI_execute_with_args(psprintf("SELECT id FROM %1$s.postpipe_dead_letter WHERE pipeline = $1 "
+								   "AND undelivered AND id OPERATOR(%1$s.=) ANY ($2)",
+								   b->ext.schema_name),
+						  2, types, values, NULL, false, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool isnull;
+		Datum id = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		const PpId *found =
+			bsearch(DatumGetPointer(id), ids, n, sizeof(PpId), pp_id_compare_pointers);
+
+		skipped[found - ids] = true;
+	}
+	pp_store_end(&store);
+}
+
 /* Which entries of a page are to be run: the others get a verdict, and are counted. */
 static void
 choose(Backfill *b, PpBatch *batch)
@@ -115,10 +140,12 @@ choose(Backfill *b, PpBatch *batch)
 	PpId *ids = pp_function_page_ids(batch);
 	bool *pending = palloc0(batch->n * sizeof(bool));
 	bool *settled = palloc0(batch->n * sizeof(bool));
+	bool *skipped = palloc0(batch->n * sizeof(bool));
 
 	if (b->group.group_exists)
 		pp_function_find_pending(b->conn, b->p, ids, batch->n, pending);
 	pp_ledger_settled(&b->ext, b->p->name, ids, batch->n, settled);
+	find_skipped(b, ids, batch->n, skipped);
 	for (int i = 0; i < batch->n; i++)
 	{
 		PpEntry *entry = &batch->entries[i];
@@ -127,6 +154,8 @@ choose(Backfill *b, PpBatch *batch)
 
 		if (unread)
 			b->left++;
+		else if (skipped[i])
+			b->deduplicated++;
 		else if (entry->verdict == PP_VERDICT_OPEN && !b->again &&
 				 (settled[i] || !pp_function_record_ingested(&b->ext, b->p, &entry->id, 1)))
 			b->deduplicated++;

@@ -127,6 +127,21 @@ SQL
 	sql(q(SELECT count(*) FROM postpipe_reap_consumers('locked', min_idle => '0')));
 }
 
+# --- Acknowledged by somebody else after that: a backfill leaves it out as well.
+{
+	$redis->command('XGROUP', 'CREATE', 'stream:left', 'left', '0', 'MKSTREAM');
+	my @left = map { $redis->xadd('stream:left', id => $_) } 1 .. 3;
+	$redis->command('XREADGROUP', 'GROUP', 'left', 'python', 'COUNT', 2, 'STREAMS', 'stream:left', '>');
+	sql(q(CREATE TABLE left_over (id int); SELECT postpipe_create_pipeline('left', 'stream:left', target => 'left_over', consumer_group => 'left')));
+	wait_sql($node, 'postgres', 'SELECT count(*) FROM left_over', 1, 'a group of which two are pending for another one');
+	is(sql("SELECT postpipe_skip('left', '$left[0]')"), 't', 'one of them is skipped');
+	$redis->command('XACK', 'stream:left', 'left', @left[ 0, 1 ]);
+	is(sql(q(SELECT * FROM postpipe_backfill('left'))), '3|1|2|0', 'a backfill of what the other one has acknowledged');
+	is(sql('SELECT string_agg(id::text, $$ $$ ORDER BY id) FROM left_over'), '2 3', '... does not run it');
+	is(sql(q(SELECT id, state FROM postpipe_dlq WHERE pipeline = 'left')), "$left[0]|dead", '... its letter stays');
+	is(sql(q(SELECT * FROM postpipe_backfill('left', again => true))), '3|2|1|0', '... nor does one of what is settled');
+}
+
 # --- Tried again: it becomes dead, also without Redis.
 my $bad = $redis->xadd('stream:item', id => 300, v => 'bad');
 $redis->xadd('stream:item', id => 301, v => 'good');
