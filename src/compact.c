@@ -83,15 +83,16 @@ typedef struct Prune
 
 /*
  * The closed rows that were settled up to $2; of the stream as it is now, those up to the ID $3.  Rows of what
- * the stream was before say nothing of its IDs.
+ * the stream was before say nothing of its IDs.  What was no batch (sequence 0), as the row of a discard, is the
+ * last of none.
  */
 #define INCARNATION                                                                                           \
 	"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again AND i.cause <> ALL " \
 	"('{other_consumers_left,stream_went_back}'))"
 #define OLD_ROWS                                                                                                \
 	"FROM %1$s.postpipe_ledger l WHERE pipeline = $1 AND summed AND settled_at <= $2 AND (epoch < " INCARNATION \
-	" OR last_id OPERATOR(%1$s.<=) $3) AND sequence < (SELECT max(sequence) FROM "                              \
-	"%1$s.postpipe_ledger m WHERE m.pipeline = $1 AND m.worker = l.worker AND m.summed) "
+	" OR last_id OPERATOR(%1$s.<=) $3) AND (sequence = 0 OR sequence < (SELECT max(sequence) FROM "             \
+	"%1$s.postpipe_ledger m WHERE m.pipeline = $1 AND m.worker = l.worker AND m.summed)) "
 
 /*
  * Which rows will go?  Up to *before from now on, and of this incarnation up to the ID *upto: no less than what is

@@ -6,7 +6,7 @@ use warnings;
 use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(drop pause resume rows shows lost lag);
+use Postpipe::Test::Pipelines qw(drop letters pause resume rows shows lost lag);
 
 my $redis = Postpipe::Test::Redis->new(keep => 1);
 my $node = pp_node('edges', redis => $redis);
@@ -51,6 +51,19 @@ is(holes('holes'), "{$anew[0],$anew[1]}", 'both are holes still');
 hand_over('holes', $anew[0]);
 rows('holes', 2009, '... and applied when they are handed over');
 drop('holes');
+
+# --- What a discard leaves in the sums is no batch that was read, and goes when it is old.
+make('sums', options => '{"ledger_retention": "1min", "batch_size": 1, "max_retries": 0}');
+sql(q(ALTER TABLE t_sums ADD CHECK (v <> 'bad')));
+$redis->xadd('stream:sums', v => 'bad');
+letters('sums', 1);
+is(sql(q(SELECT postpipe_discard('sums'))), 1, 'a letter is discarded');
+sql(q(UPDATE postpipe_ledger SET settled_at = settled_at - interval '2 minutes' WHERE pipeline = 'sums'));
+add('sums', 1001);
+rows('sums', 1001);
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_ledger WHERE pipeline = 'sums' AND settled_at < now() - interval '1 minute' AND worker = 0), 0, '... and its row is pruned', 30);
+is(sql(q(SELECT applied, dead, discarded FROM postpipe_audit WHERE pipeline = 'sums')), '1001|0|1', '... but counted');
+drop('sums');
 
 for my $workers (1, 2)
 {
