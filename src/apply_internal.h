@@ -107,6 +107,7 @@ extern void pp_retry_record(PpApply *a, PpBatch *batch, bool by_hand);
 extern void pp_overtaken_load(PpApply *a);
 extern void pp_overtaken_watch_all(PpApply *a);
 extern bool pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash);
+extern void pp_overtaken_hash_again(PpApply *a, PpBatch *batch);
 extern void pp_overtaken_mark(PpApply *a, const PpBatch *batch);
 
 /* notify.c */

@@ -16,16 +16,20 @@
 #include "apply_internal.h"
 
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
+#include "dead_letter.h"
 #include "key.h"
 
 #define FILTER_BITS  (1024 * 1024)
 #define FILTER_WORDS (FILTER_BITS / 64)
 #define MAX_LOADED   200000 /* letters; with more, every batch asks */
+#define HASHED       1000   /* letters that are hashed again together, at most … */
+#define HASHED_BYTES ((size_t) 16 * 1024 * 1024)
 
 static void
 watch(PpApply *a, uint64 hash)
@@ -92,6 +96,66 @@ pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash)
 		return false;
 	watch(a, *hash);
 	return true;
+}
+
+/* The letters whose keys are of the definition before, and count. */
+static PpLetterKey *
+watched_letters(PpApply *a, int *n)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name)};
+
+	SPI_execute_with_args(psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
+								   "WHERE pipeline = $1 AND NOT overtaken AND NOT undelivered",
+								   a->ext->schema_name),
+						  1, types, values, NULL, false, 0);
+	return pp_dead_letter_keys(CurrentMemoryContext, n);
+}
+
+static void
+write_hash(PpApply *a, const PpEntry *entry)
+{
+	Oid types[] = {TEXTOID, INT4OID, pp_id_type_oid(a->ext), INT8OID};
+	uint64 hash = 0;
+	char nulls[] = "    ";
+	Datum values[4];
+
+	values[0] = CStringGetTextDatum(a->pipeline->name);
+	values[1] = Int32GetDatum(entry->letter->epoch);
+	values[2] = PointerGetDatum(&entry->id);
+	nulls[3] = pp_overtaken_key(a, entry, &hash) ? ' ' : 'n';
+	values[3] = Int64GetDatum((int64) hash);
+	SPI_execute_with_args(psprintf("UPDATE %1$s.postpipe_dead_letter SET key_hash = $4 "
+								   "WHERE pipeline = $1 AND epoch = $2 AND id OPERATOR(%1$s.=) $3 "
+								   "AND key_hash IS DISTINCT FROM $4",
+								   a->ext->schema_name),
+						  lengthof(types), types, values, nulls, false, 0);
+}
+
+/*
+ * pp_overtaken_hash_again
+ *		Of a pipeline whose definition has changed: what its statement, which is prepared, takes for the key
+ *		may be something else in the letters that are there.  In a backend that has locked it against its
+ *		workers; SPI must be connected.
+ */
+void
+pp_overtaken_hash_again(PpApply *a, PpBatch *batch)
+{
+	int n;
+	PpLetterKey *keys = watched_letters(a, &n);
+
+	for (int done = 0; done < n;)
+	{
+		MemoryContext old = MemoryContextSwitchTo(a->call_cxt);
+
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(a->call_cxt);
+		MemoryContextReset(batch->cxt);
+		done += pp_retry_make_batch(a, keys + done, Min(n - done, HASHED), HASHED_BYTES, batch);
+		for (int i = 0; i < batch->n; i++)
+			write_hash(a, &batch->entries[i]);
+		MemoryContextSwitchTo(old);
+	}
 }
 
 /* Marks the letters that are overtaken by these n entries. */

@@ -46,6 +46,7 @@ extern PpApply *pp_function_apply_begin(MemoryContext cxt, const PpExtension *ex
 extern void pp_function_apply_end(PpApply *a);
 extern void pp_function_run(PpApply *a, PpBatch *batch);
 extern void pp_function_isolate(PpApply *a, PpBatch *batch);
+extern void pp_function_hash_letters(const PpExtension *ext, PpPipeline *p);
 extern bool pp_function_record_ingested(const PpExtension *ext, const PpPipeline *p, const PpId *id,
 										int64 applied);
 PP_NORETURN extern void pp_function_throw(const PpEntryError *error);

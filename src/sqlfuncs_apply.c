@@ -18,6 +18,7 @@
 #include "utils/memutils.h"
 
 #include "apply_internal.h"
+#include "dead_letter.h"
 #include "stats.h"
 
 /* What a (sub)transaction adds to the counters of a pipeline when it is committed. */
@@ -148,6 +149,42 @@ pp_function_isolate(PpApply *a, PpBatch *batch)
 	SPI_finish();
 	if (error != NULL)
 		pp_function_throw(error);
+}
+
+/*
+ * pp_function_hash_letters
+ *		The definition has changed, and its statement can be prepared: the keys of its dead letters are
+ *		found anew.  The pipeline must be locked against its workers.
+ */
+void
+pp_function_hash_letters(const PpExtension *ext, PpPipeline *p)
+{
+	PpStoreScope store;
+	PpBatch batch = {0};
+	MemoryContext cxt;
+	PpApply *a;
+
+	if (pp_dead_letter_count(ext, p->name) == 0)
+		return;
+	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe letters", ALLOCSET_DEFAULT_SIZES);
+	batch.cxt = AllocSetContextCreate(cxt, "postpipe letters batch", ALLOCSET_DEFAULT_SIZES);
+	a = pp_function_apply_begin(cxt, ext, p);
+	PG_TRY();
+	{
+		if (SPI_connect() != SPI_OK_CONNECT)
+			elog(ERROR, "could not connect to SPI");
+		pp_statement_prepare(a->statement);
+		SPI_finish();
+		pp_store_begin(&store, ext);
+		pp_overtaken_hash_again(a, &batch);
+		pp_store_end(&store);
+	}
+	PG_FINALLY();
+	{
+		pp_function_apply_end(a);
+	}
+	PG_END_TRY();
+	MemoryContextDelete(cxt);
 }
 
 /*

@@ -317,6 +317,7 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 	ListCell *lc;
 	char *name = pp_required_text_arg(fcinfo, 0, "pipeline");
 	char *sql;
+	bool hash = false;
 
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_alter_pipeline()");
@@ -362,5 +363,9 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 		pp_check_may_act_as(p->owner);
 	sql = pp_check_definition(&ext, p, !PG_ARGISNULL(1) || !PG_ARGISNULL(6));
 	pp_pipeline_update(&ext, p);
+	for (int i = 1; i <= 12; i++)
+		hash |= !PG_ARGISNULL(i) && (i <= 6 || i == 12);
+	if (hash)
+		pp_function_hash_letters(&ext, p);
 	PG_RETURN_TEXT_P(cstring_to_text(sql));
 }

@@ -117,6 +117,17 @@ is(sql(qq(SELECT * FROM postpipe_replay('late', ids => '{$last}'))), '1|1|0', 't
 is(sql(q(SELECT * FROM postpipe_replay('late'))), '2|2|0', '... then the others');
 is(sql('SELECT * FROM late ORDER BY id'), "1|newer|filled\n2|bad newer|older", 'a replay sets nothing back');
 
+# --- So it does where the key could not be told before the definition was mended.
+sql(q(CREATE TABLE mended (id int PRIMARY KEY, v text, w text); SELECT postpipe_create_pipeline('mended', 'stream:mended', target => 'mended')));
+wait_state('mended');
+$redis->xadd('stream:mended', ident => 1, v => 'older', w => 'filled');
+letters('mended', 1);
+sql(q(SELECT postpipe_alter_pipeline('mended', columns => '{"id": {"fields": ["id", "ident"]}}')));
+$redis->xadd('stream:mended', ident => 1, v => 'newer');
+wait_sql($node, 'postgres', 'SELECT v FROM mended', 'newer', 'a later entry, by the new definition');
+is(sql(q(SELECT * FROM postpipe_replay('mended'))), '1|1|0', '... then a replay of what failed by the old one');
+is(sql('SELECT * FROM mended'), '1|newer|filled', '... which sets nothing back');
+
 # --- Many, more than fit in one piece, and one that fails among them.
 sql(q(CREATE TABLE many (id int PRIMARY KEY, v text, CONSTRAINT v CHECK (v <> 'bad')); SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', options => '{"error_threshold": 1}')));
 wait_state('many');
