@@ -308,6 +308,16 @@ alter_options(FunctionCallInfo fcinfo, int n, PpPipeline *p)
 		DatumGetJsonbP(DirectFunctionCall2(jsonb_strip_nulls, merged, BoolGetDatum(false)));
 }
 
+/* May an alter with these arguments change what the statement takes the key of an entry from? */
+static bool
+may_change_key(FunctionCallInfo fcinfo)
+{
+	for (int i = 1; i <= 6; i++) /* target … columns */
+		if (!PG_ARGISNULL(i))
+			return true;
+	return !PG_ARGISNULL(12); /* reset */
+}
+
 /* postpipe_alter_pipeline(…): see the script for the arguments.  Returns the statement. */
 Datum
 postpipe_alter_pipeline(PG_FUNCTION_ARGS)
@@ -317,7 +327,6 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 	ListCell *lc;
 	char *name = pp_required_text_arg(fcinfo, 0, "pipeline");
 	char *sql;
-	bool hash = false;
 
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_alter_pipeline()");
@@ -363,9 +372,7 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 		pp_check_may_act_as(p->owner);
 	sql = pp_check_definition(&ext, p, !PG_ARGISNULL(1) || !PG_ARGISNULL(6));
 	pp_pipeline_update(&ext, p);
-	for (int i = 1; i <= 12; i++)
-		hash |= !PG_ARGISNULL(i) && (i <= 6 || i == 12);
-	if (hash)
+	if (may_change_key(fcinfo))
 		pp_function_hash_letters(&ext, p);
 	PG_RETURN_TEXT_P(cstring_to_text(sql));
 }
