@@ -20,7 +20,9 @@
  */
 #include "worker_internal.h"
 
+#include "durable.h"
 #include "held.h"
+#include "process.h"
 #include "stats.h"
 
 #define PENDING_PAGE 1000
@@ -86,6 +88,23 @@ leave_out_pending(PpBatch *batch, const PpReply *pending)
 }
 
 /*
+ * What was read by its range is in no list of Redis's, and what tells that it has to be read is forgotten
+ * when that is done: so it has to be durable first.  False: the connection was closed meanwhile.
+ */
+static bool
+make_durable(PpWorker *w, XLogRecPtr lsn)
+{
+	while (!pp_durable_wait(lsn))
+	{
+		pp_process_sleep(100, PP_WAIT_WORKER_RETRY);
+		pp_worker_look_around(w);
+		if (!pp_redis_is_open(w->redis))
+			return false;
+	}
+	return true;
+}
+
+/*
  * Applies what lies in after..last, is not pending and not on record.  Redis is asked what is pending
  * before it is asked for the entries, and the ledger last: so nothing falls between.  *seen becomes
  * how many entries there are.
@@ -94,6 +113,7 @@ static bool
 apply_range(PpWorker *w, PpId after, PpId last, int64 *seen, PpRedisError *error)
 {
 	PpBatch *batch = &w->batches[0];
+	XLogRecPtr lsn = InvalidXLogRecPtr;
 
 	*seen = 0;
 	while (pp_id_compare(after, last) < 0)
@@ -114,14 +134,18 @@ apply_range(PpWorker *w, PpId after, PpId last, int64 *seen, PpRedisError *error
 		*seen += batch->n;
 		leave_out_pending(batch, pending);
 		batch->look_up = true;
-		if (batch->n > 0 && !pp_consume_apply(w, batch))
-			return false;
-		w->ack_new.n = 0; /* they are not pending */
+		if (batch->n > 0)
+		{
+			if (!pp_consume_apply(w, batch))
+				return false;
+			lsn = w->ack_new.lsn;
+			w->ack_new.n = 0; /* they are not pending */
+		}
 		pp_worker_look_around(w);
 		if (!pp_redis_is_open(w->redis))
 			return false;
 	}
-	return true;
+	return XLogRecPtrIsInvalid(lsn) || make_durable(w, lsn);
 }
 
 /* A part of the stream that was read, up to what was delivered last. */
