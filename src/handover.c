@@ -13,6 +13,7 @@
 
 #include "miscadmin.h"
 
+#include "process.h"
 #include "stats.h"
 #include "stream_group.h"
 
@@ -66,6 +67,27 @@ get_own_pending(PpWorker *w, PpBatch *batch, PpId *last, bool *more, PpRedisErro
 }
 
 /*
+ * Acknowledges what is settled, however long that takes: a standby that has to confirm it may be away, and
+ * what is pending still would be applied by the new owner.  False with no error: the connection was closed
+ * meanwhile.
+ */
+static bool
+acknowledge(PpWorker *w, PpBatch *batch, PpRedisError *error)
+{
+	if (!pp_consume_settle(w, batch, error))
+		return false;
+	while (w->ack_new.n > 0)
+	{
+		pp_process_sleep(100, PP_WAIT_WORKER_RETRY);
+		pp_worker_look_around(w);
+		pp_acks_send(w);
+		if (!pp_acks_receive(w, error))
+			return false;
+	}
+	return pp_redis_is_open(w->redis);
+}
+
+/*
  * pp_hand_over
  *		Acknowledges what is pending for this pipeline and settled by it.
  */
@@ -94,7 +116,7 @@ pp_hand_over(PpWorker *w, PpRedisError *error)
 			batch->entries[i].nfields = -1;
 			batch->entries[i].verdict = PP_VERDICT_GONE;
 		}
-		if (!pp_consume_settle(w, batch, error))
+		if (!acknowledge(w, batch, error))
 			return false;
 	}
 	return true;
