@@ -132,6 +132,40 @@ pp_held_must_wait(PpPipe *pipe, int hand)
 	return any_worker(pipe, LW_SHARED, holds_before, &pp_my_proc->held[hand]);
 }
 
+/* Has a worker this entry, or may it come with what the worker reads ahead?  What is read comes in stream order. */
+static bool
+may_have(PpProc *proc, void *arg)
+{
+	const PpId *id = arg;
+
+	for (int i = 0; i < lengthof(proc->held); i++)
+	{
+		const PpHeld *held = &proc->held[i];
+
+		if (held->ticket != 0 && pp_id_compare(held->first, *id) <= 0 &&
+			(proc->reading != 0 || pp_id_compare(held->last, *id) >= 0))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * pp_held_leave_out
+ *		Redis has said that these entries are gone, and pending for somebody who has no worker.  Leaves out those
+ *		that a worker may have been given before they were taken away from it: it applies them without a look-up,
+ *		and acknowledges them.  Returns how many are left, which may be settled.
+ */
+int
+pp_held_leave_out(PpPipe *pipe, PpId *ids, int n)
+{
+	int kept = 0;
+
+	for (int i = 0; i < n; i++)
+		if (!any_worker(pipe, LW_SHARED, may_have, &ids[i]))
+			ids[kept++] = ids[i];
+	return kept;
+}
+
 /* What was in this hand is committed. */
 void
 pp_held_release(PpPipe *pipe, int hand)

@@ -13,6 +13,7 @@ extern PpId pp_held_seen(PpPipe *pipe);
 extern void pp_held_forget(PpPipe *pipe);
 extern bool pp_held_take(PpPipe *pipe, int hand, PpId first, PpId last);
 extern bool pp_held_must_wait(PpPipe *pipe, int hand);
+extern int pp_held_leave_out(PpPipe *pipe, PpId *ids, int n);
 extern void pp_held_release(PpPipe *pipe, int hand);
 extern void pp_held_release_all(PpPipe *pipe);
 

@@ -24,6 +24,7 @@
 #include "consumer.h"
 #include "durable.h"
 #include "guc.h"
+#include "held.h"
 #include "ledger.h"
 #include "stats.h"
 
@@ -172,8 +173,11 @@ settle_gone(FunctionCallInfo fcinfo, Claim *c)
 }
 
 static void
-keep_gone(Claim *c, const PpClaimed *page)
+keep_gone(Claim *c, PpClaimed *page)
 {
+	/* Those that a worker has in hand stay where they are. */
+	if (c->pipe != NULL)
+		page->num_gone = pp_held_leave_out(c->pipe, page->gone, page->num_gone);
 	if (c->num_gone + page->num_gone > c->max_gone)
 	{
 		c->max_gone = 2 * (c->num_gone + page->num_gone);

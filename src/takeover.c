@@ -24,6 +24,7 @@
 
 #include "consumer.h"
 #include "guc.h"
+#include "held.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
@@ -156,6 +157,8 @@ claim_page(PpWorker *w, const PpString *from, int64 min_idle, PpId *after, int64
 	*after = claimed.last;
 	*total += claimed.claimed;
 	*more = claimed.listed >= count;
+	/* Those that another worker has in hand stay where they are, until the next time. */
+	claimed.num_gone = pp_held_leave_out(w->pipe, claimed.gone, claimed.num_gone);
 	return claimed.num_gone == 0 || settle_gone(w, claimed.gone, claimed.num_gone, error);
 }
 
