@@ -7,7 +7,7 @@ use Postpipe::Test;
 use Postpipe::Test::Pipelines qw(make rows wait_state drop);
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('forgotten', redis => $redis, allows_streaming => 1, conf => 'wal_writer_delay = 10s');
+my $node = pp_node('forgotten', redis => $redis, conf => 'wal_writer_delay = 10s');
 my $session = pp_session($node);
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
@@ -74,6 +74,8 @@ sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v
 
 # --- A pipeline that loses its group while a standby does not confirm, so that it cannot acknowledge what it has settled.
 {
+	$node->append_conf('postgresql.conf', "wal_level = replica\nmax_wal_senders = 2");
+	$node->restart;
 	make('from', consumer_group => 'both');
 	add('from', "a$_") for 1 .. 5;
 	rows('from', 5);
