@@ -87,9 +87,9 @@ pp_worker_stop(PpWorker *w, const char *code, const char *reason)
 			;
 		if (pp_my_proc->worker == 1 && is_gone(w))
 			pp_owner_give_back(w);
+		/* Before the slot is free, so that Redis gives a paused pipeline nothing. */
+		pp_redis_close(w->redis);
 	}
-	/* Before the slot is free, so that Redis gives a paused pipeline nothing. */
-	pp_redis_close(w->redis);
 	pp_worker_leave(code, reason);
 }
 
