@@ -174,7 +174,7 @@ pp_ledger_open(PpLedger *ledger)
 PpId
 pp_ledger_highest(const PpLedger *ledger)
 {
-	return pp_id_compare(ledger->top, ledger->pruned) > 0 ? ledger->top : ledger->pruned;
+	return pp_id_max(ledger->top, ledger->pruned);
 }
 
 /*

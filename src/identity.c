@@ -182,7 +182,7 @@ pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cau
 		top = ledger->pruned;
 	if (pp_id_is_zero(top) && !(ledger->base_known && ledger->base > 0))
 		return is_back(w, facts, cause, error);
-	trimmed = facts->length == 0 || pp_id_compare(facts->first_entry, top) > 0;
+	trimmed = pp_stream_is_gone_up_to(facts, top);
 	if (!facts->key_exists)
 		*cause = "stream_gone";
 	else if (pp_id_compare(facts->last_generated, top) < 0 || pp_watch_is_other(w, facts) ||

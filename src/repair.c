@@ -28,12 +28,6 @@
 #define PENDING_PAGE 1000
 #define CHECK_MS     10000 /* between two looks at what is on record */
 
-static PpId
-max_id(PpId a, PpId b)
-{
-	return pp_id_compare(a, b) > 0 ? a : b;
-}
-
 /*
  * pp_repair_get_pending
  *		XPENDING from `after` on: the IDs of a page, in stream order, as entries without content.  A
@@ -282,7 +276,7 @@ lost_after(const PpWorker *w, const PpStreamFacts *facts, PpId top)
 		pp_id_compare(w->pipe->accounted, facts->last_delivered) <= 0)
 		return w->pipe->accounted;
 	/* Everything that is left lies above it: then most likely what is missing does as well. */
-	if (facts->length == 0 || pp_id_compare(facts->first_entry, top) > 0)
+	if (pp_stream_is_gone_up_to(facts, top))
 		return top;
 	return pp_apply_ledger(w->apply)->pruned;
 }
@@ -296,10 +290,10 @@ bool
 pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError *error)
 {
 	PpLedger *ledger = pp_apply_ledger(w->apply);
-	PpId top = max_id(ledger->reached, ledger->pruned);
+	PpId top = pp_id_max(ledger->reached, ledger->pruned);
 	/* Below it everything is settled, but for the holes. */
 	PpId bottom = ledger->num_holes > 0 ? (PpId){0, 0} : ledger->pruned;
-	Range range = {.after = max_id(pp_held_seen(w->pipe), ledger->pruned)};
+	Range range = {.after = pp_id_max(pp_held_seen(w->pipe), ledger->pruned)};
 	int64 missing;
 
 	w->looked_at = GetCurrentTimestamp();

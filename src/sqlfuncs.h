@@ -81,6 +81,7 @@ extern PpStreamFacts pp_function_group(PpRedis *conn, const PpPipeline *p);
 
 /* sqlfuncs_consumers.c */
 extern PpConsumer *pp_function_consumers(PpRedis *conn, const PpPipeline *p, int *n);
+extern bool pp_function_has_others(const PpPipeline *p, const PpConsumer *consumers, int n);
 extern void pp_require_group(const PpExtension *ext, const PpPipeline *p);
 extern bool pp_function_names(PpString consumer, const char *name);
 extern int64 pp_interval_arg(FunctionCallInfo fcinfo, int n, const char *name, int64 unset);

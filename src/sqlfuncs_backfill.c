@@ -24,7 +24,6 @@
 #include "utils/memutils.h"
 
 #include "apply_internal.h"
-#include "consumer.h"
 #include "event.h"
 
 #define MAX_WARNINGS 10 /* entries that fail are named, so many of them */
@@ -73,10 +72,7 @@ has_others(const Backfill *b)
 	if (!b->group.group_exists)
 		return false;
 	consumers = pp_function_consumers(b->conn, b->p, &n);
-	for (int i = 0; i < n; i++)
-		if (pp_consumer_worker(consumers[i].name, b->p->name) == 0)
-			return true;
-	return false;
+	return pp_function_has_others(b->p, consumers, n);
 }
 
 /*

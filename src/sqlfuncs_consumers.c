@@ -124,6 +124,16 @@ pp_function_consumers(PpRedis *conn, const PpPipeline *p, int *n)
 	return result;
 }
 
+/* Are there others among these consumers of the pipeline's group than its workers? */
+bool
+pp_function_has_others(const PpPipeline *p, const PpConsumer *consumers, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (pp_consumer_worker(consumers[i].name, p->name) == 0)
+			return true;
+	return false;
+}
+
 static void
 put_seconds(PpRow *row, int64 ms)
 {

@@ -44,7 +44,7 @@ fresh_ids(int n)
 	PpId first;
 
 	now.seq = UINT64CONST(1) << 63 | (uint64) MyProcPid << 32;
-	first = pp_id_compare(now, next) > 0 ? now : next;
+	first = pp_id_max(now, next);
 	next = (PpId){first.ms, first.seq + n};
 	return first;
 }

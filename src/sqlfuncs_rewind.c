@@ -21,7 +21,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
-#include "consumer.h"
 #include "dead_letter.h"
 #include "event.h"
 #include "stats.h"
@@ -73,13 +72,6 @@ count_after(PpRedis *conn, const PpPipeline *p, const PpStreamFacts *facts, PpId
 	return total;
 }
 
-/* Is the entry after `id` the first one that is left, or gone? */
-static bool
-is_before_first(const PpStreamFacts *facts, PpId id)
-{
-	return facts->length == 0 || pp_id_compare(id, facts->first_entry) < 0;
-}
-
 /*
  * How is the stream, and how many of its entries lie after `since`?  Both are of one moment: they are asked for
  * again when some of those were trimmed while they were counted, which would be in neither epoch.
@@ -94,10 +86,10 @@ look(PpRedis *conn, const PpPipeline *p, PpId since, int64 *entries)
 		PpStreamFacts later;
 
 		*entries = count_after(conn, p, &facts, since);
-		if (is_before_first(&facts, since) || pp_id_compare(since, facts.last_entry) >= 0)
+		if (pp_stream_is_gone_up_to(&facts, since) || pp_id_compare(since, facts.last_entry) >= 0)
 			return facts;
 		later = pp_function_facts(conn, p);
-		if (!is_before_first(&later, since))
+		if (!pp_stream_is_gone_up_to(&later, since))
 			return facts;
 		facts = later;
 	}
@@ -114,12 +106,8 @@ has_others(PpRedis *conn, const PpPipeline *p)
 
 	pp_stream_send_consumers(conn, p->stream, p->group);
 	reply = pp_function_reply(conn);
-	if (!pp_stream_parse_consumers(reply, &consumers, &n, &error))
-		return true;
-	for (int i = 0; i < n; i++)
-		if (pp_consumer_worker(consumers[i].name, p->name) == 0)
-			return true;
-	return false;
+	return !pp_stream_parse_consumers(reply, &consumers, &n, &error) ||
+		   pp_function_has_others(p, consumers, n);
 }
 
 /* What is pending up to `last`, as the holes of the epoch that begins. */
@@ -172,7 +160,8 @@ find_lost(PpLedger *ledger, PpPipe *pipe, PpRedis *conn, const PpStreamFacts *fa
 	PpId top = pp_ledger_highest(ledger);
 	int64 missing;
 
-	if (ledger->shared || ledger->base < 0 || facts->added < 0 || !pp_trimmed_is_gap(facts) ||
+	if (ledger->shared || ledger->base < 0 || facts->added < 0 ||
+		!pp_stream_is_gone_up_to(facts, facts->last_delivered) ||
 		pending->num_holes >= PP_MAX_HOLES)
 		return pp_trimmed_find(pipe, pp_redis_run(conn), facts, top);
 	missing = pp_trimmed_expected(facts) - ledger->base - ledger->settled -
@@ -191,8 +180,8 @@ find_delivered(const PpLedger *ledger, const PpStreamFacts *facts, const PpBase 
 
 	if (ledger->shared || !ledger->base_known || pending->num_holes >= PP_MAX_HOLES)
 		return facts->last_delivered;
-	if (pending->num_holes > 0 && pp_id_compare(pending->holes[pending->num_holes - 1], last) > 0)
-		last = pending->holes[pending->num_holes - 1];
+	if (pending->num_holes > 0)
+		last = pp_id_max(pending->holes[pending->num_holes - 1], last);
 	return pp_id_compare(last, facts->last_delivered) < 0 ? last : facts->last_delivered;
 }
 
@@ -226,7 +215,7 @@ pass_over(PpLedger *ledger, const PpPipeline *p, PpRedis *conn, const PpStreamFa
 		  PpId since, int64 entries)
 {
 	PpId top = pp_ledger_highest(ledger);
-	PpId after = pp_id_compare(top, facts->last_delivered) > 0 ? top : facts->last_delivered;
+	PpId after = pp_id_max(top, facts->last_delivered);
 	PpStoreScope store;
 	int64 passed;
 

@@ -56,6 +56,7 @@ extern void pp_stream_send_facts(PpRedis *conn, const char *stream, const char *
 extern void pp_stream_send_loose_facts(PpRedis *conn, const char *stream, const char *group);
 extern bool pp_stream_parse_loose_facts(PpReply *const *replies, const char *group,
 										PpStreamFacts *facts, PpRedisError *error);
+extern bool pp_stream_is_gone_up_to(const PpStreamFacts *facts, PpId id);
 extern bool pp_stream_is_inside(const PpStreamFacts *facts);
 extern void pp_stream_send_count(PpRedis *conn, const char *stream, PpId after, PpId last, int max);
 extern bool pp_stream_parse_count(const PpReply *reply, int64 *n, PpId *last, PpRedisError *error);

@@ -84,6 +84,13 @@ find_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
 	return true;
 }
 
+/* Is nothing left of the stream up to `id`? */
+bool
+pp_stream_is_gone_up_to(const PpStreamFacts *facts, PpId id)
+{
+	return facts->length == 0 || pp_id_compare(facts->first_entry, id) > 0;
+}
+
 /* Is the reader somewhere between the first entry and the last one? */
 bool
 pp_stream_is_inside(const PpStreamFacts *facts)

@@ -96,6 +96,12 @@ pp_id_compare(PpId a, PpId b)
 	return 0;
 }
 
+PpId
+pp_id_max(PpId a, PpId b)
+{
+	return pp_id_compare(a, b) > 0 ? a : b;
+}
+
 /* The ID just below `id`; 0-0 stays as it is.  A group made at it delivers `id` first. */
 PpId
 pp_id_previous(PpId id)

@@ -20,6 +20,7 @@ typedef struct PpId
 extern bool pp_id_parse(const char *str, size_t len, PpId *id);
 extern int pp_id_print(PpId id, char *buf);
 extern int pp_id_compare(PpId a, PpId b);
+extern PpId pp_id_max(PpId a, PpId b);
 extern PpId pp_id_previous(PpId id);
 extern PpId pp_id_next(PpId id);
 extern PpId pp_id_at_time(TimestampTz at);

@@ -12,13 +12,6 @@ is_read_to_end(const PpStreamFacts *facts)
 	return pp_id_compare(facts->last_delivered, facts->last_entry) >= 0;
 }
 
-/* Is nothing left of what comes before the next entry? */
-bool
-pp_trimmed_is_gap(const PpStreamFacts *facts)
-{
-	return facts->length == 0 || pp_id_compare(facts->first_entry, facts->last_delivered) > 0;
-}
-
 /*
  * pp_trimmed_expected
  *		How many entries must have been delivered, if none is lost?  At the last entry all that were ever
@@ -31,9 +24,8 @@ pp_trimmed_expected(const PpStreamFacts *facts)
 		return -1;
 	if (is_read_to_end(facts))
 		return facts->added;
-	return pp_id_compare(facts->first_entry, facts->last_delivered) > 0
-			   ? facts->added - facts->length
-			   : -1;
+	return pp_stream_is_gone_up_to(facts, facts->last_delivered) ? facts->added - facts->length
+																 : -1;
 }
 
 /* Has the group come beyond the gap at which it was corrected? */
@@ -129,7 +121,7 @@ PpTrimmed
 pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top)
 {
 	int64 expected = pp_trimmed_expected(facts);
-	PpId after = pp_id_compare(facts->last_delivered, top) > 0 ? facts->last_delivered : top;
+	PpId after = pp_id_max(facts->last_delivered, top);
 	int64 position = -1;
 
 	if (!facts->group_exists || expected <= 0)

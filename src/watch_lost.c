@@ -118,7 +118,9 @@ pp_watch_set_position(PpWorker *w, const PpStreamFacts *facts, int64 position)
 	c->times++;
 	c->known = position >= 0 && facts->entries_read >= 0;
 	c->by = position - facts->entries_read;
-	c->gap = c->by > 0 && pp_trimmed_is_gap(facts) ? facts->last_delivered : (PpId){0};
+	c->gap = c->by > 0 && pp_stream_is_gone_up_to(facts, facts->last_delivered)
+				 ? facts->last_delivered
+				 : (PpId){0};
 	c->position = position;
 	c->received = w->pipe->received;
 	c->reads = w->def->workers > 1 ? w->pipe->reads : 0;
@@ -188,7 +190,8 @@ pp_watch_look_for_trimmed(PpWorker *w, const PpStreamFacts *facts)
 	learn(w, facts);
 	if (expected < 0 || (missing = take_missing(w, facts, expected)) == 0)
 		return true;
-	if (w->pipe->exclusive && (missing < 0 || !pp_trimmed_is_gap(facts)))
+	if (w->pipe->exclusive &&
+		(missing < 0 || !pp_stream_is_gone_up_to(facts, facts->last_delivered)))
 		return false;
 	pp_watch_lost(w, w->watch.looked, facts, missing);
 	return true;
