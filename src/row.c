@@ -7,6 +7,7 @@
 #include "sqlfuncs.h"
 
 #include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -74,4 +75,15 @@ pp_row_emit(FunctionCallInfo fcinfo, PpRow *row)
 
 	Assert(row->n == rsinfo->setDesc->natts);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row->values, row->nulls);
+}
+
+/* pp_row_emit_result: all rows of the query that SPI has run last, whose columns are those of the function. */
+void
+pp_row_emit_result(FunctionCallInfo fcinfo)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	Assert(SPI_tuptable->tupdesc->natts == rsinfo->setDesc->natts);
+	for (uint64 i = 0; i < SPI_processed; i++)
+		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
 }

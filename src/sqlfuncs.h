@@ -105,5 +105,6 @@ extern void pp_row_int8(PpRow *row, int64 value, bool null);
 extern void pp_row_float8(PpRow *row, double value, bool null);
 extern void pp_row_id(PpRow *row, PpId id, bool null);
 extern void pp_row_emit(FunctionCallInfo fcinfo, PpRow *row);
+extern void pp_row_emit_result(FunctionCallInfo fcinfo);
 
 #endif /* PP_SQLFUNCS_H */

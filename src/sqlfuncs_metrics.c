@@ -216,19 +216,7 @@ postpipe_metrics_0_1(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	read_metrics(&store);
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		PpRow row = {0};
-
-		for (int col = 1; col <= 5; col++)
-		{
-			bool isnull;
-			Datum value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, col, &isnull);
-
-			pp_row_put(&row, value, isnull);
-		}
-		pp_row_emit(fcinfo, &row);
-	}
+	pp_row_emit_result(fcinfo);
 	pp_store_end(&store);
 	return (Datum) 0;
 }

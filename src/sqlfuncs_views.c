@@ -295,19 +295,7 @@ postpipe_lost_0_1(PG_FUNCTION_ARGS)
 						 "first_id",
 						 ext.schema_name),
 				true, 0);
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		PpRow row = {0};
-
-		for (int col = 1; col <= SPI_tuptable->tupdesc->natts; col++)
-		{
-			bool isnull;
-			Datum value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, col, &isnull);
-
-			pp_row_put(&row, value, isnull);
-		}
-		pp_row_emit(fcinfo, &row);
-	}
+	pp_row_emit_result(fcinfo);
 	pp_store_end(&store);
 	return (Datum) 0;
 }
