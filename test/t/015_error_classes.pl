@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(while_paused);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('main', redis => $redis, conf => "postpipe.max_retries = 0\ndeadlock_timeout = 100ms");
@@ -31,7 +32,7 @@ for my $sqlstate (qw(40001 40P01 08006 53000 53100 53300 53400 55P03 57P01 57P03
 	my $name = "m_\L$sqlstate";
 	table($name);
 	raises($name, 'bad', $sqlstate, 2);
-	paused($name, sub { add($name, qw(1 2 bad 3)) });
+	while_paused($name, sub { add($name, qw(1 2 bad 3)) });
 	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 4, "$sqlstate a few times: all rows");
 	is(letters($name), '', '... and nothing is dead');
 	is(sql(q(SELECT last_value FROM raised)), 3, '... after two attempts');
@@ -43,7 +44,7 @@ for my $sqlstate (qw(40001 40P01 08006 53000 53100 53300 53400 55P03 57P01 57P03
 table('locked', '{"lock_timeout": "50ms"}');
 sql(q(INSERT INTO locked VALUES ('2')));
 $session->(q(BEGIN; UPDATE locked SET v = v WHERE v = '2'));
-paused('locked', sub { add('locked', qw(1 2 3)) });
+while_paused('locked', sub { add('locked', qw(1 2 3)) });
 wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'locked'), 'retrying|sqlstate_55P03', 'lock_timeout: tried again');
 $session->('COMMIT');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM locked', 3, '... until it passes');
@@ -54,7 +55,7 @@ $node->reload;
 table('dead');
 sql(q(INSERT INTO dead VALUES ('1'), ('2')));
 $session->(q(SET deadlock_timeout = '100s'; BEGIN; UPDATE dead SET n = 7 WHERE v = '2'));
-paused('dead', sub { add('dead', qw(1 2 3)) });
+while_paused('dead', sub { add('dead', qw(1 2 3)) });
 wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%dead/1' AND wait_event_type = 'Lock'), 1, 'the worker waits for a row');
 $session->(q(UPDATE dead SET n = n + 1 WHERE v = '1'; COMMIT));
 wait_sql($node, 'postgres', 'SELECT count(*) FROM dead', 3, 'deadlock: all rows');
@@ -80,7 +81,7 @@ for my $sqlstate (qw(42P01 42501 3F000 28000 25006 0A000 55000))
 	my $name = "p_\L$sqlstate";
 	table($name);
 	raises($name, '*', $sqlstate, 1000000);
-	paused($name, sub { add($name, 1 .. 50) });
+	while_paused($name, sub { add($name, 1 .. 50) });
 	wait_sql($node, 'postgres', "SELECT state, reason_code FROM postpipe_stats WHERE pipeline = '$name'", "failed|sqlstate_$sqlstate", "$sqlstate of every entry: failed");
 	is(letters($name), '', '... and nothing is dead');
 	between_attempts($name, sub { raises($name, '*', $sqlstate, 0) });
@@ -101,14 +102,14 @@ for my $sqlstate (qw(P0001 22003 23514 42501 42P01 0A000 XX000 53200))
 	my $name = "e_\L$sqlstate";
 	table($name);
 	raises($name, 'bad', $sqlstate, 1000000);
-	paused($name, sub { add($name, qw(1 2 bad 3)) });
+	while_paused($name, sub { add($name, qw(1 2 bad 3)) });
 	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 3, "$sqlstate of one entry: the others pass");
 	is(letters($name), "bad $sqlstate dead", '... and it is dead');
 }
 # One that takes too long.
 sql(q(CREATE TABLE slow (v text); SELECT postpipe_create_pipeline('slow', 'stream:slow', options => '{"statement_timeout": "300ms"}',
 	statement => 'INSERT INTO slow SELECT event->>$$v$$ FROM postpipe_batch, pg_sleep(CASE WHEN event->>$$v$$ = $$bad$$ THEN 5 ELSE 0 END)')));
-paused('slow', sub { add('slow', 1 .. 5, 'bad', 6 .. 9) });
+while_paused('slow', sub { add('slow', 1 .. 5, 'bad', 6 .. 9) });
 wait_sql($node, 'postgres', 'SELECT count(*) FROM slow', 9, 'statement_timeout of one entry: the others pass');
 wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqlstate, state), '; ') FROM postpipe_dlq WHERE pipeline = 'slow'), 'bad 57014 dead', '... and it is dead');
 
@@ -118,13 +119,13 @@ for my $sqlstate (qw(08006 58P01))
 	my $name = "o_\L$sqlstate";
 	table($name, '{"max_retries": 2, "retry_delay": "100ms"}');
 	raises($name, 'bad', $sqlstate, 1000000);
-	paused($name, sub { add($name, qw(1 2 bad 3)) });
+	while_paused($name, sub { add($name, qw(1 2 bad 3)) });
 	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 3, "$sqlstate of one entry, again and again: the others pass");
 	wait_sql($node, 'postgres', "SELECT event->>'v', sqlstate, attempts, state FROM postpipe_dlq WHERE pipeline = '$name'", "bad|$sqlstate|3|dead", '... and it is dead in the end');
 	add($name, 'bad');
 	wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name' AND state = 'dead'", 2, '... also when it comes alone');
 	raises($name, '*', $sqlstate, 1000000);
-	paused($name, sub { add($name, 4 .. 9) });
+	while_paused($name, sub { add($name, 4 .. 9) });
 	my $attempts = 0;
 	my $last = '';
 	wait_for { my $next = sql("SELECT next_attempt_at FROM postpipe_workers WHERE pipeline = '$name'"); $attempts++ if $next ne $last; $last = $next; $attempts > 5 } "$name: some attempts";
@@ -147,10 +148,10 @@ END $$;
 SQL
 table('commits');
 sql(q(CREATE TRIGGER z BEFORE INSERT ON commits FOR EACH ROW EXECUTE FUNCTION commit_inside('bad')));
-paused('commits', sub { add('commits', 1 .. 20, 'bad', 21 .. 40) });
+while_paused('commits', sub { add('commits', 1 .. 20, 'bad', 21 .. 40) });
 settled('commits', 40, 'bad 2D000 dead', 'a trigger that commits, for one entry');
 sql(q(CREATE OR REPLACE TRIGGER z BEFORE INSERT ON commits FOR EACH ROW EXECUTE FUNCTION commit_inside('*')));
-paused('commits', sub { add('commits', 41 .. 240) });
+while_paused('commits', sub { add('commits', 41 .. 240) });
 wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'commits'), 'failed|error_threshold', 'a trigger that commits, for each entry: failed');
 is(letters('commits'), 'bad 2D000 dead', '... and nothing more is dead');
 sql('DROP TRIGGER z ON commits');
@@ -168,7 +169,7 @@ END \$\$;
 SQL
 table('linked');
 sql(q(CREATE TRIGGER z BEFORE INSERT ON linked FOR EACH ROW EXECUTE FUNCTION write_beside()));
-paused('linked', sub { add('linked', 1 .. 10, 'bad', 11 .. 20) });
+while_paused('linked', sub { add('linked', 1 .. 10, 'bad', 11 .. 20) });
 settled('linked', 20, 'bad P0001 dead', 'a trigger with dblink');
 is(sql('SELECT count(DISTINCT v) FROM beside'), 21, '... which wrote beside, for the bad one as well');
 sql('ALTER TABLE beside RENAME TO away');
@@ -176,7 +177,7 @@ add('linked', 21 .. 30);
 wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'linked'), 'failed|sqlstate_42P01', '... and cannot any more: failed');
 is(letters('linked'), 'bad P0001 dead', '... and nothing more is dead');
 # Not in the middle of an attempt: an entry that failed before would be to blame then.
-paused('linked', sub { sql('ALTER TABLE away RENAME TO beside') });
+while_paused('linked', sub { sql('ALTER TABLE away RENAME TO beside') });
 settled('linked', 30, 'bad P0001 dead', '... until it can');
 
 # A constraint trigger that would fail at the commit fires before; one that puts it off again is refused by the server.
@@ -186,10 +187,10 @@ CREATE FUNCTION put_off() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN SET CONSTRA
 SQL
 table('late');
 sql('CREATE CONSTRAINT TRIGGER z AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse_late()');
-paused('late', sub { add('late', 1 .. 10, 'bad', 11 .. 20) });
+while_paused('late', sub { add('late', 1 .. 10, 'bad', 11 .. 20) });
 settled('late', 20, 'bad P0001 dead', 'a constraint trigger that fails at the commit');
 sql('CREATE TRIGGER y BEFORE INSERT ON late FOR EACH ROW EXECUTE FUNCTION put_off()');
-paused('late', sub { add('late', 21 .. 30) });
+while_paused('late', sub { add('late', 21 .. 30) });
 wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'late'), 'failed|sqlstate_42501', 'one that is put off again: failed');
 is(letters('late'), 'bad P0001 dead', '... and nothing more is dead');
 sql('DROP TRIGGER y ON late');
@@ -198,7 +199,7 @@ settled('late', 30, 'bad P0001 dead', '... until it is not');
 # --- Hundreds of poison entries: a transaction has few subtransactions whose XIDs stay; the limit of the server is 64.
 sql(q(CREATE TABLE many (v int, top xid8 DEFAULT pg_current_xact_id(), CONSTRAINT odd CHECK (v % 3 > 0));
 	SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', options => '{"error_threshold": 1}')));
-paused('many', sub { add('many', 1 .. 1000) });
+while_paused('many', sub { add('many', 1 .. 1000) });
 wait_sql($node, 'postgres', 'SELECT count(*) FROM many', 667, 'a third of 1000 is poison: the others pass');
 is(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'many')), 333, '... and these are dead');
 my ($most, $transactions) = split /\|/, sql('SELECT max(n), count(*) FROM (SELECT count(DISTINCT xmin::text) n FROM many GROUP BY top) t');
@@ -273,17 +274,6 @@ sub add
 {
 	my ($name, @values) = @_;
 	$redis->pipeline(map { [ 'XADD', "stream:$name", '*', v => $_ ] } @values);
-	return;
-}
-
-# Publishes while the pipeline is paused.
-sub paused
-{
-	my ($name, $publish) = @_;
-	sql("SELECT postpipe_pause('$name')");
-	sql("SELECT postpipe_wait_state('$name', 'paused')");
-	$publish->();
-	sql("SELECT postpipe_resume('$name')");
 	return;
 }
 

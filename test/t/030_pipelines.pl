@@ -96,14 +96,15 @@ make('slow', 'stream:slow', statement => 'INSERT INTO slow SELECT id FROM postpi
 make('witness', 'stream:slow', statement => 'INSERT INTO witness SELECT id FROM postpipe_batch');
 wait_state('slow', 'idle');
 {
-	my $session = session();
-	$session->('BEGIN; LOCK TABLE slow IN ACCESS EXCLUSIVE MODE;');
+	my $session = pp_session($node);
+	$session->('BEGIN; LOCK TABLE slow IN ACCESS EXCLUSIVE MODE');
 	add('stream:slow', { n => 1 });
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE application_name = 'postpipe worker slow/1' AND wait_event_type = 'Lock'),
 		'1', 'a batch waits for a lock');
 	sql(q(SELECT postpipe_pause('slow', 'for a test')));
 	is(sql(q(SELECT postpipe_wait_state('slow', 'paused', '300ms'))), 'f', 'not paused while its transaction is open');
-	$session->('COMMIT;');
+	$session->('COMMIT');
+	$session->(undef);
 }
 wait_state('slow', 'paused');
 is(sql(q(SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'postpipe worker slow/%')), 0, 'paused: no process of it is there');
@@ -274,13 +275,14 @@ sql('TRUNCATE sizes');
 for my $round (1 .. 3)
 {
 	{
-		my $session = session();
-		$session->('BEGIN; LOCK TABLE sizes IN ACCESS EXCLUSIVE MODE;');
+		my $session = pp_session($node);
+		$session->('BEGIN; LOCK TABLE sizes IN ACCESS EXCLUSIVE MODE');
 		add('stream:plans', { id => $round });
 		wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE application_name = 'postpipe worker plans/1' AND wait_event_type = 'Lock'),
 			'1', "round $round: a small batch waits");
 		add('stream:plans', map { { id => 19000 + $_ } } 1 .. 1500);
-		$session->('COMMIT;');
+		$session->('COMMIT');
+		$session->(undef);
 	}
 	settled('plans', 1501 * $round);
 }
@@ -430,19 +432,4 @@ sub setting
 	sql("ALTER SYSTEM SET $name = $value");
 	$node->reload;
 	return;
-}
-
-# A second session: what is sent has been done when the call returns.
-sub session
-{
-	my ($in, $out, $n) = ('', '', 0);
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('postgres') ],
-		'<', \$in, '>', \$out, IPC::Run::timeout(120));
-	return sub {
-		my ($query) = @_;
-		$n++;
-		$in .= "$query\n\\echo done $n\n";
-		$psql->pump until $out =~ /^done $n$/m;
-		$psql->finish if $query =~ /^COMMIT/;
-	};
 }

@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(while_paused);
 
 my $id = 0;
 my $redis = Postpipe::Test::Redis->new;
@@ -18,7 +19,7 @@ SQL
 
 # --- All of 1000 are bad: it stops with a reason, and nothing is dead.
 table('all');
-paused('all', sub { add('all', 1000, 'bad') });
+while_paused('all', sub { add('all', 1000, 'bad') });
 stopped('all', qr/^\d+ of the last \d+ entries failed, the last one with: new row for relation "all_rows" violates check constraint/);
 is(letters('all'), 0, '... and nothing is dead-lettered');
 is(pending($redis, 'stream:all', 'postpipe_all'), 1000, '... and nothing acknowledged');
@@ -39,7 +40,7 @@ done_with('all', '1000|0');
 
 # --- In small batches, by several workers, and across restarts: no more are dead than may fail.
 table('small', '"batch_size": 50', 4);
-paused('small', sub { add('small', 1000, 'bad') });
+while_paused('small', sub { add('small', 1000, 'bad') });
 my $before = 0;
 for my $round (1 .. 3)
 {
@@ -54,9 +55,9 @@ wait_sql($node, 'postgres', q(SELECT applied + dead FROM postpipe_audit WHERE pi
 
 # --- 60 of 100 is too few to say, 900 of 1000 is too much; when some are mended it goes on with the others.
 table('most');
-paused('most', sub { add('most', 60, 'bad'); add('most', 40, 'good') });
+while_paused('most', sub { add('most', 60, 'bad'); add('most', 40, 'good') });
 done_with('most', '40|60');
-paused('most', sub { for (1 .. 100) { add('most', 9, 'bad'); add('most', 1, 'good') } });
+while_paused('most', sub { for (1 .. 100) { add('most', 9, 'bad'); add('most', 1, 'good') } });
 stopped('most', qr/ entries failed/);
 is(letters('most'), 60, '... and nothing more is dead-lettered');
 sql(q(ALTER TABLE most_rows DROP CONSTRAINT bad, ADD CONSTRAINT bad CHECK (v <> 'bad' OR id % 4 > 0)));
@@ -65,12 +66,12 @@ done_with('most');
 
 # --- A fifth of all may fail for ever, in one batch or in many.
 table('some', '"batch_size": 100');
-paused('some', sub { for (1 .. 500) { add('some', 4, 'good'); add('some', 1, 'bad') } });
+while_paused('some', sub { for (1 .. 500) { add('some', 4, 'good'); add('some', 1, 'bad') } });
 done_with('some', '2000|500');
 
 # --- The same for what is no event at all; pause and resume do not change that, the option does.
 table('shape');
-paused('shape', sub { $redis->pipeline(map { [ 'XADD', 'stream:shape', '*', 'data', '[]' ] } 1 .. 200) });
+while_paused('shape', sub { $redis->pipeline(map { [ 'XADD', 'stream:shape', '*', 'data', '[]' ] } 1 .. 200) });
 stopped('shape', qr/200 of the last 200 entries failed, the last one with: field "data" is not a JSON object/);
 is(letters('shape'), 0, 'nothing of it is dead-lettered');
 sql(q(SELECT postpipe_pause('shape')));
@@ -87,7 +88,7 @@ for my $place (0, 1, 499, 500, 998, 999)
 {
 	$settled += 1000;
 	sql(q(SELECT setval('runs', 1)));
-	paused('one', sub { add('one', $place, 'good'); add('one', 1, 'bad'); add('one', 999 - $place, 'good') });
+	while_paused('one', sub { add('one', $place, 'good'); add('one', 1, 'bad'); add('one', 999 - $place, 'good') });
 	wait_sql($node, 'postgres', q(SELECT applied + dead, pending FROM postpipe_audit WHERE pipeline = 'one'), "$settled|0", "one at $place: settled");
 	cmp_ok(sql($count) - 1, '<=', 21, '... in at most 21 runs of the statement');
 }
@@ -110,7 +111,7 @@ sql(q(ALTER TABLE types_rows ADD i int, ADD b boolean DEFAULT true, ADD t timest
 my @bad = ([ i => 'one' ], [ i => '99999999999' ], [ b => 'perhaps' ], [ t => 'soon' ], [ p => '2025-02-30' ], [ s => 'four' ], [ x => '100' ], [ a => '{x}' ], [ j => '{' ]);
 my @fine = ([ i => 1 ], [ i => '' ], [ b => 'yes' ], [ t => '2025-02-28' ], [ p => '2025-02-28T00:00:00Z' ], [ s => 'abc  ' ], [ x => '99.94' ], [ a => '[1,2]' ], [ a => '{1,2}' ], [ j => '[]' ], [ e => '' ]);
 sql(q(SELECT setval('runs', 1)));
-paused('types', sub {
+while_paused('types', sub {
 	for my $round (1 .. 5)
 	{
 		$redis->pipeline(map { [ 'XADD', 'stream:types', '*', id => ++$id, @$_ ] } (@fine) x 9, @bad, @fine);
@@ -123,7 +124,7 @@ cmp_ok(sql($count) - 1, '>=', 45, '... which were counted');
 table('mixed', '"max_retries": 0');
 sql('ALTER TABLE mixed_rows ADD i int');
 sql(q(SELECT setval('runs', 1)));
-paused('mixed', sub {
+while_paused('mixed', sub {
 	add('mixed', 1, 'bad');
 	$redis->pipeline(map { [ 'XADD', 'stream:mixed', '*', id => ++$id, i => 1 ], [ 'XADD', 'stream:mixed', '*', id => ++$id, i => 'x' ] } 1 .. 50);
 	add('mixed', 100, 'good');
@@ -131,11 +132,11 @@ paused('mixed', sub {
 done_with('mixed', '150|51');
 cmp_ok(sql($count) - 1, '<=', 51 + 2 * 8 + 2, 'a run for each bad one, and those that it takes to find the first');
 # What cannot be checked so is found as before, and so is what fails for another reason.
-paused('types', sub { add('types', 30, 'good'); $redis->xadd('stream:types', id => ++$id, a => '["x"]'); add('types', 1, 'bad'); $redis->xadd('stream:types', id => ++$id, i => 'x'); add('types', 30, 'good') });
+while_paused('types', sub { add('types', 30, 'good'); $redis->xadd('stream:types', id => ++$id, a => '["x"]'); add('types', 1, 'bad'); $redis->xadd('stream:types', id => ++$id, i => 'x'); add('types', 30, 'good') });
 done_with('types', '610|48');
 # The check follows a type that the statement itself does not name.
 sql('ALTER TABLE types_rows ADD q varchar(5)');
-paused('types', sub { $redis->xadd('stream:types', id => ++$id, q => 'four'); $redis->xadd('stream:types', id => ++$id, q => 'longer') });
+while_paused('types', sub { $redis->xadd('stream:types', id => ++$id, q => 'four'); $redis->xadd('stream:types', id => ++$id, q => 'longer') });
 done_with('types', '611|49');
 sql(q(UPDATE types_rows SET q = NULL));
 my $behind = sql(q(SELECT pid FROM postpipe_workers WHERE pipeline = 'types'));
@@ -175,17 +176,6 @@ sub table
 		CREATE TRIGGER count_run BEFORE INSERT ON ${name}_rows FOR EACH STATEMENT EXECUTE FUNCTION count_run();
 		SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '${name}_rows', workers => $workers, options => '{$options}')");
 	is(sql("SELECT postpipe_wait_state('$name', 'idle')"), 't', "$name: idle");
-	return;
-}
-
-# Publishes while the pipeline is paused.
-sub paused
-{
-	my ($name, $publish) = @_;
-	sql("SELECT postpipe_pause('$name')");
-	sql("SELECT postpipe_wait_state('$name', 'paused')");
-	$publish->();
-	sql("SELECT postpipe_resume('$name')");
 	return;
 }
 

@@ -126,8 +126,8 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 {
 	make('other', 'sibling', 'stream:shared', consumer_group => 'shared');
 	wait_state('other', 'sibling', 'idle');
-	my $session = session('other');
-	$session->('BEGIN; LOCK TABLE sibling IN ACCESS EXCLUSIVE MODE;');
+	my $session = pp_session($node, 'other');
+	$session->('BEGIN; LOCK TABLE sibling IN ACCESS EXCLUSIVE MODE');
 	my @rows = add('stream:shared', 50);
 	my $other = $node->safe_psql('other', q(SELECT consumer FROM postpipe_workers WHERE pipeline = 'sibling'));
 	wait_for { pending_of('stream:shared', 'shared', $other) == 50 } 'it has a batch in hand';
@@ -137,7 +137,8 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	wait_state('postgres', 'one', 'fenced');
 	refused("SELECT $_", qr/belongs to another owner than pipeline "one".*take_over => true/s, "$_ of a fenced pipeline")
 	  for q(postpipe_claim('one', min_idle => '0')), "postpipe_claim('one', '$other', '0')", q(postpipe_reap_consumers('one', '0')), q(postpipe_create_group('one'));
-	$session->('COMMIT;');
+	$session->('COMMIT');
+	$session->(undef);
 	wait_sql($node, 'other', 'SELECT count(*) FROM sibling', '50', 'the owner applies what it has when it can');
 	wait_for { pending($redis, 'stream:shared', 'shared') == 0 } 'and acknowledges it';
 	is(consumers($redis, 'stream:shared', 'shared'), 2, 'the fenced one has no consumer, and has deleted none');
@@ -367,20 +368,4 @@ sub balanced
 	my $expected = $redis->cli('INFO', 'server') =~ /redis_version:6/ ? 'f|' : 't|0';
 	return wait_sql($node, 'postgres', "SELECT exact, balance FROM postpipe_audit WHERE pipeline = '$name' ORDER BY epoch DESC LIMIT 1", $expected,
 		"$name: the audit balances");
-}
-
-# A second session: what is sent has been done when the call returns.
-sub session
-{
-	my ($db) = @_;
-	my ($in, $out, $n) = ('', '', 0);
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($db) ],
-		'<', \$in, '>', \$out, IPC::Run::timeout(120));
-	return sub {
-		my ($query) = @_;
-		$n++;
-		$in .= "$query\n\\echo done $n\n";
-		$psql->pump until $out =~ /^done $n$/m;
-		$psql->finish if $query =~ /^COMMIT/;
-	};
 }

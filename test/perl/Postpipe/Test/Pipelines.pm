@@ -13,7 +13,7 @@ use warnings;
 use Exporter 'import';
 use Postpipe::Test;
 
-our @EXPORT_OK = qw(definition make drop pause resume wait_state letters rows shows lost lag balanced);
+our @EXPORT_OK = qw(definition make drop pause resume while_paused wait_state letters rows shows lost lag balanced);
 
 # The SQL that creates a pipeline with these arguments.
 sub definition
@@ -43,6 +43,16 @@ sub pause
 }
 
 sub resume { my ($name) = @_; sql("SELECT postpipe_resume('$name')"); return }
+
+# What is published meanwhile is there when it goes on.
+sub while_paused
+{
+	my ($name, $publish) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	pause($name);
+	$publish->();
+	return resume($name);
+}
 
 sub wait_state
 {
