@@ -195,8 +195,19 @@ is_ahead(PpWorker *w, const PpStreamFacts *facts)
 	bool ahead = false;
 	int64 more;
 
-	if (!pipe->exclusive || facts->entries_read < 0)
+	if (!pipe->exclusive)
 		return false;
+	if (facts->entries_read < 0)
+	{
+		/* Redis 6.2 has no such number.  One worker was given all that it has not seen the group pass. */
+		if (pp_watch_is_alone(w))
+		{
+			LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
+			pipe->seen = facts->last_delivered;
+			LWLockRelease(&pipe->lock);
+		}
+		return false;
+	}
 	if (watch->reads != 0 && !pp_read_is_awaited(pipe, watch->reads))
 	{
 		LWLockAcquire(&pipe->lock, LW_SHARED);
