@@ -279,7 +279,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 
 /* Does the statement fail even with nothing to do?  Then no entry is to blame. */
 static bool
-fails_on_nothing(PpApply *a, PpBatch *batch, PpApplyResult *result)
+fails_on_nothing(PpApply *a, PpApplyResult *result)
 {
 	bool volatile fails = false;
 
@@ -331,7 +331,12 @@ try_cheaply(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result)
 static bool
 may_split(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
-	if (pp_fault_of(result->error) != PP_FAULT_ENTRY && fails_on_nothing(a, batch, result))
+	PpEntry **open;
+
+	/* Nothing was run, and the statement may not be there yet: neither is to blame. */
+	if (pp_apply_collect_open(a, batch, &open) == 0)
+		return false;
+	if (pp_fault_of(result->error) != PP_FAULT_ENTRY && fails_on_nothing(a, result))
 		return false;
 	if (!a->stopped || a->retrying)
 		return true;

@@ -4,7 +4,8 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(make rows wait_state drop);
+use Postpipe::Test::Fault;
+use Postpipe::Test::Pipelines qw(make rows pause resume wait_state drop);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('forgotten', redis => $redis, conf => 'wal_writer_delay = 10s');
@@ -104,6 +105,32 @@ sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM t_to WHERE v LIKE 'c%'), 3, 'to: reads what comes');
 	wait_for { pending($redis, 'stream:from', 'both') == 0 } 'to: all is acknowledged';
 	is(sql(q(SELECT string_agg(v, ' ') FROM t_to WHERE v NOT LIKE 'c%')), '', 'to: what the other one has settled is not applied again');
+}
+
+# --- A pipeline that has lost its group while it was paused: its first transaction is the one that settles what it leaves.
+{
+	my $fault = Postpipe::Test::Fault->new($node);
+	make('late', consumer_group => 'either');
+	add('late', "a$_") for 1 .. 5;
+	rows('late', 5);
+	my $consumer = sql(q(SELECT consumer FROM postpipe_workers WHERE pipeline = 'late'));
+	wait_for { pending($redis, 'stream:late', 'either') == 0 } 'late: all is acknowledged';
+	pause('late');
+	my @ids = map { $_->[0] } @{ $redis->command('XRANGE', 'stream:late', '-', '+') };
+	$redis->command('XCLAIM', 'stream:late', 'either', $consumer, 0, @ids, 'FORCE', 'JUSTID'); # as if it were not
+	sql('CREATE TABLE t_heir (v text)');
+	sql(q(SELECT postpipe_create_pipeline('heir', 'stream:late', consumer_group => 'either', statement => $$INSERT INTO t_heir SELECT event ->> 'v' FROM postpipe_batch$$)));
+	wait_state('heir', 'fenced');
+	sql(q(SELECT postpipe_resume('heir', take_over => true)));
+	wait_state('heir');
+	my $from = log_offset($node);
+	$fault->set('before_commit:memory');
+	resume('late');
+	wait_for { $fault->fired } 'late: that transaction fails';
+	wait_state('late', 'fenced');
+	is(join("\n", log_lines($node, qr/terminated by signal|reinitializing/, $from)), '', 'late: which is an error, and no crash');
+	wait_for { pending($redis, 'stream:late', 'either') == 0 } 'late: what it has settled is acknowledged';
+	is(sql('SELECT count(*) FROM t_heir'), 0, 'late: and not applied again');
 }
 
 pp_balanced($node);
