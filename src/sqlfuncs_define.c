@@ -18,9 +18,11 @@
 #include "utils/varlena.h"
 
 #include "statement.h"
-#include "stream.h"
 
-/* Options that a pipeline may have; what is behind some of them comes with later versions. */
+#define MAX_INTERVAL_YEARS 1000
+#define MAX_INTERVAL_MS    (MAX_INTERVAL_YEARS * INT64CONST(365) * SECS_PER_DAY * 1000)
+
+/* Options that a pipeline may have. */
 static const char *const known_options[] = {
 	"batch_size",         "statement_timeout", "lock_timeout",    "synchronous_commit",
 	"allow_unlogged",     "claim_foreign",     "claim_idle",      "reap_consumers",
@@ -111,16 +113,29 @@ check_length(const char *value, const char *what)
 						errmsg("%s must have 1 to %d bytes", what, PP_STREAM_LEN - 1)));
 }
 
+/* An interval in words.  The bound keeps times within what a timestamp has. */
+static void
+check_interval(const PpPipeline *p, const char *name, int min_s, const char *hint)
+{
+	char *value = pp_pipeline_option(p, name);
+	int64 ms;
+
+	if (value != NULL && (!pp_option_parse_interval(value, &ms) || ms < min_s * INT64CONST(1000) ||
+						  ms > MAX_INTERVAL_MS))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option %s is \"%s\", no interval from %d s to %d years", name,
+							   value, min_s, MAX_INTERVAL_YEARS),
+						errhint("%s", hint)));
+}
+
 /* Those that say what happens to an entry that cannot be applied. */
 static void
 check_error_options(const PpPipeline *p)
 {
 	const char *delay = pp_pipeline_option(p, "retry_delay");
 	const char *threshold = pp_pipeline_option(p, "error_threshold");
-	char *retention = pp_pipeline_option(p, "dead_letter_retention");
 	const char *stream = pp_pipeline_option(p, "dead_letter_stream");
 	double share;
-	int64 length;
 	int ms;
 
 	check_option_range(p, "max_retries", 0, 1000);
@@ -134,12 +149,8 @@ check_error_options(const PpPipeline *p)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option error_threshold is \"%s\", no number from 0 to 1", threshold),
 				 errhint("It is the share of entries that may fail; 1 never stops the pipeline.")));
-	if (retention != NULL && (!pp_option_parse_interval(retention, &length) || length <= 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("option dead_letter_retention is \"%s\", no positive interval", retention),
-				 errhint("It is an interval, as \"30 days\"; without it dead letters are kept "
-						 "for ever.")));
+	check_interval(p, "dead_letter_retention", 1,
+				   "It is an interval, as \"30 days\"; without it dead letters are kept for ever.");
 	if (stream != NULL)
 		check_length(stream, "option dead_letter_stream");
 	if (stream != NULL && strcmp(stream, p->stream) == 0)
@@ -167,24 +178,6 @@ check_time(const PpPipeline *p, const char *name, int min_ms)
 }
 
 static void
-check_interval(const PpPipeline *p, const char *name, int64 min_ms, const char *hint)
-{
-	char *value = pp_pipeline_option(p, name);
-	int64 ms = min_ms;
-
-	if (value != NULL && !pp_option_parse_interval(value, &ms))
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("option %s is \"%s\", no interval", name, value),
-						errhint("It is an interval, as \"7 days\".")));
-	if (ms < min_ms)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						min_ms == 0 ? errmsg("option %s must not be negative", name)
-									: errmsg("option %s must be at least " INT64_FORMAT " s", name,
-											 min_ms / 1000),
-						hint ? errhint("%s", hint) : 0));
-}
-
-static void
 check_channel(const PpPipeline *p)
 {
 	const char *channel = pp_pipeline_option(p, "notify");
@@ -205,19 +198,21 @@ check_statement(const PpExtension *ext, PpPipeline *p)
 {
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	bool used_temporary = (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0;
+	int used_temporary = MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	PpStatement *s = pp_statement_create(CurrentMemoryContext, ext, p);
 	ErrorData *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
+	/* The session may have used some before. */
+	MyXactFlags &= ~XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	PG_TRY();
 	{
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "could not connect to SPI");
 		pp_statement_prepare(s);
 		(void) pp_statement_run(s, NULL, 0, PP_FORM_WHOLE);
-		if (!used_temporary && (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0)
+		if ((MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0)
 			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 							errmsg("the statement of a pipeline cannot use temporary tables"),
 							errdetail("A worker does not see the tables of a session.")));
@@ -230,6 +225,7 @@ check_statement(const PpExtension *ext, PpPipeline *p)
 		FlushErrorState();
 	}
 	PG_END_TRY();
+	MyXactFlags |= used_temporary;
 	RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(old);
 	CurrentResourceOwner = owner;
@@ -261,9 +257,9 @@ check_values_of_options(const PpPipeline *p)
 	check_error_options(p);
 	check_boolean(p, "claim_foreign");
 	check_time(p, "claim_idle", 1000);
-	check_interval(p, "reap_consumers", 0, NULL);
+	check_interval(p, "reap_consumers", 0, "It is an interval, as \"1 day\".");
 	check_interval(
-		p, "ledger_retention", 60000,
+		p, "ledger_retention", 60,
 		"An entry that comes later than that counts as settled, so it must be longer than "
 		"entries may wait.");
 	check_channel(p);

@@ -58,7 +58,8 @@ END $$;
 SELECT why(options::jsonb) FROM (VALUES
     ('{"batch_size": "abc"}'), ('{"batch_size": ""}'), ('{"batch_size": 1.5}'), ('{"batch_size": true}'), ('{"batch_size": 99999999999}'), ('{"max_retries": "1 "}'),
     ('{"ledger_retention": "abc"}'), ('{"ledger_retention": ""}'), ('{"ledger_retention": true}'), ('{"ledger_retention": "59 s"}'), ('{"reap_consumers": "soon"}'),
-    ('{"dead_letter_retention": "abc"}'), ('{"dead_letter_retention": "P1X"}')) v (options);
+    ('{"dead_letter_retention": "abc"}'), ('{"dead_letter_retention": "P1X"}'),
+    ('{"ledger_retention": "1000000 years"}'), ('{"reap_consumers": "-1 s"}'), ('{"dead_letter_retention": "10000 years"}')) v (options);
 SELECT options, try(options::jsonb) FROM (VALUES ('{"ledger_retention": "P1Y2M3DT4H"}'), ('{"ledger_retention": "1 year 2 mons"}'), ('{"ledger_retention": "60"}'), ('{"batch_size": "007"}')) v (options);
 DROP FUNCTION why;
 
@@ -68,6 +69,11 @@ SELECT options, try(options::jsonb, 'not_logged') FROM (VALUES ('{}'), ('{"allow
 -- a table of this session only is none for a worker
 SELECT try('{}', 'temporary') AS target;
 SELECT try('{}', NULL, 'INSERT INTO temporary SELECT ord FROM postpipe_batch') AS statement;
+BEGIN;
+INSERT INTO temporary VALUES (0);
+SELECT try('{}', NULL, 'INSERT INTO temporary SELECT ord FROM postpipe_batch') AS "in a transaction that has used it";
+SELECT try('{}', NULL, 'INSERT INTO t (id) SELECT ord FROM postpipe_batch') AS "which another statement may";
+ROLLBACK;
 
 -- one word for what cannot be in a pipeline, not an internal error
 \set VERBOSITY sqlstate
