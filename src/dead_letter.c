@@ -23,18 +23,6 @@
 #define MAX_DELAY_MS  (3600 * 1000)
 #define ERROR_COLUMNS 9
 
-/* In PpLedger.letter_plans. */
-enum
-{
-	PLAN_STORE,
-	PLAN_LOAD,
-	PLAN_LOCK,
-	PLAN_FAILED,
-	PLAN_FAILED_BY_HAND,
-	PLAN_REMOVE,
-	PLAN_DELIVER
-};
-
 static Datum
 text_or_null(const char *value, char *null)
 {
@@ -103,7 +91,7 @@ pp_dead_letter_store(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, cons
 				   JSONBOID, BYTEAARRAYOID,  INT8OID,
 				   TEXTOID,  TIMESTAMPTZOID, INT8OID,
 				   BOOLOID};
-	SPIPlanPtr *plan = &ledger->letter_plans[PLAN_STORE];
+	SPIPlanPtr *plan = &ledger->plans[PP_LEDGER_PLAN_STORE_LETTER];
 	Datum values[lengthof(types)];
 	char nulls[lengthof(types) + 1];
 	TimestampTz next = next_retry_at(p, entry, 1);
@@ -225,7 +213,7 @@ put_key(PpLedger *ledger, int epoch, const PpId *id, Oid *types, Datum *values)
 bool
 pp_dead_letter_load(PpLedger *ledger, MemoryContext cxt, const PpLetterKey *key, PpEntry *entry)
 {
-	SPIPlanPtr *plan = &ledger->letter_plans[PLAN_LOAD];
+	SPIPlanPtr *plan = &ledger->plans[PP_LEDGER_PLAN_LOAD_LETTER];
 	Oid types[3];
 	Datum values[3];
 	char *sql = NULL;
@@ -271,7 +259,7 @@ pp_dead_letter_load(PpLedger *ledger, MemoryContext cxt, const PpLetterKey *key,
 bool
 pp_dead_letter_lock(PpLedger *ledger, const PpEntry *entry)
 {
-	SPIPlanPtr *plan = &ledger->letter_plans[PLAN_LOCK];
+	SPIPlanPtr *plan = &ledger->plans[PP_LEDGER_PLAN_LOCK_LETTER];
 	Oid types[5];
 	Datum values[5];
 	char *sql = NULL;
@@ -302,7 +290,9 @@ pp_dead_letter_lock(PpLedger *ledger, const PpEntry *entry)
 void
 pp_dead_letter_failed(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, bool by_hand)
 {
-	SPIPlanPtr *plan = &ledger->letter_plans[by_hand ? PLAN_FAILED_BY_HAND : PLAN_FAILED];
+	SPIPlanPtr *plan =
+		&ledger
+			 ->plans[by_hand ? PP_LEDGER_PLAN_LETTER_FAILED_BY_HAND : PP_LEDGER_PLAN_LETTER_FAILED];
 	Oid types[3 + ERROR_COLUMNS + 2];
 	Datum values[lengthof(types)];
 	char nulls[lengthof(types) + 1];
@@ -337,7 +327,7 @@ pp_dead_letter_failed(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, boo
 void
 pp_dead_letter_remove(PpLedger *ledger, const PpEntry *entry)
 {
-	SPIPlanPtr *plan = &ledger->letter_plans[PLAN_REMOVE];
+	SPIPlanPtr *plan = &ledger->plans[PP_LEDGER_PLAN_REMOVE_LETTER];
 	Oid types[3];
 	Datum values[3];
 	char *sql = NULL;
@@ -358,7 +348,7 @@ pp_dead_letter_remove(PpLedger *ledger, const PpEntry *entry)
 bool
 pp_dead_letter_deliver(PpLedger *ledger, PpEntry *entry, const uint64 *key_hash)
 {
-	SPIPlanPtr *plan = &ledger->letter_plans[PLAN_DELIVER];
+	SPIPlanPtr *plan = &ledger->plans[PP_LEDGER_PLAN_DELIVER_LETTER];
 	Oid types[6];
 	Datum values[6];
 	char nulls[] = "      ";
@@ -383,30 +373,23 @@ pp_dead_letter_deliver(PpLedger *ledger, PpEntry *entry, const uint64 *key_hash)
 	return false;
 }
 
-/* In a backend, where a ledger lives as long as a call: frees what was kept. */
-void
-pp_dead_letter_forget_plans(PpLedger *ledger)
-{
-	for (int i = 0; i < PP_LETTER_PLANS; i++)
-	{
-		if (ledger->letter_plans[i] != NULL)
-			SPI_freeplan(ledger->letter_plans[i]);
-		ledger->letter_plans[i] = NULL;
-	}
-}
-
 /* How many dead letters a pipeline has. From a backend; SPI must not be connected. */
 int64
 pp_dead_letter_count(const PpExtension *ext, const char *pipeline)
 {
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(pipeline)};
+	PpStoreScope store;
+	int64 n;
 
-	return (int64) pp_store_execute(ext,
-									psprintf("SELECT FROM %s.postpipe_dead_letter "
-											 "WHERE pipeline = $1",
-											 ext->schema_name),
-									1, types, values, NULL);
+	pp_store_begin(&store, ext);
+	SPI_execute_with_args(
+		psprintf("SELECT count(*) FROM %s.postpipe_dead_letter WHERE pipeline = $1",
+				 ext->schema_name),
+		lengthof(types), types, values, NULL, false, 0);
+	n = pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	pp_store_end(&store);
+	return n;
 }
 
 /*

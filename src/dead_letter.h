@@ -25,7 +25,6 @@ extern void pp_dead_letter_failed(PpLedger *ledger, const PpPipeline *p, PpEntry
 								  bool by_hand);
 extern void pp_dead_letter_remove(PpLedger *ledger, const PpEntry *entry);
 extern bool pp_dead_letter_deliver(PpLedger *ledger, PpEntry *entry, const uint64 *key_hash);
-extern void pp_dead_letter_forget_plans(PpLedger *ledger);
 extern int64 pp_dead_letter_count(const PpExtension *ext, const char *pipeline);
 extern int64 pp_dead_letter_discard(const PpExtension *ext, const char *chosen, int n, Oid *types,
 									Datum *values, const char *nulls);

@@ -115,11 +115,12 @@ mark_pruned(PpLedger *ledger, PpEntry **entries, int n)
 	Datum *holes;
 	int num_holes;
 
-	if (ledger->pruned_plan == NULL)
+	if (ledger->plans[PP_LEDGER_PLAN_PRUNED] == NULL)
 		sql = psprintf("SELECT pruned_id, holes FROM %s.postpipe_progress WHERE pipeline = $1 "
 					   "AND pruned_id IS NOT NULL",
 					   ledger->ext->schema_name);
-	if (pp_store_execute_plan(&ledger->pruned_plan, sql, 1, types, values, NULL) == 0)
+	if (pp_store_execute_plan(&ledger->plans[PP_LEDGER_PLAN_PRUNED], sql, 1, types, values, NULL) ==
+		0)
 		return;
 	pruned = *(PpId *) DatumGetPointer(
 		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
@@ -163,11 +164,11 @@ look_up_rows(PpLedger *ledger, PpEntry **entries, int n, bool ever)
 	values[0] = CStringGetTextDatum(ledger->pipeline);
 	values[1] = PointerGetDatum(&entries[0]->id);
 	values[2] = PointerGetDatum(&entries[n - 1]->id);
-	if (ledger->lookup_plan == NULL)
+	if (ledger->plans[PP_LEDGER_PLAN_LOOKUP] == NULL)
 		sql = psprintf("SELECT ids, epoch FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
 					   "AND last_id OPERATOR(%1$s.>=) $2 AND first_id OPERATOR(%1$s.<=) $3",
 					   ledger->ext->schema_name);
-	pp_store_execute_plan(&ledger->lookup_plan, sql, 3, types, values, NULL);
+	pp_store_execute_plan(&ledger->plans[PP_LEDGER_PLAN_LOOKUP], sql, 3, types, values, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;
@@ -245,12 +246,12 @@ pp_ledger_record_lost(PpLedger *ledger, PpId first, PpId last, int64 entries, co
 	char *sql = NULL;
 
 	nulls[4] = entries < 0 ? 'n' : ' ';
-	if (ledger->lost_plan == NULL)
+	if (ledger->plans[PP_LEDGER_PLAN_LOST] == NULL)
 		sql = psprintf("INSERT INTO %s.postpipe_lost_range "
 					   "(pipeline, epoch, first_id, last_id, entries, cause) "
 					   "VALUES ($1, $2, $3, $4, $5, $6)",
 					   ledger->ext->schema_name);
-	pp_store_execute_plan(&ledger->lost_plan, sql, 6, types, values, nulls);
+	pp_store_execute_plan(&ledger->plans[PP_LEDGER_PLAN_LOST], sql, 6, types, values, nulls);
 }
 
 /* Their IDs and hashes, as they are stored. */
@@ -320,12 +321,12 @@ pp_ledger_record(PpLedger *ledger, PpEntry **entries, int n)
 	values[8] = Int32GetDatum(counts[PP_VERDICT_GONE]);
 	values[9] = Int64GetDatum(ledger->recorded);
 	values[10] = PointerGetDatum(encode(entries, n));
-	if (ledger->record_plan == NULL)
+	if (ledger->plans[PP_LEDGER_PLAN_RECORD] == NULL)
 		sql = psprintf("INSERT INTO %s.postpipe_ledger (pipeline, epoch, worker, first_id, "
 					   "last_id, applied, filtered, dead, lost, sequence, ids) "
 					   "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
 					   ledger->ext->schema_name);
-	pp_store_execute_plan(&ledger->record_plan, sql, 11, types, values, NULL);
+	pp_store_execute_plan(&ledger->plans[PP_LEDGER_PLAN_RECORD], sql, 11, types, values, NULL);
 }
 
 /*

@@ -36,7 +36,23 @@ typedef enum PpLife
 	"(SELECT * FROM %1$s.postpipe_ledger WHERE NOT summed UNION ALL " \
 	"SELECT * FROM %1$s.postpipe_ledger WHERE summed)"
 
-#define PP_LETTER_PLANS 8 /* see dead_letter.c */
+/* Statements on ledger and dead letters that are planned once. */
+typedef enum PpLedgerPlan
+{
+	PP_LEDGER_PLAN_LOOKUP,
+	PP_LEDGER_PLAN_PRUNED,
+	PP_LEDGER_PLAN_RECORD,
+	PP_LEDGER_PLAN_LOST,
+	PP_LEDGER_PLAN_STORE_LETTER,
+	PP_LEDGER_PLAN_LOAD_LETTER,
+	PP_LEDGER_PLAN_LOCK_LETTER,
+	PP_LEDGER_PLAN_LETTER_FAILED,
+	PP_LEDGER_PLAN_LETTER_FAILED_BY_HAND,
+	PP_LEDGER_PLAN_REMOVE_LETTER,
+	PP_LEDGER_PLAN_DELIVER_LETTER,
+	PP_LEDGER_PLAN_MARK_OVERTAKEN,
+	PP_LEDGER_PLANS
+} PpLedgerPlan;
 
 typedef struct PpLedger
 {
@@ -60,11 +76,7 @@ typedef struct PpLedger
 	bool shared;     /* the group had other consumers when it was last looked at */
 	int64 sequence;  /* of this worker's last row that is committed */
 	int64 recorded;  /* … and of the one that was written last */
-	SPIPlanPtr lookup_plan;
-	SPIPlanPtr pruned_plan;
-	SPIPlanPtr record_plan;
-	SPIPlanPtr lost_plan;
-	SPIPlanPtr letter_plans[PP_LETTER_PLANS];
+	SPIPlanPtr plans[PP_LEDGER_PLANS];
 } PpLedger;
 
 #define PP_MAX_HOLES 100000 /* more than that pending at the begin of an epoch are not noted */

@@ -17,18 +17,15 @@ begin_call(PpStoreScope *store, PpLedger *ledger, const PpExtension *ext, const 
 	pp_store_begin(store, ext);
 }
 
-/* No plan outlives a call; SPI must be connected. */
+/* In a backend, where no plan outlives a call. */
 void
 pp_ledger_free_plans(PpLedger *ledger)
 {
-	SPIPlanPtr *plans[] = {&ledger->lookup_plan, &ledger->pruned_plan, &ledger->record_plan,
-						   &ledger->lost_plan};
-
-	for (int i = 0; i < lengthof(plans); i++)
+	for (int i = 0; i < PP_LEDGER_PLANS; i++)
 	{
-		if (*plans[i] != NULL)
-			SPI_freeplan(*plans[i]);
-		*plans[i] = NULL;
+		if (ledger->plans[i] != NULL)
+			SPI_freeplan(ledger->plans[i]);
+		ledger->plans[i] = NULL;
 	}
 }
 

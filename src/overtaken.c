@@ -163,7 +163,7 @@ static void
 mark(PpApply *a, Datum *hashes, Datum *epochs, Datum *ids, int n)
 {
 	PpLedger *ledger = &a->ledger;
-	SPIPlanPtr *plan = &ledger->letter_plans[PP_LETTER_PLANS - 1];
+	SPIPlanPtr *plan = &ledger->plans[PP_LEDGER_PLAN_MARK_OVERTAKEN];
 	Oid id_type = pp_id_type_oid(a->ext);
 	Oid types[] = {TEXTOID, INT8ARRAYOID, INT4ARRAYOID, get_array_type(id_type)};
 	Datum values[4];

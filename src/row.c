@@ -6,6 +6,7 @@
  */
 #include "sqlfuncs.h"
 
+#include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/array.h"
@@ -77,13 +78,20 @@ pp_row_emit(FunctionCallInfo fcinfo, PpRow *row)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row->values, row->nulls);
 }
 
-/* pp_row_emit_result: all rows of the query that SPI has run last, whose columns are those of the function. */
+/*
+ * pp_row_emit_result
+ *		All rows of the query that SPI has run last; of its columns the first ones, those that the
+ *		function has.
+ */
 void
 pp_row_emit_result(FunctionCallInfo fcinfo)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-
-	Assert(SPI_tuptable->tupdesc->natts == rsinfo->setDesc->natts);
 	for (uint64 i = 0; i < SPI_processed; i++)
-		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
+	{
+		PpRow row;
+
+		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row.values, row.nulls);
+		row.n = ((ReturnSetInfo *) fcinfo->resultinfo)->setDesc->natts;
+		pp_row_emit(fcinfo, &row);
+	}
 }

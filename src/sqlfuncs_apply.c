@@ -101,7 +101,7 @@ void
 pp_function_apply_end(PpApply *a)
 {
 	pp_statement_destroy(a->statement);
-	pp_dead_letter_forget_plans(&a->ledger);
+	pp_ledger_free_plans(&a->ledger);
 }
 
 /*

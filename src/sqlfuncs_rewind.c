@@ -320,7 +320,7 @@ discard_letters(const PpExtension *ext, const PpPipeline *p, PpRedis *conn, PpId
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(cxt);
 	}
-	pp_dead_letter_forget_plans(&ledger);
+	pp_ledger_free_plans(&ledger);
 	pp_redis_reply_target(conn, CurrentMemoryContext, PP_FUNCTION_REPLY);
 	MemoryContextDelete(cxt);
 	if (again > 0)

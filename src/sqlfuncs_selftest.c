@@ -175,7 +175,7 @@ record(Selftest *s)
 	s->a->ledger.epoch = 1;
 	pp_store_begin(&store, &s->ext);
 	pp_ledger_record(&s->a->ledger, entries, s->batch.n);
-	SPI_freeplan(s->a->ledger.record_plan);
+	pp_ledger_free_plans(&s->a->ledger);
 	pp_store_end(&store);
 	CommandCounterIncrement();
 	return "the entries are on record as settled";

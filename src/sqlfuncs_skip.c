@@ -110,7 +110,7 @@ write_letter(const PpExtension *ext, const PpPipeline *p, PpEntry *entry, PpEntr
 	entry->skipped = ledger.epoch;
 	pp_store_begin(&store, ext);
 	pp_dead_letter_store(&ledger, p, entry, NULL, &never);
-	pp_dead_letter_forget_plans(&ledger);
+	pp_ledger_free_plans(&ledger);
 	pp_store_end(&store);
 	/* Without a slot it has no worker; the next one reads all letters first. */
 	if (pipe != NULL)
