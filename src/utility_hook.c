@@ -17,6 +17,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
+#include "commands/defrem.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -103,7 +104,7 @@ database_wanted_empty(Node *parsetree)
 				DefElem *option = lfirst_node(DefElem, lc);
 
 				if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
-					return strVal(option->arg);
+					return defGetString(option); /* a name may be written as a number */
 			}
 			return NULL;
 		default:

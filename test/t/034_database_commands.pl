@@ -24,6 +24,8 @@ for my $case (
 	[ 'maker', 'DROP DATABASE one', qr/must be owner of database one/ ],
 	[ 'owner_only', 'ALTER DATABASE one RENAME TO two', qr/permission denied to rename database/ ],
 	[ 'owner_only', 'CREATE DATABASE copy TEMPLATE one', qr/permission denied to create database/ ],
+	[ 'owner_only', 'CREATE DATABASE copy TEMPLATE 5', qr/permission denied to create database/ ],
+	[ 'maker', 'CREATE DATABASE copy TEMPLATE 5', qr/template database "5" does not exist/ ],
 	[ $superuser, 'BEGIN; CREATE DATABASE copy TEMPLATE one', qr/cannot run inside a transaction block/ ],
 	[ $superuser, 'BEGIN; DROP DATABASE one', qr/cannot run inside a transaction block/ ],
 	[ $superuser, 'BEGIN; ALTER DATABASE one SET TABLESPACE pg_default', qr/cannot run inside a transaction block/ ])
