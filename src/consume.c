@@ -334,7 +334,11 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpR
 	set_reply_target(w, next);
 	if (read_ahead)
 		send_read(w, -1);
-	(void) pp_redis_flush(w->redis);
+	if (!pp_redis_flush(w->redis))
+	{
+		*error = *pp_redis_error(w->redis);
+		return false;
+	}
 	pp_worker_well(w, false);
 	if (!pp_consume_apply(w, batch) || !pp_acks_receive(w, error))
 		return false;

@@ -43,7 +43,8 @@ my @hostile = (
 	[ 'an error in place of entries' => "*1\r\n*2\r\n\$1\r\ns\r\n-LOADING\r\n", qr/redis_protocol\|[^|]*shape/ ],
 	[ 'an end in the middle' => { send => "*3\r\n:1\r\n", close => 1 }, qr/redis_closed\|/ ],
 	[ 'bytes that are no text' => "-WEIRD \xff\xfe\x01 text\r\n", qr/redis_error\|WEIRD \?\?\? text/ ],
-	[ 'more than was asked for' => "*-1\r\n+more\r\n", qr/redis_protocol\|[^|]*nothing was asked for/ ]);
+	[ 'more than was asked for' => "*-1\r\n+more\r\n", qr/redis_protocol\|[^|]*nothing was asked for/ ],
+	[ 'more than was asked for, behind new entries' => { by => { '>' => "*1\r\n*2\r\n\$1\r\ns\r\n*1\r\n$entry+more\r\n" } }, qr/redis_protocol\|[^|]*nothing was asked for/ ]);
 
 # --- The worker, from its first read on. It closes the connection, says why, and is well again when Redis is.
 my $large = 0;
