@@ -339,6 +339,7 @@ serve(PpWorker *w)
 {
 	PpRedisError error = {0};
 
+	/* What fails to connect has nothing to let go of: the others go on. */
 	if (!pp_redis_is_open(w->redis) && !connect_redis(w))
 	{
 		pp_worker_redis_failed(w, pp_redis_error(w->redis));
@@ -369,6 +370,7 @@ serve(PpWorker *w)
 		leave_connection(w);
 		return;
 	}
+	pp_worker_disconnect(w);
 	pp_worker_redis_failed(w, &error);
 }
 

@@ -52,23 +52,20 @@ pp_worker_well(PpWorker *w, bool idle)
 
 /*
  * pp_worker_redis_failed
- *		Says what is wrong with Redis, closes the connection, and waits.  Ends the process when it is asked
- *		to stop meanwhile; throws what an interrupt throws.
+ *		Says what is wrong with Redis, and waits.  The connection is closed, and nothing is in hand.  Ends the
+ *		process when it is asked to stop meanwhile; throws what an interrupt throws.
  */
 void
 pp_worker_redis_failed(PpWorker *w, const PpRedisError *error)
 {
-	PpRedisError copy = *error;
-
 	/* Closed by ourselves, because a setting has changed: connect again at once. */
-	if (copy.class == PP_REDIS_CLASS_NONE)
+	if (error->class == PP_REDIS_CLASS_NONE)
 		return;
-	pp_worker_disconnect(w);
 	pp_held_release_all(w->pipe);
 	pp_pipe_park(w->pipe);
-	pp_report_error(w->pipe, pp_redis_error_sqlstate(&copy), copy.message);
-	pp_report_state(copy.class == PP_REDIS_CLASS_SETTING ? PP_STATE_FAILED : PP_STATE_RETRYING,
-					copy.code, copy.message, pp_redis_error_hint(&copy));
+	pp_report_error(w->pipe, pp_redis_error_sqlstate(error), error->message);
+	pp_report_state(error->class == PP_REDIS_CLASS_SETTING ? PP_STATE_FAILED : PP_STATE_RETRYING,
+					error->code, error->message, pp_redis_error_hint(error));
 	pp_process_activity(false, "waiting to connect to Redis again");
 	back_off(w);
 }

@@ -185,6 +185,26 @@ for my $case (
 	back();
 }
 
+# --- Redis has no connection for one of two workers
+begin();
+my $picky = Postpipe::Test::FakeRedis->new(replies => { 'XINFO GROUPS' => "*1\r\n" . Postpipe::Test::Resp::encode(name => 'postpipe_two', 'last-delivered-id' => '0-0') });
+setting(redis_url => $picky->url);
+my $two = Postpipe::Test::Hits->new(node => $node, redis => $picky, name => 'two', workers => 2);
+my $idle = q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'two' AND state = 'idle');
+wait_sql($node, 'postgres', $idle, '2', 'two workers run');
+my ($first, $second) = split /\n/, $two->sql(q(SELECT consumer FROM postpipe_workers WHERE pipeline = 'two' ORDER BY worker));
+my $connects = sub { my ($name) = @_; return scalar grep { "@$_" eq "CLIENT SETNAME $name" } $picky->commands };
+$picky->set('CLIENT SETNAME' => { by => { $second => "-ERR max number of clients reached\r\n" } });
+$two->sql(q(SELECT pg_terminate_backend(pid) FROM postpipe_workers WHERE pipeline = 'two' AND worker = 2));
+my ($before1, $before2) = map { $connects->($_) } $first, $second;
+wait_for { $connects->($second) > $before2 + 4 } 'the second is refused again and again';
+is($connects->($first), $before1, '... which is no reason for the first one to connect anew');
+$picky->set('CLIENT SETNAME' => undef);
+wait_sql($node, 'postgres', $idle, '2', '... and then is served');
+$two->sql(q(SELECT postpipe_drop_pipeline('two')));
+setting(redis_url => $proxy->url);
+back();
+
 # --- NOGROUP
 begin();
 $redis->cli('XGROUP', 'DESTROY', $hits->stream, $hits->group);
