@@ -180,7 +180,6 @@ supervise(PpSupervisor *s)
 	long next;
 	bool woken;
 
-	MemoryContextReset(s->scratch);
 	MemoryContextSwitchTo(s->scratch);
 	(void) pp_process_reload();
 	if (pp_proc_must_stop())
@@ -219,9 +218,11 @@ supervise(PpSupervisor *s)
 	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), next);
 	do
 	{
-		long due = s->created ? pp_measure_step(s->measure, s->pipelines) : -1;
+		long due;
 		long left = -1;
 
+		MemoryContextReset(s->scratch);
+		due = s->created ? pp_measure_step(s->measure, s->pipelines) : -1;
 		if (next >= 0)
 			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 		if (left == 0)

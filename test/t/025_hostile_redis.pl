@@ -105,6 +105,14 @@ is($hits->sql(q(SELECT count(*) FROM postpipe_workers WHERE backend_type = 'supe
 $fake->set(XPENDING => undef, 'XINFO STREAM' => "-NOPERM no XINFO\r\n");
 wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_events WHERE message = 'lag and pending of pipeline "hits" are not known: NOPERM no XINFO'), '1', 'what is refused is an event, too');
 
+# What it says of that, round after round, takes no memory. A look at it wakes the supervisor, which begins anew then.
+my $supervisor = $hits->sql(q(SELECT pid FROM postpipe_workers WHERE backend_type = 'supervisor'));
+my $repeated = q(SELECT max(repeated) FROM postpipe_events WHERE message LIKE '%NOPERM no XINFO');
+my ($used) = reverse map { turn_memory() } 1 .. 2;
+my $rounds = $hits->sql($repeated);
+wait_for { $hits->sql($repeated) >= $rounds + 3 } 'it is refused again and again';
+cmp_ok(turn_memory() - $used, '<', 200, '... and takes no more memory for it');
+
 # One supervisor for each answer, so that they need not come one after the other.
 my @answers = grep { $_->[0] !~ /entr|error|no text/ } @hostile;
 my @databases = map { "s$_" } 1 .. 8;
@@ -129,4 +137,14 @@ sub memory
 {
 	my ($pid) = @_;
 	return slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+) kB/m ? $1 / 1024 : 0;
+}
+
+# Bytes in use in what the supervisor empties with each turn.
+sub turn_memory
+{
+	my $log = log_offset($node);
+	my @lines;
+	$hits->sql("SELECT pg_log_backend_memory_contexts($supervisor)");
+	wait_for { @lines = log_lines($node, qr/postpipe turn: /, $log) } 'the supervisor tells its memory';
+	return "@lines" =~ /(\d+) used/ ? $1 : 'unknown';
 }
