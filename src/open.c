@@ -16,6 +16,7 @@
  */
 #include "worker_internal.h"
 
+#include "access/xlog.h"
 #include "executor/spi.h"
 #include "utils/memutils.h"
 
@@ -320,6 +321,8 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	if (cause != NULL)
 	{
 		pp_worker_transact(w, begin_epoch, (void *) cause);
+		/* Durable before the group is made: that it was gone, only this will tell. */
+		XLogFlush(XactLastCommitEnd);
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: %s", w->def->name,
 							 ledger->epoch, cause)));
 	}

@@ -73,6 +73,31 @@ sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v
 	drop('range');
 }
 
+# --- A group that is gone with all that was known of its stream: the server stops at once when it is made anew.
+{
+	make('made');
+	add('made', "a$_") for 1 .. 3;
+	rows('made', 3);
+	sql(q(SELECT postpipe_pause('made')));
+	wait_state('made', 'paused');
+	add('made', "b$_") for 1 .. 2;
+	$redis->pipeline([ 'XTRIM', 'stream:made', 'MAXLEN', 0 ], [ 'XGROUP', 'DESTROY', 'stream:made', 'postpipe_made' ]);
+	kill('STOP', sql(q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter')));
+	sql(q(SELECT postpipe_resume('made')));
+	wait_state('made');
+	my $known = q(SELECT (SELECT string_agg(cause, ' ' ORDER BY epoch) FROM postpipe_epoch WHERE pipeline = 'made')
+		|| (SELECT format(', %s lost, balance %s', count(*), (SELECT coalesce(max(balance)::text, 'not known') FROM postpipe_audit WHERE pipeline = 'made'))
+			FROM postpipe_lost WHERE pipeline = 'made'));
+	my $told = 'first group_gone, 0 lost, balance not known';
+	is(sql($known), $told, 'made: what is gone cannot be told');
+	$node->stop('immediate');
+	$node->start;
+	wait_state('made');
+	is(sql($known), $told, 'made: nor after a crash');
+	$session = pp_session($node);
+	drop('made');
+}
+
 # --- A pipeline that loses its group while a standby does not confirm, so that it cannot acknowledge what it has settled.
 {
 	$node->append_conf('postgresql.conf', "wal_level = replica\nmax_wal_senders = 2");
