@@ -81,14 +81,14 @@ pp_retry_make_batch(PpApply *a, PpLetterKey *keys, int n, size_t max_bytes, PpBa
 	return taken;
 }
 
-/* Loads what is due, or finds out when something is. */
+/* Loads what is due and nobody else has, or finds out when something is. */
 static void
 load_due(PpApply *a, void *arg)
 {
 	Due *due = arg;
 	Oid types[] = {TEXTOID, TIMESTAMPTZOID};
-	Datum values[] = {CStringGetTextDatum(a->pipeline->name),
-					  TimestampTzGetDatum(GetCurrentTimestamp())};
+	TimestampTz now = GetCurrentTimestamp();
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name), TimestampTzGetDatum(now)};
 	PpLetterKey *keys;
 	bool isnull;
 	Datum next;
@@ -96,16 +96,14 @@ load_due(PpApply *a, void *arg)
 
 	SPI_execute_with_args(psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
 								   "WHERE pipeline = $1 AND state = 'retrying' "
-								   "AND next_retry_at <= $2 ORDER BY next_retry_at",
+								   "AND next_retry_at <= $2 ORDER BY next_retry_at "
+								   "FOR UPDATE SKIP LOCKED",
 								   a->ext->schema_name),
 						  2, types, values, NULL, false, MAX_LETTERS);
 	keys = pp_dead_letter_keys(CurrentMemoryContext, &n);
 	if (n > 0)
 	{
 		(void) pp_retry_make_batch(a, keys, n, due->max_bytes, due->batch);
-		/* Somebody has taken them meanwhile: look again. */
-		if (due->batch->n == 0)
-			due->next = GetCurrentTimestamp();
 		return;
 	}
 	SPI_execute_with_args(psprintf("SELECT min(next_retry_at) FROM %s.postpipe_dead_letter "
@@ -114,6 +112,8 @@ load_due(PpApply *a, void *arg)
 						  1, types, values, NULL, false, 1);
 	next = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	due->next = isnull ? 0 : DatumGetTimestampTz(next);
+	if (!isnull && due->next <= now)
+		due->next = TimestampTzPlusMilliseconds(now, LOCKED_MS);
 }
 
 /* Applies the batch: one by one those letters that may have crashed the process (suspect.c). */

@@ -256,6 +256,27 @@ letters('hand', 2);
 letters('hand', 1);
 is(sql('SELECT string_agg(v, $$ $$) FROM hand'), 'bad too', '... and applied once');
 
+# --- As many as are tried again together are in a replay that takes its time: others that are due do not wait for it.
+sql(q(SELECT postpipe_create_pipeline('held', 'stream:held', target => 'late', options => '{"max_retries": 5, "retry_delay": "1h", "error_threshold": 1}')));
+wait_state('held');
+sql(q(ALTER TABLE late ADD CONSTRAINT v CHECK (v <> 'held')));
+$redis->pipeline(map { [ 'XADD', 'stream:held', '*', id => $_, v => 'held' ] } 1001 .. 1101);
+letters('held', 101);
+sql(q(SELECT postpipe_pause('held')));
+wait_state('held', 'paused');
+sql(q(ALTER TABLE late DROP CONSTRAINT v; UPDATE postpipe_dead_letter SET next_retry_at = added_at WHERE pipeline = 'held'));
+{
+	my $session = pp_session($node);
+	is($session->(q(BEGIN; SELECT applied FROM postpipe_replay('held', max_entries => 100);)), "100\n", 'a replay of a hundred letters');
+	sql(q(SELECT postpipe_resume('held')));
+	wait_sql($node, 'postgres', q(SELECT string_agg(id::text, ' ') FROM late WHERE v = 'held'), '1101', '... does not hold up another one that is due', 30);
+	wait_state('held');
+	$session->('COMMIT;');
+}
+is(sql(q(SELECT count(*) FROM late WHERE v = 'held')), 101, '... and all are applied');
+letters('held', 0);
+sql(q(DELETE FROM late WHERE v = 'held'));
+
 # --- A letter that changes while a discard waits for it is discarded all the same.
 {
 	my $session = pp_session($node);
@@ -316,7 +337,7 @@ letters('unset', 1);
 is(sql(q(SELECT discarded FROM postpipe_audit WHERE pipeline = 'set')), 1, 'discarded by the setting');
 
 # --- Every entry is somewhere.
-my %sums = (item => '7|0|1|2', late => '4|0|0|0', many => 2501 - $failed . "|0|$failed|0", anything => '2|0|3|4', old => '0|0|1|2199');
+my %sums = (item => '7|0|1|2', late => '4|0|0|0', held => '101|0|0|0', many => 2501 - $failed . "|0|$failed|0", anything => '2|0|3|4', old => '0|0|1|2199');
 wait_sql($node, 'postgres', "SELECT applied, retrying, dead, discarded, balance FROM postpipe_audit WHERE pipeline = '$_'", "$sums{$_}|0", "$_: the audit balances", 30) for sort keys %sums;
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
 pp_balanced($node);
