@@ -41,6 +41,8 @@ struct PpApply
 	MemoryContext sample_cxt;     /* of … */
 	PpEntry *sample;              /* … an entry that passed (sample.c); NULL: none has */
 	uint64 *watched;              /* keys that have a letter (overtaken.c); NULL: none has */
+	int watched_key;              /* which key that was, and 1; 0: to be looked at */
+	bool hashed_again;            /* for that, in a transaction that may still roll back */
 	bool skips_known;             /* this and below: skip.c */
 	uint64 skips_seen;            /* PpPipe.skips, when … */
 	int num_skips;                /* … these were read */
@@ -107,7 +109,7 @@ extern void pp_retry_record(PpApply *a, PpBatch *batch, bool by_hand);
 extern void pp_overtaken_load(PpApply *a);
 extern void pp_overtaken_watch_all(PpApply *a);
 extern bool pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash);
-extern void pp_overtaken_hash_again(PpApply *a, PpBatch *batch);
+extern void pp_overtaken_hash_again(PpApply *a);
 extern void pp_overtaken_mark(PpApply *a, const PpBatch *batch);
 
 /* notify.c */

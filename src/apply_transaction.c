@@ -103,6 +103,9 @@ pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 
 	pp_apply_abort(cxt);
 	pp_threshold_end(a, false);
+	if (a->hashed_again)
+		a->watched_key = 0;
+	a->hashed_again = false;
 	return error;
 }
 

@@ -59,3 +59,32 @@ pp_key_hash(List *key, const PpEntry *entry, uint64 *hash)
 	}
 	return key != NIL;
 }
+
+/*
+ * pp_key_mark
+ *		Tells a key from another one: two that take their values from the same fields have the same mark.
+ */
+uint16
+pp_key_mark(List *key)
+{
+	uint64 hash = 0;
+	ListCell *lc;
+
+	foreach (lc, key)
+	{
+		const PpKeyColumn *column = lfirst(lc);
+		char flags[] = {'k', column->empty_is_null, column->absent_alike};
+		ListCell *of;
+
+		hash = pp_hash_string(hash, &(PpString){flags, sizeof(flags)});
+		foreach (of, column->sources)
+		{
+			const PpSource *source = lfirst(of);
+			char place = source->in_envelope;
+
+			hash = pp_hash_string(hash, &(PpString){&place, 1});
+			hash = pp_hash_string(hash, &(PpString){source->name, source->len});
+		}
+	}
+	return (uint16) (hash ^ (hash >> 16) ^ (hash >> 32) ^ (hash >> 48));
+}

@@ -17,5 +17,6 @@ typedef struct PpKeyColumn
 } PpKeyColumn;
 
 extern bool pp_key_hash(List *key, const PpEntry *entry, uint64 *hash);
+extern uint16 pp_key_mark(List *key);
 
 #endif /* PP_KEY_H */

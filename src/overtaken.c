@@ -12,6 +12,9 @@
  * nothing while there are no letters, and a query only when a key of it may have one.  The bits
  * are of this process: with several workers, a letter of one is not seen by the others, as order is
  * not kept among them anyway.
+ *
+ * The table may get another key, and the letters that are there have hashes of the one before.  So a hash
+ * says of which key it is, and those of another one are made anew before letters are marked.
  */
 #include "apply_internal.h"
 
@@ -30,6 +33,7 @@
 #define MAX_LOADED   200000 /* letters; with more, every batch asks */
 #define HASHED       1000   /* letters that are hashed again together, at most … */
 #define HASHED_BYTES ((size_t) 16 * 1024 * 1024)
+#define MARK_SHIFT   48 /* in a hash, the bits above are the mark of its key */
 
 static void
 watch(PpApply *a, uint64 hash)
@@ -57,28 +61,14 @@ pp_overtaken_watch_all(PpApply *a)
 	memset(a->watched, 0xff, FILTER_WORDS * sizeof(uint64));
 }
 
-/* Finds the letters that are there. SPI must be connected. */
-void
-pp_overtaken_load(PpApply *a)
+static bool
+hash_entry(List *key, const PpEntry *entry, uint64 *hash)
 {
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(a->pipeline->name)};
-
-	SPI_execute_with_args(psprintf("SELECT key_hash FROM %s.postpipe_dead_letter "
-								   "WHERE pipeline = $1 AND key_hash IS NOT NULL AND NOT overtaken",
-								   a->ext->schema_name),
-						  1, types, values, NULL, false, MAX_LOADED);
-	if (SPI_processed == MAX_LOADED)
-		pp_overtaken_watch_all(a);
-	else
-		for (uint64 i = 0; i < SPI_processed; i++)
-		{
-			bool isnull;
-
-			watch(a, (uint64) DatumGetInt64(
-						 SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)));
-		}
-	SPI_freetuptable(SPI_tuptable);
+	if (!pp_key_hash(key, entry, hash))
+		return false;
+	*hash &= (UINT64CONST(1) << MARK_SHIFT) - 1;
+	*hash |= (uint64) pp_key_mark(key) << MARK_SHIFT;
+	return true;
 }
 
 /*
@@ -92,23 +82,27 @@ pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash)
 	if (entry->event == NULL || a->statement == NULL ||
 		!pp_statement_has(a->statement, PP_FORM_OLDER))
 		return false;
-	if (!pp_key_hash(pp_statement_key(a->statement), entry, hash))
+	if (!hash_entry(pp_statement_key(a->statement), entry, hash))
 		return false;
 	watch(a, *hash);
 	return true;
 }
 
-/* The letters whose keys are of the definition before, and count. */
+/* The letters whose keys count, and may be other ones than those that they have. */
 static PpLetterKey *
-watched_letters(PpApply *a, int *n)
+other_letters(PpApply *a, int *n)
 {
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(a->pipeline->name)};
+	Oid types[] = {TEXTOID, INT8OID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name),
+					  Int64GetDatum(pp_key_mark(pp_statement_key(a->statement)))};
 
-	SPI_execute_with_args(psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
-								   "WHERE pipeline = $1 AND NOT overtaken AND NOT undelivered",
-								   a->ext->schema_name),
-						  1, types, values, NULL, false, 0);
+	SPI_execute_with_args(
+		psprintf("SELECT epoch, id, size_bytes FROM %1$s.postpipe_dead_letter "
+				 "WHERE pipeline = $1 AND NOT overtaken AND NOT undelivered AND event IS NOT NULL "
+				 "AND (key_hash IS NULL OR (key_hash >> %2$d) & 65535 <> $2) "
+				 "ORDER BY epoch, id USING OPERATOR(%1$s.<)",
+				 a->ext->schema_name, MARK_SHIFT),
+		2, types, values, NULL, false, 0);
 	return pp_dead_letter_keys(CurrentMemoryContext, n);
 }
 
@@ -134,28 +128,63 @@ write_hash(PpApply *a, const PpEntry *entry)
 
 /*
  * pp_overtaken_hash_again
- *		Of a pipeline whose definition has changed: what its statement, which is prepared, takes for the key
- *		may be something else in the letters that are there.  In a backend that has locked it against its
- *		workers; SPI must be connected.
+ *		What the statement, which is prepared, takes for the key may be something else in the letters that
+ *		are there than when they failed.  SPI must be connected.
  */
 void
-pp_overtaken_hash_again(PpApply *a, PpBatch *batch)
+pp_overtaken_hash_again(PpApply *a)
 {
+	PpBatch batch = {0};
+	PpLetterKey *keys;
+	MemoryContext cxt;
 	int n;
-	PpLetterKey *keys = watched_letters(a, &n);
 
+	if (!pp_statement_has(a->statement, PP_FORM_OLDER))
+		return;
+	keys = other_letters(a, &n);
+	a->hashed_again |= n > 0;
+	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe letters", ALLOCSET_DEFAULT_SIZES);
+	batch.cxt = AllocSetContextCreate(cxt, "postpipe letters batch", ALLOCSET_DEFAULT_SIZES);
 	for (int done = 0; done < n;)
 	{
-		MemoryContext old = MemoryContextSwitchTo(a->call_cxt);
+		MemoryContext old = MemoryContextSwitchTo(cxt);
 
 		CHECK_FOR_INTERRUPTS();
-		MemoryContextReset(a->call_cxt);
-		MemoryContextReset(batch->cxt);
-		done += pp_retry_make_batch(a, keys + done, Min(n - done, HASHED), HASHED_BYTES, batch);
-		for (int i = 0; i < batch->n; i++)
-			write_hash(a, &batch->entries[i]);
+		MemoryContextReset(batch.cxt);
+		done += pp_retry_make_batch(a, keys + done, Min(n - done, HASHED), HASHED_BYTES, &batch);
+		for (int i = 0; i < batch.n; i++)
+			write_hash(a, &batch.entries[i]);
 		MemoryContextSwitchTo(old);
 	}
+	MemoryContextDelete(cxt);
+}
+
+/* Finds the letters that are there, of a statement that is prepared. SPI must be connected. */
+void
+pp_overtaken_load(PpApply *a)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name)};
+
+	a->watched_key = pp_key_mark(pp_statement_key(a->statement)) + 1;
+	if (!pp_statement_has(a->statement, PP_FORM_OLDER))
+		return;
+	pp_overtaken_hash_again(a);
+	SPI_execute_with_args(psprintf("SELECT key_hash FROM %s.postpipe_dead_letter "
+								   "WHERE pipeline = $1 AND key_hash IS NOT NULL AND NOT overtaken",
+								   a->ext->schema_name),
+						  1, types, values, NULL, false, MAX_LOADED);
+	if (SPI_processed == MAX_LOADED)
+		pp_overtaken_watch_all(a);
+	else
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			bool isnull;
+
+			watch(a, (uint64) DatumGetInt64(
+						 SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)));
+		}
+	SPI_freetuptable(SPI_tuptable);
 }
 
 /* Marks the letters that are overtaken by these n entries. */
@@ -200,10 +229,13 @@ pp_overtaken_mark(PpApply *a, const PpBatch *batch)
 	List *key;
 	int n = 0;
 
-	if (a->watched == NULL || a->statement == NULL ||
-		!pp_statement_has(a->statement, PP_FORM_OLDER))
+	if (a->statement == NULL || !pp_statement_has(a->statement, PP_FORM_OLDER))
 		return;
 	key = pp_statement_key(a->statement);
+	if (a->watched_key != pp_key_mark(key) + 1)
+		pp_overtaken_load(a);
+	if (a->watched == NULL)
+		return;
 	hashes = palloc(Max(batch->n, 1) * sizeof(Datum));
 	epochs = palloc(Max(batch->n, 1) * sizeof(Datum));
 	ids = palloc(Max(batch->n, 1) * sizeof(Datum));
@@ -214,7 +246,7 @@ pp_overtaken_mark(PpApply *a, const PpBatch *batch)
 
 		if (entry->settled || entry->verdict != PP_VERDICT_APPLIED)
 			continue;
-		if (!pp_key_hash(key, entry, &hash) || !is_watched(a, hash))
+		if (!hash_entry(key, entry, &hash) || !is_watched(a, hash))
 			continue;
 		hashes[n] = Int64GetDatum((int64) hash);
 		epochs[n] = Int32GetDatum(entry->letter ? entry->letter->epoch : a->ledger.epoch);

@@ -153,21 +153,19 @@ pp_function_isolate(PpApply *a, PpBatch *batch)
 
 /*
  * pp_function_hash_letters
- *		The definition has changed, and its statement can be prepared: the keys of its dead letters are
- *		found anew.  The pipeline must be locked against its workers.
+ *		Definition or table may have changed: the keys of dead letters are found anew.  Before any of them
+ *		is locked; what keeps the statement from being prepared is thrown.
  */
 void
 pp_function_hash_letters(const PpExtension *ext, PpPipeline *p)
 {
 	PpStoreScope store;
-	PpBatch batch = {0};
 	MemoryContext cxt;
 	PpApply *a;
 
 	if (pp_dead_letter_count(ext, p->name) == 0)
 		return;
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "postpipe letters", ALLOCSET_DEFAULT_SIZES);
-	batch.cxt = AllocSetContextCreate(cxt, "postpipe letters batch", ALLOCSET_DEFAULT_SIZES);
 	a = pp_function_apply_begin(cxt, ext, p);
 	PG_TRY();
 	{
@@ -176,7 +174,7 @@ pp_function_hash_letters(const PpExtension *ext, PpPipeline *p)
 		pp_statement_prepare(a->statement);
 		SPI_finish();
 		pp_store_begin(&store, ext);
-		pp_overtaken_hash_again(a, &batch);
+		pp_overtaken_hash_again(a);
 		pp_store_end(&store);
 	}
 	PG_FINALLY();

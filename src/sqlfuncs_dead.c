@@ -169,6 +169,7 @@ postpipe_replay(PG_FUNCTION_ARGS)
 	p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	read_filter(fcinfo, &ext, &filter);
 	pp_function_refuse_deferred(&ext, "postpipe_replay()");
+	pp_function_hash_letters(&ext, p);
 	keys = lock_letters(&ext, &filter, &n);
 	if (n > 0)
 	{

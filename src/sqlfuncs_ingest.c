@@ -149,7 +149,6 @@ run(const PpExtension *ext, PpPipeline *p, PpBatch *batch)
 		if (pp_posts_owns(p))
 			pp_posts_create_table(ext, p);
 		pp_ledger_load_epochs(&a->ledger);
-		pp_overtaken_load(a);
 		pp_store_end(&store);
 		for (int first = 0; first < batch->n; first += CHUNK)
 		{

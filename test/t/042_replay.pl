@@ -128,6 +128,31 @@ wait_sql($node, 'postgres', 'SELECT v FROM mended', 'newer', 'a later entry, by 
 is(sql(q(SELECT * FROM postpipe_replay('mended'))), '1|1|0', '... then a replay of what failed by the old one');
 is(sql('SELECT * FROM mended'), '1|newer|filled', '... which sets nothing back');
 
+# --- And where the table got another key since: while the pipeline runs, and while it rests; before it had one, too.
+for my $case ([ 'rekeyed', 'running', 'id int PRIMARY KEY, ref int' ], [ 'rested', 'paused', 'id int PRIMARY KEY, ref int' ], [ 'keyless', 'running', 'id int, ref int' ])
+{
+	my ($t, $state, $columns) = @$case;
+	sql(qq(CREATE TABLE $t ($columns, v text, w text, CONSTRAINT v CHECK (v NOT LIKE 'bad%')); SELECT postpipe_create_pipeline('$t', 'stream:$t', target => '$t')));
+	wait_state($t);
+	my @late = map { $redis->xadd("stream:$t", id => 1, ref => $_, v => "bad $_", w => 'filled') } 7, 8;
+	letters($t, 2);
+	if ($state eq 'paused')
+	{
+		sql("SELECT postpipe_pause('$t')");
+		wait_state($t, 'paused');
+	}
+	sql("ALTER TABLE $t DROP CONSTRAINT IF EXISTS ${t}_pkey, ADD PRIMARY KEY (ref); ALTER TABLE $t ALTER id DROP NOT NULL");
+	sql("SELECT postpipe_resume('$t')") if $state eq 'paused';
+	$redis->xadd("stream:$t", id => 2, ref => 7, v => 'newer');
+	wait_sql($node, 'postgres', "SELECT v FROM $t", 'newer', "$t: a later entry, by the new key");
+	my $newer = $redis->xadd("stream:$t", id => 3, ref => 8, v => 'bad newer');
+	letters($t, 3);
+	sql("ALTER TABLE $t DROP CONSTRAINT v");
+	is(sql("SELECT * FROM postpipe_replay('$t', ids => '{$newer}')"), '1|1|0', '... and one that is replayed');
+	is(sql("SELECT * FROM postpipe_replay('$t')"), '2|2|0', '... then what failed with the old key');
+	is(sql("SELECT * FROM $t ORDER BY ref"), "2|7|newer|filled\n3|8|bad newer|filled", '... which sets nothing back');
+}
+
 # --- Many, more than fit in one piece, and one that fails among them.
 sql(q(CREATE TABLE many (id int PRIMARY KEY, v text, CONSTRAINT v CHECK (v <> 'bad')); SELECT postpipe_create_pipeline('many', 'stream:many', target => 'many', options => '{"error_threshold": 1}')));
 wait_state('many');
