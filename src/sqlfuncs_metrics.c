@@ -75,8 +75,8 @@ get_unviewed(const List *pipelines, Datum *values)
 		measured[0][i] = Int64GetDatum(m.at != 0 ? m.standing.length : -1);
 		measured[1][i] = Int64GetDatum(m.at != 0 ? m.consumers : -1);
 		measured[2][i] = Int64GetDatum(m.at != 0 ? m.bytes : -1);
-		measured[3][i] =
-			Int64GetDatum(pp_id_is_zero(m.oldest_pending) ? -1 : (int64) m.oldest_pending.ms);
+		measured[3][i] = Int64GetDatum(
+			m.at != 0 && !pp_id_is_zero(m.oldest_pending) ? (int64) m.oldest_pending.ms : -1);
 		for (int e = 0; e < num; e++)
 		{
 			error_names[num_errors] = names[i];

@@ -91,10 +91,15 @@ sql('SELECT postpipe_reset_stats()');
 is(sql('SELECT sum(entries_applied) FROM postpipe_stats'), 0, 'all of them');
 sql(q(SELECT postpipe_drop_pipeline('other')));
 
-# Redis is away: what it alone knows is NULL, and not in the text.
+# Redis is away: what it alone knows is NULL, and not in the text. Also of an entry that was pending then.
+my $session = pp_session($node);
+$session->('BEGIN; LOCK TABLE t');
+add(104);
+wait_sql($node, 'postgres', q(SELECT value > 0 FROM postpipe_metrics WHERE name = 'postpipe_oldest_pending_timestamp_seconds'), 't', 'an entry is pending');
 $redis->stop;
 wait_sql($node, 'postgres', q(SELECT value IS NULL FROM postpipe_metrics WHERE name = 'stream_pending_size'), 't', 'pending is not known');
-unlike(sql('SELECT * FROM postpipe_prometheus()'), qr/^stream_pending_size\{/m, '... and left out');
+unlike(sql('SELECT * FROM postpipe_prometheus()'), qr/^(?:stream_pending_size|postpipe_oldest_pending_timestamp_seconds)\{/m, '... and left out');
+$session->('COMMIT');
 
 # Who monitors may look.
 sql('CREATE ROLE watcher; GRANT pg_monitor TO watcher');
