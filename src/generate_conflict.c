@@ -218,7 +218,7 @@ merged_value(const PpColumn *col, List *columns, const char *newer, bool nulls_a
 					 : psprintf("excluded.%s", c);
 	if (col->default_value != NULL)
 		return psprintf("CASE WHEN %s%s THEN t.%s ELSE excluded.%s END",
-						newer ? psprintf("NOT %s AND t.%s IS NOT NULL OR ", newer, c) : "",
+						newer ? psprintf("%s IS NOT TRUE AND t.%s IS NOT NULL OR ", newer, c) : "",
 						absent_condition(col, columns, nulls_alike), c, c);
 	if (newer != NULL)
 		return psprintf("CASE WHEN %s THEN coalesce(excluded.%s, t.%s) "

@@ -103,6 +103,16 @@ SELECT * FROM newer;
 CALL feed('newer', '{"id": 1, "v": "no version"}');
 SELECT * FROM newer;
 DROP TABLE newer;
+-- ... and columns with a default: what does not say how new it is, is not newer there, either
+CREATE TABLE newer_default (id int PRIMARY KEY, v text, w text DEFAULT 'w', x text DEFAULT 'x', version int);
+SELECT make('newer_default', 'newer_default', 'newer', 'version');
+CALL feed('newer_default', '{"id": 1, "v": "five", "w": "five", "version": 5}');
+CALL feed('newer_default', '{"id": 1, "v": "no version", "w": "no version"}');
+SELECT * FROM newer_default;
+UPDATE newer_default SET v = NULL, w = NULL, x = NULL;
+CALL feed('newer_default', '{"id": 1, "v": "no version", "w": "no version"}');
+SELECT * FROM newer_default;
+DROP TABLE newer_default;
 
 -- newer_by with the entry's own ID, kept as text: by number, not as text
 CREATE TABLE newer_id (id int PRIMARY KEY, v text, entry text);
