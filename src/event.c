@@ -61,7 +61,7 @@ string_is(const PpString *s, const char *word)
 	return s->len == len && memcmp(s->data, word, len) == 0;
 }
 
-/* Checks that it is UTF-8 without a NUL, and converts it to the server's encoding. */
+/* Checks that it is UTF-8 without a NUL, and converts it to the server's encoding.  `name`, of a value, is in that. */
 static PpString
 to_server(PpString s, const char *what, const PpString *name)
 {
@@ -69,12 +69,11 @@ to_server(PpString s, const char *what, const PpString *name)
 	{
 		bool nul = memchr(s.data, '\0', s.len) != NULL;
 
-		ereport(ERROR, (errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
-						nul ? errmsg("%s contains a NUL byte", what)
-							: errmsg("%s is not valid UTF-8", what),
-						name && pp_utf8_is_valid(name->data, name->len)
-							? errdetail("The field is \"%s\".", pnstrdup(name->data, name->len))
-							: 0));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+			 nul ? errmsg("%s contains a NUL byte", what) : errmsg("%s is not valid UTF-8", what),
+			 name ? errdetail("The field is \"%s\".", pnstrdup(name->data, name->len)) : 0));
 	}
 	if (GetDatabaseEncoding() != PG_UTF8)
 	{
@@ -105,11 +104,9 @@ build_flat(const PpEntry *entry, int skip)
 	are_kept = pp_names_are_kept(&kept, pairs, n);
 	for (int i = 0; i < n; i++)
 	{
-		PpString name = pairs[i].name;
-
 		if (!are_kept)
-			pairs[i].name = to_server(name, "name of a field", NULL);
-		pairs[i].value = to_server(pairs[i].value, "value of a field", &name);
+			pairs[i].name = to_server(pairs[i].name, "name of a field", NULL);
+		pairs[i].value = to_server(pairs[i].value, "value of a field", &pairs[i].name);
 	}
 	result = pp_object_make(&kept, are_kept, pairs, n);
 	result->in_texts = entry->in_texts && GetDatabaseEncoding() == PG_UTF8;

@@ -45,6 +45,7 @@ for my $db (sort keys %fits)
 		[ 'a NUL', '22021', undef, v => "a\0b" ],
 		[ '\u0000', '22P05', undef, data => '{"id": ID, "v": "a\u0000"}' ],
 		[ 'bad UTF-8', '22021', undef, v => \"a\xff\xfe" ],
+		[ 'bad UTF-8 under a name that fits', '22021', undef, $names{$db} => \"a\xff\xfe" ],
 		[ 'bad UTF-8 in JSON', '22021', undef, data => \qq({"id": ID, "v": "\xe9"}) ],
 		[ 'a BOM', $db eq 'sql_ascii' ? '' : '22P05', "${bom}x", v => "${bom}x" ],
 		[ 'a BOM before JSON', $db eq 'sql_ascii' ? '22P02' : '22P05', undef, data => $bom . '{"id": ID, "v": "x"}' ],
@@ -78,6 +79,7 @@ for my $db (sort keys %fits)
 			FROM postpipe_dlq WHERE id = '$entry'"), $sqlstate ne '' ? "$sqlstate|dead|t|$fields" : '', "$db: $name: the dead letter");
 	}
 	is(read_as_utf8($node, $db, qq(SELECT count(*) FROM notes WHERE "@{[ bytes($names{$db}) ]}" = 'long')), 2, "$db: the names were found");
+	is(read_as_utf8($node, $db, qq(SELECT count(*) FROM postpipe_dlq WHERE detail = 'The field is "@{[ bytes($names{$db}) ]}".')), 1, '... and one is told');
 	$redis->xadd("stream:$db", id => 1000, v => bytes($fits));
 	wait_sql($node, $db, q(SELECT count(*) FROM notes WHERE id = 1000), 1, "$db: the pipeline goes on");
 	wait_for { pending($redis, "stream:$db", 'postpipe_notes') == 0 } "$db: nothing is pending";
