@@ -132,8 +132,9 @@ pp_acks_receive(PpWorker *w, PpRedisError *error)
 			return false;
 		}
 		w->acks_in_flight--;
-		if (is_ack)
-			pp_pipe_observe_since(w->pipe, PP_HIST_ACK, w->acks_since);
+		if (!is_ack)
+			continue;
+		pp_pipe_observe_since(w->pipe, PP_HIST_ACK, w->acks_since);
 		pp_pipe_acknowledged(w->pipe);
 		PP_FAULT("after_ack");
 	}

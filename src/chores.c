@@ -12,9 +12,7 @@
  */
 #include "worker_internal.h"
 
-#include "miscadmin.h"
 #include "pgstat.h"
-#include "storage/latch.h"
 
 #include "guc.h"
 #include "held.h"
@@ -24,6 +22,7 @@
 
 #define BACKOFF_FIRST_MS 1000
 #define BACKOFF_CAP_MS   60000
+#define MIN_EXPIRE_MS    60000 /* between two looks for letters that are too old, when none are left */
 
 /* Reads the setting or the option that matters here. At the start, and after a reload. */
 void
@@ -64,7 +63,7 @@ retry(PpWorker *w)
 	pp_process_activity(true, "trying dead letters again");
 	outcome = pp_retry_run(w->apply, w->batch_bytes, &result, &next);
 	if (outcome == PP_OUTCOME_GONE)
-		pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+		pp_worker_outdated(w);
 	pp_count(w->pipe, PP_COUNT_APPLIED, result.applied);
 	pp_count(w->pipe, PP_COUNT_CONFLICTED, result.conflicted);
 	pp_count(w->pipe, PP_COUNT_FILTERED, result.filtered);
@@ -85,15 +84,13 @@ retry(PpWorker *w)
 static void
 expire(PpWorker *w)
 {
-	PpEntryError *error;
-	PpOutcome outcome;
+	PpExpire e = {.retention = w->chores.retention};
+	TimestampTz next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MIN_EXPIRE_MS);
 
 	pp_process_activity(true, "removing old dead letters");
-	outcome = pp_retry_expire(w->apply, w->chores.retention, &w->chores.expire_at, &error);
-	if (outcome == PP_OUTCOME_GONE)
-		pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
-	if (outcome != PP_OUTCOME_DONE)
-		pp_report_error(w->pipe, error->sqlstate, error->message);
+	if (pp_worker_try(w, pp_retry_expire, &e))
+		next = e.more ? 0 : Max(next, e.next);
+	w->chores.expire_at = next;
 	pgstat_report_stat(false);
 }
 
@@ -109,10 +106,7 @@ pp_chores_run(PpWorker *w)
 	if (!w->chores.begun)
 		begin(w);
 	if (w->group_open && pp_repair_is_wanted(w))
-	{
 		pp_pipe_close(w->pipe);
-		SetLatch(MyLatch); /* this worker has to look around as well */
-	}
 	due = pp_pipe_next_retry(w->pipe, false);
 	if (due != 0 && due <= now)
 		retry(w);

@@ -226,20 +226,6 @@ get_sealed(PpWorker *w, Prune *prune, PpRedisError *error)
 	return true;
 }
 
-/* A step that fails is no reason to stop: the next one comes. */
-bool
-pp_compact_transact(PpWorker *w, PpWork work, void *arg)
-{
-	PpEntryError *error;
-	PpOutcome outcome = pp_apply_transaction(w->apply, work, arg, &error);
-
-	if (outcome == PP_OUTCOME_GONE)
-		pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
-	if (outcome != PP_OUTCOME_DONE)
-		pp_report_error(w->pipe, error->sqlstate, error->message);
-	return outcome == PP_OUTCOME_DONE;
-}
-
 /* Is there anything to do?  After so many batches; and a while after the last one. */
 static bool
 is_due(PpWorker *w)
@@ -262,13 +248,13 @@ seal_and_prune(PpWorker *w, TimestampTz before, PpRedisError *error)
 	pp_redis_reply_target(w->redis, c->cxt, PP_COMPACT_REPLY);
 	if (!get_sealed(w, &prune, error))
 		return false;
-	if (!pp_compact_transact(w, seal, &prune.sealed) || !pp_compact_transact(w, find_old, &prune) ||
+	if (!pp_worker_try(w, seal, &prune.sealed) || !pp_worker_try(w, find_old, &prune) ||
 		prune.before == 0)
 		return true;
 	if (!get_holes(w, c->cxt, &prune, error) ||
 		(prune.before != 0 && !pp_compact_verify(w, &prune.holes, &prune.upto, error)))
 		return false;
-	if (prune.before != 0 && pp_compact_transact(w, delete_old, &prune))
+	if (prune.before != 0 && pp_worker_try(w, delete_old, &prune))
 		c->more |= prune.more;
 	return true;
 }
@@ -308,11 +294,11 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	switch (c->step)
 	{
 		case PP_COMPACT_CLOSE:
-			goes_on = pp_compact_transact(w, close_rows, &closed);
+			goes_on = pp_worker_try(w, close_rows, &closed);
 			c->more |= closed.more;
 			break;
 		case PP_COMPACT_MERGE:
-			goes_on = pp_compact_transact(w, pp_compact_merge, &c->more);
+			goes_on = pp_worker_try(w, pp_compact_merge, &c->more);
 			break;
 		case PP_COMPACT_PRUNE:
 			ok = seal_and_prune(w, closed.before, error);
@@ -324,6 +310,7 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	c->at = GetCurrentTimestamp();
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(c->cxt);
+	pp_redis_reply_target(w->redis, c->cxt, PP_COMPACT_REPLY); /* replies to XACKs may come next */
 	pgstat_report_stat(false);
 	return ok;
 }
@@ -334,7 +321,7 @@ pp_compact_due_ms(PpWorker *w, long max_ms)
 {
 	TimestampTz due = TimestampTzPlusMilliseconds(w->compact.at, w->compact.every_ms);
 
-	if (w->compact.step != PP_COMPACT_CLOSE)
+	if (w->compact.step != PP_COMPACT_CLOSE || is_due(w))
 		return 0;
 	if (pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]) == w->compact.batches)
 		return max_ms;

@@ -19,9 +19,6 @@ typedef struct PpIdList
 	int n;
 } PpIdList;
 
-/* compact.c */
-extern bool pp_compact_transact(PpWorker *w, PpWork work, void *arg);
-
 /* compact_merge.c */
 extern void pp_compact_merge(PpApply *a, void *arg);
 

@@ -9,8 +9,6 @@
  */
 #include "compact_internal.h"
 
-#include "miscadmin.h"
-#include "storage/latch.h"
 #include "utils/memutils.h"
 
 #include "held.h"
@@ -108,14 +106,13 @@ pp_compact_verify(PpWorker *w, const PpIdList *holes, PpId *upto, PpRedisError *
 	if (!read_ids(w, &reached, *upto, &ids, error))
 		return false;
 	leave_out_holes(&ids, holes);
-	if (!pp_compact_transact(w, pp_compact_leave_out_settled, &ids))
+	if (!pp_worker_try(w, pp_compact_leave_out_settled, &ids))
 		reached = c->verified;
 	else if (ids.n > 0)
 	{
 		reached = pp_id_previous(ids.ids[0]);
 		c->passed_over = true;
 		pp_pipe_close(w->pipe);
-		SetLatch(MyLatch); /* this worker has to look around as well */
 	}
 	else if (pp_id_compare(reached, *upto) < 0)
 		c->more = true;

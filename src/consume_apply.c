@@ -88,7 +88,7 @@ apply_part(PpWorker *w, PpBatch *part, XLogRecPtr *lsn)
 		count_result(w, &result);
 		pp_pipe_retry_at(w->pipe, result.retry_at);
 		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+			pp_worker_outdated(w);
 		if (outcome == PP_OUTCOME_DONE)
 		{
 			pp_count(w->pipe, PP_COUNT_BATCHES, 1);

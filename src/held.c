@@ -265,12 +265,12 @@ pp_read_is_awaited(PpPipe *pipe, uint64 upto)
 static bool
 wake(PpProc *proc, void *arg)
 {
-	if (proc != pp_my_proc && proc->latch != NULL)
+	if (proc->latch != NULL)
 		SetLatch(proc->latch);
 	return false;
 }
 
-/* All workers are to let go of what they hold and park, and worker 1 to look at the stream. */
+/* All workers, the caller as well, are to let go of what they hold and park, and worker 1 to look at the stream. */
 void
 pp_pipe_close(PpPipe *pipe)
 {

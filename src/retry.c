@@ -24,10 +24,9 @@
 #include "inflight.h"
 #include "suspect.h"
 
-#define MAX_LETTERS   100  /* of one transaction */
-#define MAX_EXPIRED   1000 /* of one transaction */
-#define LOCKED_MS     1000 /* until letters that somebody else has are looked at again */
-#define MIN_EXPIRE_MS 60000
+#define MAX_LETTERS 100  /* of one transaction */
+#define MAX_EXPIRED 1000 /* of one transaction */
+#define LOCKED_MS   1000 /* until letters that somebody else has are looked at again */
 
 /* What in_transaction() is given. */
 typedef struct Due
@@ -267,30 +266,27 @@ pp_retry_record(PpApply *a, PpBatch *batch, bool by_hand)
 	pfree(passed);
 }
 
-/* What expire() is given. */
-typedef struct Expire
+/*
+ * pp_retry_expire
+ *		A PpWork: removes dead letters that are older than its `retention`; they count as discarded.
+ */
+void
+pp_retry_expire(PpApply *a, void *arg)
 {
-	const char *retention;
-	TimestampTz next;
-	uint64 removed;
-} Expire;
-
-static void
-expire(PpApply *a, void *arg)
-{
-	Expire *e = arg;
+	PpExpire *e = arg;
 	Oid types[] = {TEXTOID, TEXTOID};
 	Datum values[] = {CStringGetTextDatum(a->pipeline->name), CStringGetTextDatum(e->retention)};
 	const char *s = a->ext->schema_name;
 	bool isnull;
 
-	e->removed = (uint64) pp_dead_letter_discard(
-		a->ext,
-		psprintf("SELECT epoch, id FROM %s.postpipe_dead_letter WHERE pipeline = $1 "
-				 "AND state = 'dead' AND NOT undelivered AND last_failed_at < now() - $2::interval "
-				 "ORDER BY last_failed_at LIMIT %d FOR UPDATE SKIP LOCKED",
-				 s, MAX_EXPIRED),
-		2, types, values, NULL);
+	e->more = pp_dead_letter_discard(
+				  a->ext,
+				  psprintf("SELECT epoch, id FROM %s.postpipe_dead_letter WHERE pipeline = $1 "
+						   "AND state = 'dead' AND NOT undelivered "
+						   "AND last_failed_at < now() - $2::interval "
+						   "ORDER BY last_failed_at LIMIT %d FOR UPDATE SKIP LOCKED",
+						   s, MAX_EXPIRED),
+				  2, types, values, NULL) >= MAX_EXPIRED;
 	SPI_execute_with_args(psprintf("SELECT least(min(last_failed_at), now()) + $2::interval "
 								   "FROM %s.postpipe_dead_letter "
 								   "WHERE pipeline = $1 AND state = 'dead' AND NOT undelivered",
@@ -298,25 +294,4 @@ expire(PpApply *a, void *arg)
 						  2, types, values, NULL, false, 0);
 	e->next = DatumGetTimestampTz(
 		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-}
-
-/*
- * pp_retry_expire
- *		Removes dead letters that are older than `retention`, an interval in words; they count as
- *		discarded.  *next becomes when the next ones can be: no sooner than in a minute, but for what
- *		one step has left over.
- */
-PpOutcome
-pp_retry_expire(PpApply *a, const char *retention, TimestampTz *next, PpEntryError **error)
-{
-	Expire e = {retention, 0, 0};
-	TimestampTz now = GetCurrentTimestamp();
-	PpOutcome outcome = pp_apply_transaction(a, expire, &e, error);
-
-	*next = TimestampTzPlusMilliseconds(now, MIN_EXPIRE_MS);
-	if (outcome == PP_OUTCOME_DONE && e.removed >= MAX_EXPIRED)
-		*next = now;
-	else if (outcome == PP_OUTCOME_DONE && e.next > *next)
-		*next = e.next;
-	return outcome;
 }

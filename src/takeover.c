@@ -302,8 +302,6 @@ find_candidates(PpWorker *w, bool to_reap, Candidates *c, PpRedisError *error)
 	MemoryContext old;
 	PpReply *reply;
 	PpConsumer *all;
-	PpEntryError *sql_error;
-	PpOutcome outcome;
 	bool alone = true;
 	bool ask;
 	bool ok;
@@ -321,13 +319,8 @@ find_candidates(PpWorker *w, bool to_reap, Candidates *c, PpRedisError *error)
 		pp_consume_not_alone(w);
 	if (!ask)
 		return ok;
-	MemoryContextSwitchTo(w->batches[0].cxt);
-	outcome = pp_apply_transaction(w->apply, judge, c, &sql_error);
-	MemoryContextSwitchTo(old);
-	if (outcome == PP_OUTCOME_GONE)
-		pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
 	/* The catalogs cannot be read now, and there is a next time. */
-	if (outcome != PP_OUTCOME_DONE)
+	if (!pp_worker_try(w, judge, c))
 		c->n = 0;
 	return true;
 }

@@ -93,6 +93,13 @@ pp_worker_stop(PpWorker *w, const char *code, const char *reason)
 	pp_worker_leave(code, reason);
 }
 
+/* A transaction was not begun, because the definition is not the one that this worker has loaded. */
+void
+pp_worker_outdated(PpWorker *w)
+{
+	pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+}
+
 static void
 apply_settings(PpWorker *w)
 {
@@ -267,13 +274,34 @@ pp_worker_transact(PpWorker *w, PpWork work, void *arg)
 	while ((outcome = pp_apply_transaction(w->apply, work, arg, &error)) != PP_OUTCOME_DONE)
 	{
 		if (outcome == PP_OUTCOME_GONE)
-			pp_worker_stop(w, "definition_changed", "the definition has changed or is gone");
+			pp_worker_outdated(w);
 		pp_worker_apply_failed(w, outcome, error);
 		MemoryContextReset(w->error_cxt);
 		at_once = false;
 	}
 	MemoryContextSwitchTo(old);
 	return at_once;
+}
+
+/*
+ * pp_worker_try
+ *		Does `work` in a transaction, once: what is done again at some time anyway.  Returns false when it
+ *		failed, which the pipeline's last error says.
+ */
+bool
+pp_worker_try(PpWorker *w, PpWork work, void *arg)
+{
+	MemoryContext old = MemoryContextSwitchTo(w->error_cxt);
+	PpEntryError *error;
+	PpOutcome outcome = pp_apply_transaction(w->apply, work, arg, &error);
+
+	if (outcome == PP_OUTCOME_GONE)
+		pp_worker_outdated(w);
+	if (outcome != PP_OUTCOME_DONE)
+		pp_report_error(w->pipe, error->sqlstate, error->message);
+	MemoryContextReset(w->error_cxt);
+	MemoryContextSwitchTo(old);
+	return outcome == PP_OUTCOME_DONE;
 }
 
 /* Opens the ledger. */

@@ -105,7 +105,7 @@ typedef struct PpWorker
 	int count;             /* entries to ask for, fewer when they are large */
 	PpAckList ack_old;     /* committed, XACK not sent yet: what goes first … */
 	PpAckList ack_new;     /* … and what came after it, the last batch at least */
-	int acks_in_flight;    /* XACKs whose replies have not come … */
+	int acks_in_flight;    /* replies that have not come: to an XACK, to the number behind it … */
 	instr_time acks_since; /* … the first of them sent then */
 	TimestampTz failed_at; /* the last failure that was backed off from */
 	bool group_open;       /* pp_consume_open() is done */
@@ -136,11 +136,13 @@ typedef struct PpWorker
 /* worker.c */
 PP_NORETURN extern void pp_worker_leave(const char *code, const char *reason);
 PP_NORETURN extern void pp_worker_stop(PpWorker *w, const char *code, const char *reason);
+PP_NORETURN extern void pp_worker_outdated(PpWorker *w);
 extern void pp_worker_disconnect(PpWorker *w);
 extern void pp_worker_look_around(PpWorker *w);
 extern void pp_worker_open_ledger(PpWorker *w);
 extern bool pp_worker_prepare(PpWorker *w);
 extern bool pp_worker_transact(PpWorker *w, PpWork work, void *arg);
+extern bool pp_worker_try(PpWorker *w, PpWork work, void *arg);
 
 /* worker_failure.c */
 extern void pp_worker_redis_failed(PpWorker *w, const PpRedisError *error);
