@@ -15,6 +15,12 @@ typedef struct PpString
 	size_t len;
 } PpString;
 
+static inline PpString
+pp_string(const char *s)
+{
+	return (PpString){s, strlen(s)};
+}
+
 /* A type of value that jsonb has not: an integer as its digits, as ->> shows it. */
 #define PP_ISINTEGER JENTRY_TYPEMASK
 

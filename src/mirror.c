@@ -20,19 +20,11 @@
 #define OWN_WORDS 13
 #define MAX_BYTES ((size_t) 100 * 1024 * 1024) /* of a larger entry only the reason is copied */
 
-static PpString
-as_string(const char *s)
-{
-	PpString result = {s, strlen(s)};
-
-	return result;
-}
-
 /* The worker's client encoding is UTF-8, and its conversion at hand without a transaction. */
 static PpString
 in_utf8(char *s)
 {
-	return as_string(
+	return pp_string(
 		GetDatabaseEncoding() == PG_SQL_ASCII ? s : pg_server_to_client(s, (int) strlen(s)));
 }
 
@@ -45,22 +37,22 @@ send_letter(PpWorker *w, const char *stream, const PpEntry *entry)
 	int n = 0;
 
 	(void) pp_id_print(entry->id, id);
-	words[n++] = as_string("XADD");
-	words[n++] = as_string(stream);
-	words[n++] = as_string("*");
-	words[n++] = as_string("pipeline");
-	words[n++] = as_string(w->def->name);
-	words[n++] = as_string("id");
-	words[n++] = as_string(id);
-	words[n++] = as_string("sqlstate");
-	words[n++] = as_string(unpack_sql_state(entry->error->sqlstate));
-	words[n++] = as_string("message");
+	words[n++] = pp_string("XADD");
+	words[n++] = pp_string(stream);
+	words[n++] = pp_string("*");
+	words[n++] = pp_string("pipeline");
+	words[n++] = pp_string(w->def->name);
+	words[n++] = pp_string("id");
+	words[n++] = pp_string(id);
+	words[n++] = pp_string("sqlstate");
+	words[n++] = pp_string(unpack_sql_state(entry->error->sqlstate));
+	words[n++] = pp_string("message");
 	words[n++] = in_utf8(entry->error->message);
 	if (entry->bytes <= MAX_BYTES && entry->event != NULL)
 	{
 		Jsonb *event = pp_object_jsonb(entry->event);
 
-		words[n++] = as_string("data");
+		words[n++] = pp_string("data");
 		words[n++] = in_utf8(JsonbToCString(NULL, &event->root, VARSIZE(event)));
 	}
 	else if (entry->bytes <= MAX_BYTES)

@@ -210,6 +210,15 @@ pp_reply_integer(const PpReply *reply, int64 *value)
 	return true;
 }
 
+/* A number that is never negative; -1: there is none. */
+int64
+pp_reply_number(const PpReply *reply)
+{
+	int64 n;
+
+	return pp_reply_integer(reply, &n) ? n : -1;
+}
+
 /* The value of `key` in an array of names and values in turn (XINFO's form); NULL when absent. */
 const PpReply *
 pp_reply_lookup(const PpReply *map, const char *key)

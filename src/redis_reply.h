@@ -45,6 +45,7 @@ typedef struct PpReplyTarget
 extern void pp_reply_target(PpReplyTarget *target, MemoryContext cxt, size_t limit);
 extern bool pp_reply_is(const PpReply *reply, PpReplyType type, size_t min_len);
 extern bool pp_reply_integer(const PpReply *reply, int64 *value);
+extern int64 pp_reply_number(const PpReply *reply);
 extern const PpReply *pp_reply_lookup(const PpReply *map, const char *key);
 
 #endif /* PP_REDIS_REPLY_H */

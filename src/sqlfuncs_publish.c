@@ -17,29 +17,23 @@
 
 PG_FUNCTION_INFO_V1(postpipe_publish);
 
-static PpString
-string_of(const char *s)
-{
-	return (PpString){s, strlen(s)};
-}
-
 static void
 send_add(PpRedis *conn, const char *stream, int64 max_len, const char *json)
 {
 	PpString args[8];
 	int n = 0;
 
-	args[n++] = string_of("XADD");
-	args[n++] = string_of(stream);
+	args[n++] = pp_string("XADD");
+	args[n++] = pp_string(stream);
 	if (max_len > 0)
 	{
-		args[n++] = string_of("MAXLEN");
-		args[n++] = string_of("~");
-		args[n++] = string_of(psprintf(INT64_FORMAT, max_len));
+		args[n++] = pp_string("MAXLEN");
+		args[n++] = pp_string("~");
+		args[n++] = pp_string(psprintf(INT64_FORMAT, max_len));
 	}
-	args[n++] = string_of("*");
-	args[n++] = string_of("data");
-	args[n++] = string_of(json);
+	args[n++] = pp_string("*");
+	args[n++] = pp_string("data");
+	args[n++] = pp_string(json);
 	pp_redis_send_strings(conn, n, args);
 }
 

@@ -91,11 +91,12 @@ explain_no_slot(PpStatus *status)
 							 "no supervisor runs in this database yet");
 }
 
-/* The status of a pipeline of this database, and how many of its workers are up. */
+/* The status of a pipeline of this database: the worst one of its workers; and how many of these are up. */
 static PpStatus
 combine_status(const char *name, PpPipe *pipe, int *workers)
 {
 	PpStatus status = {0};
+	bool ask_workers;
 	bool first = true;
 
 	*workers = 0;
@@ -107,6 +108,8 @@ combine_status(const char *name, PpPipe *pipe, int *workers)
 	LWLockAcquire(&pipe->lock, LW_SHARED);
 	status = pipe->status;
 	LWLockRelease(&pipe->lock);
+	/* What the supervisor says counts while it is not just "running". */
+	ask_workers = status.state == PP_STATE_RUNNING && status.reason_code[0] == '\0';
 	for (int i = 1 + PP_MAX_DATABASES; i < pp_shared->num_procs; i++)
 	{
 		PpProc proc;
@@ -114,17 +117,14 @@ combine_status(const char *name, PpPipe *pipe, int *workers)
 		if (!copy_proc(i, &proc) || proc.dboid != MyDatabaseId || strcmp(proc.pipeline, name) != 0)
 			continue;
 		*workers += proc.pid != 0;
-		/* What the supervisor says counts while it is not just "running". */
-		if (status.state == PP_STATE_RUNNING && status.reason_code[0] == '\0')
+		if (ask_workers && (first || severity(proc.status.state) > severity(status.state)))
 		{
 			status = proc.status;
 			first = false;
 		}
-		else if (!first && severity(proc.status.state) > severity(status.state))
-			status = proc.status;
 	}
 	/* Wanted, and no worker there: it is between two lives. */
-	if (first && status.state == PP_STATE_RUNNING && status.reason_code[0] == '\0')
+	if (ask_workers && first)
 		status.state = PP_STATE_STARTING;
 	return status;
 }
@@ -170,21 +170,19 @@ put_dead_letters(PpRow *row, const PpExtension *ext, const char *pipeline)
 	PpStoreScope store;
 	Oid types[] = {TEXTOID};
 	Datum values[] = {CStringGetTextDatum(pipeline)};
-	Datum count = 0;
-	Datum oldest = 0;
-	bool null = true;
-	bool isnull;
+	Datum oldest;
+	int64 count;
+	bool null;
 
 	pp_store_begin(&store, ext);
 	SPI_execute_with_args(psprintf("SELECT count(*), min(first_failed_at) "
 								   "FROM %s.postpipe_dead_letter WHERE pipeline = $1",
 								   ext->schema_name),
 						  1, types, values, NULL, true, 0);
-	count = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	count = Int64GetDatum(DatumGetInt64(count));
+	count = pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	oldest = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &null);
 	pp_store_end(&store);
-	pp_row_put(row, count, false);
+	pp_row_int8(row, count, false);
 	pp_row_put(row, oldest, null);
 }
 

@@ -11,14 +11,6 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-static PpString
-as_string(const char *s)
-{
-	PpString result = {s, strlen(s)};
-
-	return result;
-}
-
 /* Says that a reply has a shape that was not expected; returns false. */
 bool
 pp_stream_unexpected(PpRedisError *error, const char *command)
@@ -70,11 +62,11 @@ field_string(const PpReply *item, MemoryContext cxt)
 		char *number = MemoryContextAlloc(cxt, MAXINT8LEN + 1);
 
 		pg_lltoa(item->integer, number);
-		return as_string(number);
+		return pp_string(number);
 	}
 	if (item->type == PP_REPLY_STRING)
 		return (PpString){item->str, item->len};
-	return as_string("");
+	return pp_string("");
 }
 
 /* [id, [name, value, …]], or [id, nil] for an entry that is pending and no longer there */
@@ -167,9 +159,9 @@ pp_stream_send_ack(PpRedis *conn, const char *stream, const char *group, const P
 	PpString *words = palloc((3 + n) * sizeof(PpString));
 	char *buf = palloc((Size) n * PP_ID_LEN);
 
-	words[0] = as_string("XACK");
-	words[1] = as_string(stream);
-	words[2] = as_string(group);
+	words[0] = pp_string("XACK");
+	words[1] = pp_string(stream);
+	words[2] = pp_string(group);
 	for (int i = 0; i < n; i++)
 	{
 		char *id = buf + (Size) i * PP_ID_LEN;

@@ -11,8 +11,12 @@ pp_stream_send_group(PpRedis *conn, const char *stream)
 	pp_redis_send(conn, "XINFO GROUPS %s", stream);
 }
 
-static void
-send_questions(PpRedis *conn, const char *stream, const char *group)
+/*
+ * Asks for what pp_stream_parse_loose_facts() understands, one after the other: a Redis that is out of
+ * memory queues nothing.  PP_STREAM_LOOSE_REPLIES replies will come.
+ */
+void
+pp_stream_send_loose_facts(PpRedis *conn, const char *stream, const char *group)
 {
 	pp_redis_send(conn, "XINFO STREAM %s", stream);
 	pp_redis_send(conn, "XINFO GROUPS %s", stream);
@@ -20,33 +24,15 @@ send_questions(PpRedis *conn, const char *stream, const char *group)
 }
 
 /*
- * Asks for what pp_stream_parse_facts() understands: PP_STREAM_FACT_REPLIES replies will come.  In one
+ * The same for pp_stream_parse_facts(): PP_STREAM_FACT_REPLIES replies will come.  In one
  * step, because numbers of different moments cannot be compared.
  */
 void
 pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group)
 {
 	pp_redis_send(conn, "MULTI");
-	send_questions(conn, stream, group);
+	pp_stream_send_loose_facts(conn, stream, group);
 	pp_redis_send(conn, "EXEC");
-}
-
-/*
- * The same, but one after the other, for pp_stream_parse_loose_facts(): a Redis that is out of memory
- * queues nothing.  PP_STREAM_LOOSE_REPLIES replies will come.
- */
-void
-pp_stream_send_loose_facts(PpRedis *conn, const char *stream, const char *group)
-{
-	send_questions(conn, stream, group);
-}
-
-static int64
-number_or_unknown(const PpReply *reply)
-{
-	int64 n;
-
-	return pp_reply_integer(reply, &n) ? n : -1;
 }
 
 /* "No such key" is an answer; every other error reply ends the measurement. */
@@ -74,10 +60,10 @@ find_group(const PpReply *groups, const char *group, PpStreamFacts *facts)
 		if (!pp_reply_is(name, PP_REPLY_STRING, 0) || strcmp(name->str, group) != 0)
 			continue;
 		facts->group_exists = true;
-		facts->pending = number_or_unknown(pp_reply_lookup(one, "pending"));
-		facts->consumers = number_or_unknown(pp_reply_lookup(one, "consumers"));
-		facts->reported_lag = number_or_unknown(pp_reply_lookup(one, "lag"));
-		facts->entries_read = number_or_unknown(pp_reply_lookup(one, "entries-read"));
+		facts->pending = pp_reply_number(pp_reply_lookup(one, "pending"));
+		facts->consumers = pp_reply_number(pp_reply_lookup(one, "consumers"));
+		facts->reported_lag = pp_reply_number(pp_reply_lookup(one, "lag"));
+		facts->entries_read = pp_reply_number(pp_reply_lookup(one, "entries-read"));
 		return pp_stream_parse_id(pp_reply_lookup(one, "last-delivered-id"),
 								  &facts->last_delivered);
 	}
@@ -139,8 +125,8 @@ parse_entry_id(const PpReply *entry, PpId *id)
 static bool
 parse_stream(const PpReply *stream, PpStreamFacts *facts, PpRedisError *error)
 {
-	facts->length = number_or_unknown(pp_reply_lookup(stream, "length"));
-	facts->added = number_or_unknown(pp_reply_lookup(stream, "entries-added"));
+	facts->length = pp_reply_number(pp_reply_lookup(stream, "length"));
+	facts->added = pp_reply_number(pp_reply_lookup(stream, "entries-added"));
 	(void) pp_stream_parse_id(pp_reply_lookup(stream, "max-deleted-entry-id"), &facts->max_deleted);
 	if (pp_stream_parse_id(pp_reply_lookup(stream, "last-generated-id"), &facts->last_generated) &&
 		parse_entry_id(pp_reply_lookup(stream, "first-entry"), &facts->first_entry) &&

@@ -61,22 +61,6 @@ static const char reap_script[] =
 	"end\n"
 	"return result\n";
 
-static PpString
-as_string(const char *s)
-{
-	PpString result = {s, strlen(s)};
-
-	return result;
-}
-
-static int64
-number_or_unknown(const PpReply *reply)
-{
-	int64 n;
-
-	return pp_reply_integer(reply, &n) ? n : -1;
-}
-
 void
 pp_stream_send_consumers(PpRedis *conn, const char *stream, const char *group)
 {
@@ -104,9 +88,9 @@ pp_stream_parse_consumers(const PpReply *reply, PpConsumer **consumers, int *n, 
 			return pp_stream_unexpected(error, "XINFO CONSUMERS");
 		one->name.data = name->str;
 		one->name.len = name->len;
-		one->pending = number_or_unknown(pp_reply_lookup(line, "pending"));
-		one->idle_ms = number_or_unknown(pp_reply_lookup(line, "idle"));
-		one->inactive_ms = number_or_unknown(pp_reply_lookup(line, "inactive"));
+		one->pending = pp_reply_number(pp_reply_lookup(line, "pending"));
+		one->idle_ms = pp_reply_number(pp_reply_lookup(line, "idle"));
+		one->inactive_ms = pp_reply_number(pp_reply_lookup(line, "inactive"));
 	}
 	return true;
 }
@@ -121,8 +105,8 @@ pp_stream_parse_pending_line(const PpReply *reply, PpPending *pending, PpRedisEr
 		return pp_stream_unexpected(error, "XPENDING");
 	pending->consumer.data = reply->items[1].str;
 	pending->consumer.len = reply->items[1].len;
-	pending->idle_ms = number_or_unknown(&reply->items[2]);
-	pending->deliveries = number_or_unknown(&reply->items[3]);
+	pending->idle_ms = pp_reply_number(&reply->items[2]);
+	pending->deliveries = pp_reply_number(&reply->items[3]);
 	return true;
 }
 
@@ -139,12 +123,12 @@ pp_stream_send_claim(PpRedis *conn, const char *stream, const char *group, const
 	char first[PP_ID_LEN + 1];
 	char last[PP_ID_LEN];
 	char max[12];
-	PpString words[] = {as_string("EVAL"),
-						as_string(claim_script),
-						as_string("1"),
-						as_string(stream),
-						as_string(group),
-						as_string(to),
+	PpString words[] = {pp_string("EVAL"),
+						pp_string(claim_script),
+						pp_string("1"),
+						pp_string(stream),
+						pp_string(group),
+						pp_string(to),
 						*from,
 						{idle, 0},
 						{first, 0},
@@ -189,11 +173,11 @@ pp_stream_send_reap(PpRedis *conn, const char *stream, const char *group, int64 
 	char idle[MAXINT8LEN + 1];
 	PpString *words = palloc((6 + n) * sizeof(PpString));
 
-	words[0] = as_string("EVAL");
-	words[1] = as_string(reap_script);
-	words[2] = as_string("1");
-	words[3] = as_string(stream);
-	words[4] = as_string(group);
+	words[0] = pp_string("EVAL");
+	words[1] = pp_string(reap_script);
+	words[2] = pp_string("1");
+	words[3] = pp_string(stream);
+	words[4] = pp_string(group);
 	words[5].data = idle;
 	words[5].len = pg_lltoa(min_idle_ms, idle);
 	memcpy(words + 6, names, n * sizeof(PpString));

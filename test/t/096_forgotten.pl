@@ -19,15 +19,18 @@ sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v
 	make('hand', workers => 2, options => '{"batch_size": 1, "claim_foreign": true, "claim_idle": "1s"}');
 	holding('hand');
 	wait_for { add('hand', 'v'); consumers($redis, 'stream:hand', 'postpipe_hand') == 2 } 'hand: two consumers';
-	my ($id, $n) = (undef, 0);
+	my ($id, $n, %states) = (undef, 0);
 	wait_for {
 		hold();
 		$id = add('hand', 'hold ' . ++$n);
 		wait_for { waiting() } 'hand: a worker waits';
-		my $found = $redis->command('XPENDING', 'stream:hand', 'postpipe_hand', $id, $id, 1)->[0][1] =~ /:2$/;
+		my $consumer = $redis->command('XPENDING', 'stream:hand', 'postpipe_hand', $id, $id, 1)->[0][1];
+		$states{$consumer} = sql(q(SELECT state FROM postpipe_stats WHERE pipeline = 'hand'));
+		my $found = keys %states == 2 && $consumer =~ /:2$/;
 		release() unless $found;
 		$found;
 	} 'hand: worker 2 has an entry in hand';
+	is(join(' ', values %states), 'running running', 'hand: a pipeline is at work while one of its workers is, whichever');
 	my $mark = add('hand', 'mark');
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM t_hand WHERE v = 'mark'), 1, 'hand: worker 1 goes on');
 	wait_for { pending($redis, 'stream:hand', 'postpipe_hand') == 1 } 'hand: and acknowledges';
