@@ -53,21 +53,21 @@ pp_pipeline_lock_row(const PpExtension *ext, const char *name)
 					   ExclusiveLock);
 }
 
-/* Some definition may have changed; set by invalidation, which the table's trigger sends. */
-static bool definitions_changed = true;
+/* Some definition may have changed: counted by invalidation, which the table's trigger sends. */
+static uint64 changes = 1;
 static Oid definition_table;
 
 static void
 table_changed(Datum arg, Oid relid)
 {
 	if (!OidIsValid(relid) || relid == definition_table)
-		definitions_changed = true;
+		changes++;
 }
 
 static void
 server_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
-	definitions_changed = true;
+	changes++;
 }
 
 /*
@@ -79,7 +79,9 @@ bool
 pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p)
 {
 	static bool registered = false;
+	static uint64 known = 0; /* up to here it is current */
 	PpPipeline *now;
+	uint64 seen;
 
 	if (!registered)
 	{
@@ -88,10 +90,13 @@ pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p)
 		CacheRegisterSyscacheCallback(USERMAPPINGOID, server_changed, (Datum) 0);
 	}
 	registered = true;
-	if (!definitions_changed)
+	if (known == changes)
 		return true;
 	definition_table = pp_relation_oid(ext, "postpipe_pipeline");
-	definitions_changed = false;
+	seen = changes; /* what comes meanwhile may not be in what is read */
 	now = pp_pipeline_get(ext, p->name);
-	return now != NULL && now->version == p->version;
+	if (now == NULL || now->version != p->version)
+		return false;
+	known = seen;
+	return true;
 }

@@ -11,6 +11,7 @@
  */
 #include "redis_internal.h"
 
+#include "common/hashfn.h"
 #include "utils/timestamp.h"
 
 #include "shmem.h"
@@ -67,21 +68,31 @@ bound_resolver(void)
 	_res.nscount = Min(_res.nscount, MAX_SERVERS);
 }
 
-/* Has somebody asked who has got no answer?  If not, this process is the one who asks now. */
-static bool
-nobody_answers(const char *host, char *known, Size size)
+/* What is known of a host, by whoever looked it up; locked until the caller releases pp_shared->lock. */
+static PpKnownHost *
+lock_known(const char *host)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	PpKnownHost *shared = &pp_shared->known_host;
-	bool silent;
+	uint32 place = hash_bytes((const unsigned char *) host, (int) strlen(host)) % PP_KNOWN_HOSTS;
+	PpKnownHost *known = &pp_shared->known_hosts[place];
 
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
-	if (strcmp(shared->host, host) != 0)
+	if (strcmp(known->host, host) != 0)
 	{
-		memset(shared, 0, sizeof(*shared));
-		strlcpy(shared->host, host, sizeof(shared->host));
+		memset(known, 0, sizeof(*known));
+		strlcpy(known->host, host, sizeof(known->host));
 	}
-	strlcpy(known, shared->address, size);
+	return known;
+}
+
+/* Has somebody asked who has got no answer?  If not, this process is the one who asks now. */
+static bool
+nobody_answers(const char *host, char *address, Size size)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	PpKnownHost *shared = lock_known(host);
+	bool silent;
+
+	strlcpy(address, shared->address, size);
 	if (TimestampDifferenceExceeds(shared->asked_at, now, REST_MS))
 		shared->asked_at = now;
 	silent = TimestampDifferenceExceeds(shared->asked_at, now, SLOW_MS);
@@ -92,9 +103,7 @@ nobody_answers(const char *host, char *known, Size size)
 static void
 note_answer(const char *host)
 {
-	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
-	if (strcmp(pp_shared->known_host.host, host) == 0)
-		pp_shared->known_host.asked_at = 0;
+	lock_known(host)->asked_at = 0;
 	LWLockRelease(&pp_shared->lock);
 }
 
@@ -148,9 +157,6 @@ pp_redis_address_works(PpRedis *conn)
 	conn->address_failed = false;
 	if (conn->url.is_unix)
 		return;
-	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
-	if (strcmp(pp_shared->known_host.host, conn->url.host) == 0)
-		strlcpy(pp_shared->known_host.address, conn->address,
-				sizeof(pp_shared->known_host.address));
+	strlcpy(lock_known(conn->url.host)->address, conn->address, sizeof(Address));
 	LWLockRelease(&pp_shared->lock);
 }

@@ -23,12 +23,14 @@ queue_login(PpRedis *conn)
 {
 	int n = 0;
 
-	if (conn->url.password[0] != '\0')
+	if (conn->url.user[0] != '\0') /* one with nopass takes any password */
 	{
-		if (conn->url.user[0] != '\0')
-			redisAppendCommand(conn->rc, "AUTH %s %s", conn->url.user, conn->url.password);
-		else
-			redisAppendCommand(conn->rc, "AUTH %s", conn->url.password);
+		redisAppendCommand(conn->rc, "AUTH %s %s", conn->url.user, conn->url.password);
+		conn->login[n++] = PP_LOGIN_AUTH;
+	}
+	else if (conn->url.password[0] != '\0')
+	{
+		redisAppendCommand(conn->rc, "AUTH %s", conn->url.password);
 		conn->login[n++] = PP_LOGIN_AUTH;
 	}
 	if (conn->url.db != 0)

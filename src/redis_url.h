@@ -15,7 +15,7 @@ typedef struct PpRedisUrl
 	int port;
 	int db;
 	char user[128];     /* empty: AUTH with the password alone */
-	char password[512]; /* empty: no AUTH */
+	char password[512]; /* empty, and no user: no AUTH */
 	char display[512];  /* the URL with the password replaced, for people */
 } PpRedisUrl;
 

@@ -260,13 +260,16 @@ typedef struct PpPipe
 	int num_errors;
 } PpPipe;
 
-/* The host that was looked up last, in the one postpipe.redis_url (redis_address.c). */
+/* A host that was looked up (redis_address.c): in postpipe.redis_url, or in a pipeline's own server. */
 typedef struct PpKnownHost
 {
 	char host[256];
 	char address[PP_ADDRESS_LEN]; /* at which the last log-in succeeded; '': none */
 	TimestampTz asked_at;         /* a question that was not answered in time; 0: none */
 } PpKnownHost;
+
+#define PP_KNOWN_HOSTS \
+	64 /* each in a place that its name gives; two of one place forget each other */
 
 #define PP_EVENTS 256
 
@@ -295,9 +298,9 @@ typedef struct PpShared
 	ConditionVariable state_cv; /* broadcast when a status, or a slot's use, has changed */
 	int tranche;
 	int num_procs;
-	PpKnownHost known_host;               /* (R) */
-	Oid step_aside[PP_MAX_DATABASES];     /* (R) databases to stay out of … */
-	int step_aside_pid[PP_MAX_DATABASES]; /* (R) … for as long as this backend lives */
+	PpKnownHost known_hosts[PP_KNOWN_HOSTS]; /* (R) */
+	Oid step_aside[PP_MAX_DATABASES];        /* (R) databases to stay out of … */
+	int step_aside_pid[PP_MAX_DATABASES];    /* (R) … for as long as this backend lives */
 	PpPipe pipes[PP_MAX_PIPELINES];
 	PpProc procs[FLEXIBLE_ARRAY_MEMBER]; /* [0] is the launcher */
 } PpShared;

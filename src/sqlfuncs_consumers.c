@@ -214,6 +214,8 @@ postpipe_pending(PG_FUNCTION_ARGS)
 	PpExtension ext;
 	PpPipeline *p;
 	PpRedis *conn;
+	MemoryContext page;
+	MemoryContext old;
 
 	pp_require_preload();
 	InitMaterializedSRF(fcinfo, 0);
@@ -221,11 +223,15 @@ postpipe_pending(PG_FUNCTION_ARGS)
 	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	left = pp_positive_arg(fcinfo, 1, "max_entries");
 	conn = pp_function_connect(p);
+	page = AllocSetContextCreate(CurrentMemoryContext, "postpipe page", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(page);
 	while (left > 0)
 	{
 		int count = Min(left, PENDING_PAGE);
 		PpReply *reply;
 
+		MemoryContextReset(page);
+		pp_redis_reply_target(conn, page, PP_FUNCTION_REPLY);
 		pp_stream_send_pending(conn, p->stream, p->group, last, PP_ID_MAX, count);
 		reply = pp_function_reply(conn);
 		if (reply->type != PP_REPLY_ARRAY)
@@ -236,6 +242,7 @@ postpipe_pending(PG_FUNCTION_ARGS)
 			break;
 		left -= count;
 	}
+	MemoryContextSwitchTo(old);
 	pp_redis_close(conn);
 	return (Datum) 0;
 }

@@ -73,7 +73,7 @@ pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipel
 	s->desc = pp_batch_descriptor(ext);
 	/* In a background worker nobody else arms it; in a backend the session has its own. */
 	if (pp_my_proc != NULL && !get_timeout_active(STATEMENT_TIMEOUT))
-		s->timeout_ms = pp_pipeline_option_ms(pipeline, "statement_timeout", StatementTimeout);
+		s->own_timeout_ms = pp_pipeline_option_ms(pipeline, "statement_timeout", -1);
 	MemoryContextSwitchTo(old);
 	watch_catalogs();
 	return s;

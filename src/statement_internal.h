@@ -27,7 +27,8 @@ struct PpStatement
 	Oid target;     /* OID of the target table; InvalidOid with a user's statement */
 	TupleDesc desc; /* of postpipe_batch */
 	SPIPlanPtr plans[PP_PLANS];
-	int timeout_ms;         /* 0: none */
+	int own_timeout_ms;     /* 0: none; -1: the setting counts, as it is when a run begins */
+	int timeout_ms;         /* of the run that is under way, or was last; 0: none */
 	TimestampTz started_at; /* of the run that is under way; 0: none is */
 	bool over_entries;      /* it has some, and has not ended */
 };

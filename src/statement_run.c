@@ -20,6 +20,7 @@
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "parser/parsetree.h"
+#include "storage/proc.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -234,6 +235,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 					   s->pipeline->target ? PP_SAFE_PATH : s->pipeline->search_path);
 	set_constraints_immediate();
 	s->started_at = GetCurrentTimestamp();
+	s->timeout_ms = s->own_timeout_ms < 0 ? StatementTimeout : s->own_timeout_ms;
 	if (s->timeout_ms > 0)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
 

@@ -208,9 +208,15 @@ pp_stream_parse_loose_facts(PpReply *const *replies, const char *group, PpStream
 	return parse_answers(replies[0], replies[1], replies[2], group, facts, error);
 }
 
+/* A few at a time: a script has whole entries in memory. */
 static const char count_script[] =
-	"local entries = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[2], 'COUNT', ARGV[3]) "
-	"return {#entries, #entries > 0 and entries[#entries][1] or '0-0'}";
+	"local n, from, last, page = 0, ARGV[1], '0-0', nil "
+	"repeat "
+	"  page = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', 100) "
+	"  n = n + #page "
+	"  if #page > 0 then last = page[#page][1]; from = '(' .. last end "
+	"until #page < 100 or last == ARGV[2] or n >= tonumber(ARGV[3]) "
+	"return {n, last}";
 
 /* Asks how many entries there are in after < ID <= last; they are counted up to `max`, in Redis. */
 void

@@ -174,7 +174,6 @@ connect_redis(PpWorker *w)
 {
 	TimestampTz end;
 	PpReply *reply;
-	bool again = w->url.display[0] != '\0';
 	const char *why = pp_pipeline_redis(w->def, &w->url);
 
 	if (why != NULL)
@@ -206,8 +205,9 @@ connect_redis(PpWorker *w)
 		pp_redis_wait(w->redis, left, PP_WAIT_REDIS_CONNECT);
 		pp_worker_look_around(w);
 	}
-	if (again)
+	if (w->was_connected)
 		pp_count(w->pipe, PP_COUNT_RECONNECTS, 1);
+	w->was_connected = true;
 	pp_report_redis(w->url.display, pp_redis_role(w->redis), pp_redis_version(w->redis),
 					pp_redis_client_id(w->redis));
 	warn_of_eviction(w->redis);

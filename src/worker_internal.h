@@ -97,6 +97,7 @@ typedef struct PpWorker
 	PpApply *apply;
 	PpRedis *redis;
 	PpRedisUrl url;
+	bool was_connected; /* once, at least */
 	PpBackoff backoff;
 	char consumer[PP_CONSUMER_LEN];
 	PpBatch batches[2]; /* one in hand, one being read; see set_reply_target() */

@@ -112,6 +112,20 @@ sql(q(CREATE TABLE slow (v text); SELECT postpipe_create_pipeline('slow', 'strea
 while_paused('slow', sub { add('slow', 1 .. 5, 'bad', 6 .. 9) });
 wait_sql($node, 'postgres', 'SELECT count(*) FROM slow', 9, 'statement_timeout of one entry: the others pass');
 wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqlstate, state), '; ') FROM postpipe_dlq WHERE pipeline = 'slow'), 'bad 57014 dead', '... and it is dead');
+# ... by the server's setting, as it is by then.
+{
+	sql(q(CREATE TABLE later (v text); SELECT postpipe_create_pipeline('later', 'stream:later',
+		statement => 'INSERT INTO later SELECT event->>$$v$$ FROM postpipe_batch, pg_sleep(CASE WHEN event->>$$v$$ = $$bad$$ THEN 3600 ELSE 0 END)')));
+	wait_sql($node, 'postgres', q(SELECT postpipe_wait_state('later', 'idle')), 't', 'later: a worker is there');
+	$node->append_conf('postgresql.conf', 'statement_timeout = 2s');
+	$node->reload;
+	local $ENV{PGOPTIONS} = '-c statement_timeout=0';
+	add('later', 'bad');
+	wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqlstate), '; ') FROM postpipe_dlq WHERE pipeline = 'later'), 'bad 57014', 'a statement_timeout that was set meanwhile');
+	sql(q(SELECT postpipe_drop_pipeline('later', discard_dead => true)));
+	$node->append_conf('postgresql.conf', 'statement_timeout = 0');
+	$node->reload;
+}
 
 # What is out of reach again and again for one entry alone is that entry's; for all of them it stays the moment's.
 for my $sqlstate (qw(08006 58P01))
