@@ -10,6 +10,8 @@
 
 #include "executor/spi.h"
 
+#include "trimmed.h"
+
 /* An entry that is asked for by its ID. */
 typedef struct Asked
 {
@@ -171,10 +173,7 @@ pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cau
 					   PpRedisError *error)
 {
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	int64 known = ledger->base + ledger->settled;
-	bool counted = facts->added >= 0 && ledger->base_known && ledger->base >= 0;
 	PpId top = ledger->top;
-	bool trimmed;
 	bool there = true;
 
 	*cause = NULL;
@@ -182,13 +181,11 @@ pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cau
 		top = ledger->pruned;
 	if (pp_id_is_zero(top) && !(ledger->base_known && ledger->base > 0))
 		return is_back(w, facts, cause, error);
-	trimmed = pp_stream_is_gone_up_to(facts, top);
 	if (!facts->key_exists)
 		*cause = "stream_gone";
-	else if (pp_id_compare(facts->last_generated, top) < 0 || pp_watch_is_other(w, facts) ||
-			 (counted && facts->added - (trimmed ? facts->length : 0) < known))
+	else if (!pp_trimmed_fits(ledger, facts) || pp_watch_is_other(w, facts))
 		return name_cause(w, facts, top, cause, error);
-	else if (trimmed && !facts->group_exists)
+	else if (pp_stream_is_gone_up_to(facts, top) && !facts->group_exists)
 		*cause = "group_gone";
 	else if (facts->length > 0 && pp_id_compare(facts->first_entry, ledger->top) <= 0)
 	{

@@ -7,6 +7,9 @@
  * One whose entry is not in the stream any more, or is another one by now, stays as it is: it is all
  * that is left of it.
  *
+ * A stream that was made anew while the pipeline was paused is not set back: what is gone of it was in no epoch yet,
+ * and only a worker tells another life of a stream from an older state of it.
+ *
  * What the group had not delivered and is gone from the stream, or lies before the ID, is lost in the epoch that
  * ends.  The new one begins with what is there now: what goes until a worker reads is lost in it.
  */
@@ -185,6 +188,24 @@ find_delivered(const PpLedger *ledger, const PpStreamFacts *facts, const PpBase 
 	return pp_id_compare(last, facts->last_delivered) < 0 ? last : facts->last_delivered;
 }
 
+/* A worker would begin an epoch, before it is known what the one that is open ends with. */
+static void
+require_known_stream(const PpLedger *ledger, const PpStreamFacts *facts)
+{
+	const char *name = ledger->pipeline;
+
+	if (!pp_trimmed_fits(ledger, facts))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the stream of pipeline \"%s\" is not the one that was read", name),
+			 errdetail("It was made anew, or is an older state of itself."),
+			 errhint(
+				 "Run postpipe_resume('%s') and postpipe_wait_state('%s', 'running'): then it is "
+				 "known, and can be rewound after another pause.",
+				 name, name)));
+}
+
 /* Ends the epoch that is open.  facts->last_delivered becomes what the group was really given last. */
 static void
 end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn, PpStreamFacts *facts)
@@ -197,6 +218,7 @@ end_epoch(PpLedger *ledger, const PpPipeline *p, PpPipe *pipe, PpRedis *conn, Pp
 	get_holes(conn, p, facts->last_delivered, &pending);
 	pp_store_begin(&store, ledger->ext);
 	(void) pp_ledger_open(ledger);
+	require_known_stream(ledger, facts);
 	ledger->shared |= others; /* they may have come since a worker looked */
 	facts->last_delivered = find_delivered(ledger, facts, &pending);
 	lost = find_lost(ledger, pipe, conn, facts, &pending);

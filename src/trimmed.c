@@ -13,6 +13,23 @@ is_read_to_end(const PpStreamFacts *facts)
 }
 
 /*
+ * pp_trimmed_fits
+ *		Can the stream be the one that the ledger knows?  Not with lower IDs, or fewer entries than were settled:
+ *		these numbers only grow.
+ */
+bool
+pp_trimmed_fits(const PpLedger *ledger, const PpStreamFacts *facts)
+{
+	PpId top = ledger->base_known ? pp_id_max(ledger->top, ledger->pruned) : ledger->top;
+	int64 gone = pp_stream_is_gone_up_to(facts, top) ? facts->length : 0;
+
+	if (pp_id_compare(facts->last_generated, top) < 0)
+		return false;
+	return facts->added < 0 || !ledger->base_known || ledger->base < 0 ||
+		   facts->added - gone >= ledger->base + ledger->settled;
+}
+
+/*
  * pp_trimmed_expected
  *		How many entries must have been delivered, if none is lost?  At the last entry all that were ever
  *		added, before the first one all that are gone.  -1: between them that is not known, nor is it before 7.0.

@@ -5,6 +5,7 @@
 #ifndef PP_TRIMMED_H
 #define PP_TRIMMED_H
 
+#include "ledger.h"
 #include "shmem.h"
 #include "stream.h"
 
@@ -16,6 +17,7 @@ typedef struct PpTrimmed
 	int64 entries; /* 0: none; -1: perhaps some, and it cannot be told how many */
 } PpTrimmed;
 
+extern bool pp_trimmed_fits(const PpLedger *ledger, const PpStreamFacts *facts);
 extern int64 pp_trimmed_expected(const PpStreamFacts *facts);
 extern int64 pp_trimmed_position(const PpCorrection *c, const PpStreamFacts *facts);
 extern void pp_trimmed_learn(PpCorrection *c, const PpStreamFacts *facts, uint64 received);

@@ -49,6 +49,24 @@ for my $workers (1, 2)
 		'|10|0||how many entries the epoch began with could not be determined', '... of which it cannot be told how many were not read');
 	drop($p);
 
+	# --- A rewind of another life of the stream, at which nobody has looked: what is gone of it would be in no table.
+	$p = "unseen_$workers";
+	make($p, workers => $workers);
+	add($p, 50);
+	rows($p, 50);
+	pause($p);
+	$redis->pipeline([ 'DEL', "stream:$p" ], xadds($p, 12), [ 'XTRIM', "stream:$p", 'MAXLEN', 4 ], [ 'XGROUP', 'CREATE', "stream:$p", "postpipe_$p", '$' ]);
+	like(error("SELECT postpipe_rewind('$p')"), qr/stream of pipeline "$p" is not the one that was read/, "$p: no rewind of a stream that is not known");
+	resume($p);
+	is(sql("SELECT postpipe_wait_state('$p', 'running')"), 't', '... until the pipeline has been resumed');
+	pause($p);
+	is(sql("SELECT postpipe_rewind('$p')"), 4, '... and paused again');
+	is(lost($p), '2 stream_made_anew 8 f', '... when it is known what it lacks');
+	resume($p);
+	shows($p, '4|4|0|0', '... and all of it is read');
+	is(sql("SELECT count(DISTINCT v) FROM t_$p"), 54, '... none of it left out');
+	drop($p);
+
 	# --- Redis restarts empty while a worker waits for its table.
 	$p = "locked_$workers";
 	make($p, workers => $workers);
