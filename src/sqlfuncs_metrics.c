@@ -201,6 +201,7 @@ read_metrics(PpStoreScope *store)
 	pp_store_begin(store, &ext);
 	/* Rows are few and estimates are high: to compile the query would take twenty times its time. */
 	pp_guc_set_for_call("jit", "off");
+	pp_guc_set_for_call("extra_float_digits", "1"); /* the bounds of buckets are texts */
 	get_unviewed(pipelines, values);
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_execute_with_args(psprintf(metrics_query, ext.schema_name), lengthof(types), types, values,

@@ -65,6 +65,9 @@ for my $line (@lines)
 is(scalar(grep { !/^#/ } @lines), sql('SELECT count(*) FROM postpipe_metrics WHERE value IS NOT NULL'), 'a line for each sample that is known');
 like(join("\n", @lines), qr/^post_persist_total\{.*group="g\\"\\\\\\nx".*status="ok".*\} 20$/m, 'what has to be escaped is');
 
+my $bounds = q(SELECT string_agg(labels ->> 'le', ' ' ORDER BY value, labels) FROM postpipe_metrics WHERE name LIKE '%_bucket');
+is(sql("SET extra_float_digits = -15; $bounds"), sql($bounds), 'the bounds of buckets are the same in every session');
+
 # They survive the worker, and not the pipeline.
 my $pid = sql(q(SELECT pid FROM postpipe_workers WHERE backend_type = 'worker'));
 sql("SELECT pg_terminate_backend($pid)");
