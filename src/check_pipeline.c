@@ -89,8 +89,11 @@ look_at_dead_letters(PpCheck *c)
 static void
 look_at_lost(PpCheck *c)
 {
-	char **row = pp_check_ask(c, "SELECT count(*), sum(entries), max(noticed_at) "
-								 "FROM %1$s.postpipe_lost_range WHERE pipeline = $1");
+	/* A sum is of those ranges of which the number is known. */
+	char **row = pp_check_ask(
+		c, "SELECT count(*), concat(CASE WHEN sum(entries) IS NULL THEN 'an unknown number of' "
+		   "WHEN count(entries) < count(*) THEN 'at least ' END, sum(entries)), max(noticed_at) "
+		   "FROM %1$s.postpipe_lost_range WHERE pipeline = $1");
 
 	if (strcmp(row[0], "0") == 0)
 		pp_check_ok(c, "no entry was lost");
@@ -99,7 +102,7 @@ look_at_lost(PpCheck *c)
 			c,
 			psprintf("%s entries were trimmed or deleted before they could be applied, "
 					 "last noticed at %s",
-					 row[1] ? row[1] : "an unknown number of", row[2]),
+					 row[1], row[2]),
 			psprintf("SELECT * FROM postpipe_lost WHERE pipeline = '%s'; give the stream "
 					 "a higher MAXLEN.",
 					 c->p->name));
