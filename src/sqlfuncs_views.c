@@ -152,7 +152,8 @@ static const char audit_query[] =
 	"e.pipeline) THEN p.sealed_id END, greatest(e.last_id, l.last_id), "
 	"(e.applied + coalesce(l.applied, 0))::bigint, "
 	"(e.filtered + coalesce(l.filtered, 0))::bigint, coalesce(d.retrying, 0), coalesce(d.dead, 0), "
-	"(e.discarded + coalesce(l.discarded, 0))::bigint, coalesce(r.lost, 0)::bigint, e.base_added, "
+	"(e.discarded + coalesce(l.discarded, 0))::bigint, CASE WHEN r.unknown THEN NULL ELSE "
+	"coalesce(r.lost, 0)::bigint END, e.base_added, "
 	"e.epoch = max(e.epoch) OVER (PARTITION BY e.pipeline), coalesce(p.shared, false), "
 	"coalesce(r.unknown, false), coalesce(i.ingested, 0)::bigint "
 	"FROM %1$s.postpipe_epoch e LEFT JOIN %1$s.postpipe_progress p USING (pipeline) "
@@ -229,8 +230,9 @@ put_balance(PpRow *row, HeapTuple tuple, TupleDesc desc, const uint64 *settled)
 		reason = "the group was set back, and what it has not delivered again is settled already";
 
 	pp_row_int8(row, m.standing.added - base, !measured || m.standing.added < 0 || no_base);
-	for (int i = 6; i <= 11; i++)
+	for (int i = 6; i <= 10; i++)
 		pp_row_int8(row, n[i], false);
+	pp_row_int8(row, n[11], unknown); /* lost */
 	pp_row_int8(row, m.pending, !measured);
 	pp_row_int8(row, m.lag, !measured);
 	pp_row_int8(row, balance, reason != NULL);

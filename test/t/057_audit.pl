@@ -38,6 +38,7 @@ is(sql(q(SELECT string_agg(cause, ' ' ORDER BY epoch) FROM postpipe_epoch WHERE 
 # --- How many entries are lost is not known.
 sql(q(INSERT INTO postpipe_lost_range (pipeline, epoch, first_id, last_id, entries, cause) SELECT 'away', max(epoch), '0-1', '0-2', NULL, 'trimmed_before_read' FROM postpipe_epoch WHERE pipeline = 'away'));
 shows('away', '10|10|0|0|', qr/^how many entries are lost could not be determined/, 'an unknown number is lost');
+is(sql(q(SELECT count(*) FROM postpipe_audit WHERE pipeline = 'away' AND lost IS NULL)), 1, '... and is no number in the audit');
 sql(q(DELETE FROM postpipe_lost_range));
 
 # --- A group that was made in the middle of a stream, with unread entries deleted, so that Redis tells no lag: what it begins
