@@ -101,13 +101,16 @@ is_still_ahead(const char *pipeline, PpId id)
 	return !pp_id_is_zero(mark) && pp_id_compare(id, mark) > 0;
 }
 
-/* The state of the letter of this entry, "lost" if it is gone, NULL if it is neither. */
+/*
+ * The state of the letter of this entry, "lost" if it is gone, NULL if it is neither.  With `perhaps` also if others
+ * around it are lost: entries that are there may lie between them.
+ */
 static char *
-what_became(const PpExtension *ext, const char *pipeline, PpId id)
+what_became(const PpExtension *ext, const char *pipeline, PpId id, bool perhaps)
 {
 	PpStoreScope store;
-	Oid types[] = {TEXTOID, pp_id_type_oid(ext)};
-	Datum values[] = {CStringGetTextDatum(pipeline), PointerGetDatum(&id)};
+	Oid types[] = {TEXTOID, pp_id_type_oid(ext), BOOLOID};
+	Datum values[] = {CStringGetTextDatum(pipeline), PointerGetDatum(&id), BoolGetDatum(perhaps)};
 	MemoryContext cxt = CurrentMemoryContext;
 	char *state = NULL;
 
@@ -117,9 +120,9 @@ what_became(const PpExtension *ext, const char *pipeline, PpId id)
 				 "AND id OPERATOR(%1$s.=) $2 UNION ALL "
 				 "SELECT 'lost' FROM %1$s.postpipe_lost_range WHERE pipeline = $1 "
 				 "AND first_id OPERATOR(%1$s.<=) $2 AND last_id "
-				 "OPERATOR(%1$s.>=) $2 AND cause = 'deleted_while_pending'",
+				 "OPERATOR(%1$s.>=) $2 AND (cause = 'deleted_while_pending' OR $3)",
 				 ext->schema_name),
-		2, types, values, NULL, false, 1);
+		3, types, values, NULL, false, 1);
 	if (SPI_processed > 0)
 		state =
 			MemoryContextStrdup(cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
@@ -141,7 +144,7 @@ is_decided(const PpExtension *ext, const char *pipeline, PpId id, bool *applied)
 	pp_ledger_settled(ext, pipeline, &id, 1, &settled);
 	if (!settled)
 		return false;
-	state = what_became(ext, pipeline, id);
+	state = what_became(ext, pipeline, id, false);
 	*applied = state == NULL;
 	if (state == NULL || strcmp(state, "retrying") == 0)
 		return *applied;
@@ -150,6 +153,25 @@ is_decided(const PpExtension *ext, const char *pipeline, PpId id, bool *applied)
 			(errmsg("entry %s of pipeline \"%s\" was not applied: it is %s", buf, pipeline, state),
 			 errhint("See postpipe_dlq and postpipe_lost.")));
 	return true;
+}
+
+/* Time is up: says what is known of the reason. */
+static void
+explain(const PpExtension *ext, const char *pipeline, PpId id)
+{
+	PpState state = pp_pipeline_status(pipeline, NULL);
+	char *became = what_became(ext, pipeline, id, true);
+	char buf[PP_ID_LEN];
+
+	if (state != PP_STATE_IDLE && state != PP_STATE_RUNNING)
+		ereport(NOTICE, (errmsg("pipeline \"%s\" is %s", pipeline, pp_state_name(state)),
+						 errhint("See postpipe_stats for the reason.")));
+	if (became == NULL || strcmp(became, "lost") != 0)
+		return;
+	pp_id_print(id, buf);
+	ereport(WARNING, (errmsg("entry %s of pipeline \"%s\" may be lost, as others around it are",
+							 buf, pipeline),
+					  errhint("See postpipe_lost.")));
 }
 
 /*
@@ -183,11 +205,7 @@ postpipe_wait(PG_FUNCTION_ARGS)
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 		if (left <= 0)
 		{
-			PpState state = pp_pipeline_status(name, NULL);
-
-			if (state != PP_STATE_IDLE && state != PP_STATE_RUNNING)
-				ereport(NOTICE, (errmsg("pipeline \"%s\" is %s", name, pp_state_name(state)),
-								 errhint("See postpipe_stats for the reason.")));
+			explain(&ext, name, id);
 			break;
 		}
 		(void) ConditionVariableTimedSleep(pipe ? &pipe->settled_cv : &pp_shared->state_cv,
