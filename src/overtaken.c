@@ -33,7 +33,9 @@
 #define MAX_LOADED   200000 /* letters; with more, every batch asks */
 #define HASHED       1000   /* letters that are hashed again together, at most … */
 #define HASHED_BYTES ((size_t) 16 * 1024 * 1024)
-#define MARK_SHIFT   48 /* in a hash, the bits above are the mark of its key */
+/* In a hash, the bits above are the mark of its key, and those below are 0 if no other entry has it. */
+#define MARK_SHIFT 48
+#define HASH_MASK  ((UINT64CONST(1) << MARK_SHIFT) - 1)
 
 static void
 watch(PpApply *a, uint64 hash)
@@ -61,14 +63,15 @@ pp_overtaken_watch_all(PpApply *a)
 	memset(a->watched, 0xff, FILTER_WORDS * sizeof(uint64));
 }
 
+/* False: no other entry has its key. */
 static bool
 hash_entry(List *key, const PpEntry *entry, uint64 *hash)
 {
-	if (!pp_key_hash(key, entry, hash))
-		return false;
-	*hash &= (UINT64CONST(1) << MARK_SHIFT) - 1;
+	bool has_key = entry->event != NULL && pp_key_hash(key, entry, hash);
+
+	*hash = has_key ? Max(*hash & HASH_MASK, 1) : 0;
 	*hash |= (uint64) pp_key_mark(key) << MARK_SHIFT;
-	return true;
+	return has_key;
 }
 
 /*
@@ -79,8 +82,7 @@ hash_entry(List *key, const PpEntry *entry, uint64 *hash)
 bool
 pp_overtaken_key(PpApply *a, const PpEntry *entry, uint64 *hash)
 {
-	if (entry->event == NULL || a->statement == NULL ||
-		!pp_statement_has(a->statement, PP_FORM_OLDER))
+	if (a->statement == NULL || !pp_statement_has(a->statement, PP_FORM_OLDER))
 		return false;
 	if (!hash_entry(pp_statement_key(a->statement), entry, hash))
 		return false;
@@ -110,20 +112,21 @@ static void
 write_hash(PpApply *a, const PpEntry *entry)
 {
 	Oid types[] = {TEXTOID, INT4OID, pp_id_type_oid(a->ext), INT8OID};
-	uint64 hash = 0;
-	char nulls[] = "    ";
+	uint64 hash;
 	Datum values[4];
 
+	/* Also where no other entry has its key: it need not be looked at again. */
+	if (hash_entry(pp_statement_key(a->statement), entry, &hash))
+		watch(a, hash);
 	values[0] = CStringGetTextDatum(a->pipeline->name);
 	values[1] = Int32GetDatum(entry->letter->epoch);
 	values[2] = PointerGetDatum(&entry->id);
-	nulls[3] = pp_overtaken_key(a, entry, &hash) ? ' ' : 'n';
 	values[3] = Int64GetDatum((int64) hash);
 	SPI_execute_with_args(psprintf("UPDATE %1$s.postpipe_dead_letter SET key_hash = $4 "
 								   "WHERE pipeline = $1 AND epoch = $2 AND id OPERATOR(%1$s.=) $3 "
 								   "AND key_hash IS DISTINCT FROM $4",
 								   a->ext->schema_name),
-						  lengthof(types), types, values, nulls, false, 0);
+						  lengthof(types), types, values, NULL, false, 0);
 }
 
 /*
@@ -163,17 +166,17 @@ pp_overtaken_hash_again(PpApply *a)
 void
 pp_overtaken_load(PpApply *a)
 {
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(a->pipeline->name)};
+	Oid types[] = {TEXTOID, INT8OID};
+	Datum values[] = {CStringGetTextDatum(a->pipeline->name), Int64GetDatum((int64) HASH_MASK)};
 
 	a->watched_key = pp_key_mark(pp_statement_key(a->statement)) + 1;
 	if (!pp_statement_has(a->statement, PP_FORM_OLDER))
 		return;
 	pp_overtaken_hash_again(a);
 	SPI_execute_with_args(psprintf("SELECT key_hash FROM %s.postpipe_dead_letter "
-								   "WHERE pipeline = $1 AND key_hash IS NOT NULL AND NOT overtaken",
+								   "WHERE pipeline = $1 AND key_hash & $2 <> 0 AND NOT overtaken",
 								   a->ext->schema_name),
-						  1, types, values, NULL, false, MAX_LOADED);
+						  lengthof(types), types, values, NULL, false, MAX_LOADED);
 	if (SPI_processed == MAX_LOADED)
 		pp_overtaken_watch_all(a);
 	else

@@ -122,6 +122,8 @@ sql(q(CREATE TABLE mended (id int PRIMARY KEY, v text, w text); SELECT postpipe_
 wait_state('mended');
 $redis->xadd('stream:mended', ident => 1, v => 'older', w => 'filled');
 letters('mended', 1);
+is(sql(q(SELECT * FROM postpipe_replay('mended'))), '1|0|1', 'a letter without a key');
+is(sql(q(SELECT count(key_hash) FROM postpipe_dead_letter WHERE pipeline = 'mended')), 1, '... of which it is on record that it has none, so that nobody looks for it again');
 sql(q(SELECT postpipe_alter_pipeline('mended', columns => '{"id": {"fields": ["id", "ident"]}}')));
 $redis->xadd('stream:mended', ident => 1, v => 'newer');
 wait_sql($node, 'postgres', 'SELECT v FROM mended', 'newer', 'a later entry, by the new definition');
