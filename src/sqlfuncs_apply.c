@@ -105,6 +105,23 @@ pp_function_apply_end(PpApply *a)
 }
 
 /*
+ * Together these entries fail: may they pass one after the other?  So may a key that several write in
+ * different ways, and, where they were run in waves, what an entry takes that another one has left before it.
+ */
+static bool
+may_depend_on_order(const PpEntryError *error, PpEntry **entries, int n)
+{
+	if (error->sqlstate == ERRCODE_CARDINALITY_VIOLATION)
+		return n > 1;
+	if (error->sqlstate == ERRCODE_UNIQUE_VIOLATION ||
+		error->sqlstate == ERRCODE_EXCLUSION_VIOLATION)
+		for (int i = 0; i < n; i++)
+			if (entries[i]->wave > 0)
+				return true;
+	return false;
+}
+
+/*
  * pp_function_run
  *		Runs the statement over the open entries, as a worker does; an error is thrown.
  */
@@ -123,9 +140,8 @@ pp_function_run(PpApply *a, PpBatch *batch)
 	n = pp_apply_collect_open(a, batch, &open);
 	if (n > 0)
 		error = pp_apply_run_part(a, open, n, true, &result);
-	if (error != NULL && (error->sqlstate != ERRCODE_CARDINALITY_VIOLATION || n == 1))
+	if (error != NULL && !may_depend_on_order(error, open, n))
 		pp_function_throw(error);
-	/* A key that several entries write in different ways: one after the other. */
 	for (int i = 0; error != NULL && i < n; i++)
 		pp_apply_run_waves(a, open + i, 1, false, &result);
 	SPI_finish();

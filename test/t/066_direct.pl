@@ -31,6 +31,13 @@ is(sql(q(SELECT postpipe_ingest('item', '[{"id": "1", "v": "a", "event_type": "m
 is(sql('SELECT id, v FROM item'), '1|c', '... the last one counts');
 sql('TRUNCATE item');
 
+# --- An event takes what one of another key has left before it: they take effect in their order then.
+sql(q(CREATE TABLE seat (id int PRIMARY KEY, place int UNIQUE); SELECT postpipe_create_pipeline('seat', 'stream:seat', target => 'seat', enabled => false)));
+is(sql(q(SELECT postpipe_ingest('seat', '[{"id": 1, "place": 1}, {"id": 1, "place": 2}, {"id": 2, "place": 1}]'))), 3, 'a value that one event leaves to another');
+is(sql(q(SELECT * FROM seat ORDER BY id)), "1|2\n2|1", '... is that of the second one');
+like(error(q(SELECT postpipe_ingest('seat', '[{"id": 1, "place": 3}, {"id": 1, "place": 4}, {"id": 3, "place": 1}]'))), qr/violates unique constraint "seat_place_key"/, '... and an error where it is not left');
+is(sql(q(SELECT * FROM seat ORDER BY id)), "1|2\n2|1", '... which leaves all as it was');
+
 # --- Publish: what comes back is the very same event.
 my $event = q({"id": 1, "n": 1.50, "big": 123456789012345678901234567890.5, "deep": {"a": [1, "ä\\u0001\"", null, true]}, "data": {"x": 1}, "payload": "p", "": ""});
 my $id = sql(qq(SELECT postpipe_publish('raw', \$j\$$event\$j\$)));
