@@ -51,10 +51,13 @@ run_directly(SPIPlanPtr plan, const char *search_path, PpBatchRelation *batch, b
 	PlannedStmt *stmt;
 	bool done = false;
 
-	/* The snapshot before the plan is looked for: planning may need one. */
+	/*
+	 * The plan has locks of its tables; the snapshot comes after them, because it must see the rows of a
+	 * transaction that was waited for: with one from before, a table that was rewritten is empty.
+	 */
 	CommandCounterIncrement();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	cplan = SPI_plan_get_cached_plan(plan);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	if (list_length(cplan->stmt_list) == 1)
 	{
 		stmt = linitial_node(PlannedStmt, cplan->stmt_list);

@@ -101,6 +101,30 @@ $redis->xadd('stream:failing', id => $_) for 1, -1, 2;
 settled('failing', '2|1');
 like(sql(q(SELECT context FROM postpipe_dlq WHERE pipeline = 'failing')), qr/^SQL statement "INSERT INTO positive/, 'the context of an error');
 
+# Who has waited for a table sees what it was waited for, also with a plan that is kept.  (Neither table has an index or a TOAST
+# table: those would be rebuilt, which others are told at once, and not when it is committed.)
+sql(<<'SQL');
+CREATE TABLE weights (kind int, weight int);
+INSERT INTO weights VALUES (1, 1);
+CREATE TABLE weighed (id int, weight int);
+CREATE TABLE totals (kind int, n int);
+INSERT INTO totals VALUES (1, 0);
+SELECT postpipe_create_pipeline('weighing', 'stream:waits', statement => 'INSERT INTO weighed SELECT (b.event ->> ''id'')::int, w.weight FROM postpipe_batch b JOIN weights w ON w.kind = (b.event ->> ''kind'')::int');
+SELECT postpipe_create_pipeline('totalling', 'stream:waits', statement => 'UPDATE totals t SET n = n + 1 FROM postpipe_batch b WHERE t.kind = (b.event ->> ''kind'')::int');
+SQL
+wait_state($_, 'idle') for qw(weighing totalling);
+$redis->xadd('stream:waits', id => 1, kind => 1);
+settled($_, '1|0') for qw(weighing totalling);
+my $session = pp_session($node);
+$session->('BEGIN; TRUNCATE weights; INSERT INTO weights VALUES (1, 2); ALTER TABLE totals ALTER n TYPE bigint');
+$redis->xadd('stream:waits', id => 2, kind => 1);
+wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IN ('weights'::regclass, 'totals'::regclass)), 2, 'both wait');
+$session->('COMMIT');
+settled($_, '2|0') for qw(weighing totalling);
+is(sql('SELECT * FROM weighed ORDER BY id'), "1|1\n2|2", 'a table that was filled anew is joined');
+is(sql('SELECT n FROM totals'), 2, '... and one that was rewritten is updated');
+$session->(undef);
+
 pp_balanced($node);
 done_testing();
 
