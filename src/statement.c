@@ -227,6 +227,13 @@ pp_statement_prepare(PpStatement *s)
 	MemoryContextSwitchTo(old);
 }
 
+/* Has nothing changed since pp_statement_prepare(), as far as is known? */
+bool
+pp_statement_is_current(const PpStatement *s)
+{
+	return s->catalog_changes == catalog_changes;
+}
+
 /* Frees the kept plans of a statement that is not needed any more. */
 void
 pp_statement_destroy(PpStatement *s)

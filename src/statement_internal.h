@@ -41,6 +41,9 @@ typedef struct PpStatementScope
 	int nest;
 } PpStatementScope;
 
+/* statement.c */
+extern bool pp_statement_is_current(const PpStatement *s);
+
 /* statement_run.c */
 extern void pp_statement_enter(PpStatementScope *scope, Oid role, const char *search_path);
 extern void pp_statement_leave(const PpStatementScope *scope);

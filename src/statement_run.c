@@ -25,6 +25,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
+#include "utils/resowner.h"
 #include "utils/timeout.h"
 
 #include "batch_relation.h"
@@ -56,9 +57,12 @@ written_views(const PlannedStmt *stmt)
 	return relids;
 }
 
-/* Of the tables and views that a plan writes.  It must not be saved yet: then no resource owner has it. */
+/*
+ * Of the tables and views that a plan writes, once it has their locks: who was waited for may have put another
+ * table in the place of one.  owner: of a plan that is saved; NULL: it is not, then no resource owner has it.
+ */
 static void
-check_written(PpStatement *s, SPIPlanPtr plan)
+check_written(PpStatement *s, SPIPlanPtr plan, ResourceOwner owner)
 {
 	CachedPlan *cplan = SPI_plan_get_cached_plan(plan);
 	List *relids = NIL;
@@ -75,9 +79,22 @@ check_written(PpStatement *s, SPIPlanPtr plan)
 			relids = lappend_oid(relids, rt_fetch(lfirst_int(lc2), stmt->rtable)->relid);
 		relids = list_concat(relids, written_views(stmt));
 	}
-	ReleaseCachedPlan(cplan, NULL);
+	ReleaseCachedPlan(cplan, owner);
 	foreach (lc, relids)
 		pp_target_check_written(s->pipeline, s->role, lfirst_oid(lc));
+}
+
+/* Of a plan that is saved.  Nothing is looked at again unless something has changed since the statement was prepared. */
+static void
+lock_and_check(PpStatement *s, SPIPlanPtr plan)
+{
+	CachedPlan *cplan = SPI_plan_get_cached_plan(plan);
+
+	if (cplan == NULL)
+		return;
+	ReleaseCachedPlan(cplan, CurrentResourceOwner);
+	if (!pp_statement_is_current(s))
+		check_written(s, plan, CurrentResourceOwner);
 }
 
 static SPIPlanPtr
@@ -87,7 +104,11 @@ get_plan(PpStatement *s, int n, PpForm form)
 	SPIPlanPtr plan;
 
 	if (s->plans[which] != NULL)
+	{
+		if (s->pipeline->target == NULL)
+			lock_and_check(s, s->plans[which]);
 		return s->plans[which];
+	}
 	plan = SPI_prepare(s->made->forms[form], 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the statement: %s", SPI_result_code_string(SPI_result));
@@ -96,7 +117,7 @@ get_plan(PpStatement *s, int n, PpForm form)
 				(errcode(ERRCODE_SYNTAX_ERROR), errmsg("a pipeline needs exactly one statement"),
 				 errhint("Several changes fit into one statement with WITH.")));
 	if (s->pipeline->target == NULL)
-		check_written(s, plan);
+		check_written(s, plan, NULL);
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not keep the plan of the statement");
 	s->plans[which] = plan;

@@ -114,6 +114,23 @@ is(sql('SELECT count(*) FROM turncoat'), 1, '... and nothing is written');
 not_superuser('after the table changed hands');
 sql(q(SELECT postpipe_drop_pipeline('turncoat')));
 
+# In a schema of his he may put another table in the place of a superuser's, while the statement waits for the one that it has a plan for.
+sql('CREATE SCHEMA lair AUTHORIZATION low; CREATE TABLE lair.prey (id int)');
+sql(q(SELECT postpipe_create_pipeline('prey', 'stream:prey', statement => $$INSERT INTO lair.prey SELECT (event ->> 'id')::int FROM postpipe_batch$$)));
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'prey'), 'idle', 'a pipeline into the schema of another role');
+$redis->xadd('stream:prey', id => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM lair.prey', '1', '... writes the table of the superuser');
+my $low = pp_session($node);
+$low->('SET ROLE low; BEGIN; DROP TABLE lair.prey; CREATE TABLE lair.prey (id int); CREATE TRIGGER climb BEFORE INSERT ON lair.prey FOR EACH ROW EXECUTE FUNCTION climb()');
+$redis->xadd('stream:prey', id => 2);
+wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'lair.prey'::regclass), '1', '... and waits for it');
+$low->('COMMIT');
+wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHERE pipeline = 'prey'), 'failed|sqlstate_42501', '... and stops when it is the table of that role then');
+is(sql('SELECT count(*) FROM lair.prey'), 0, '... in which nothing is written');
+not_superuser('after the table was put in the place of another');
+$low->(undef);
+sql(q(SELECT postpipe_drop_pipeline('prey')));
+
 sql(<<'SQL');
 CREATE TABLE parts (id int, v text) PARTITION BY RANGE (id);
 CREATE TABLE part_of_low PARTITION OF parts FOR VALUES FROM (0) TO (100);
