@@ -232,6 +232,7 @@ reap(PpWorker *w, const Candidates *c, PpRedisError *error)
 	PpReply *reply;
 	int n = 0;
 	int done = 0;
+	int own = 0;
 
 	w->takeover.reap_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REAP_EVERY_MS);
 	for (int i = 0; i < c->n && n < PP_REAP_PAGE; i++)
@@ -247,7 +248,11 @@ reap(PpWorker *w, const Candidates *c, PpRedisError *error)
 		!pp_stream_parse_reap(reply, n, reaped, error))
 		return false;
 	for (int i = 0; i < n; i++)
+	{
 		done += reaped[i].reaped;
+		own += reaped[i].reaped && pp_consumer_worker(names[i], w->def->name) > 0;
+	}
+	w->pipe->max_consumers -= own;
 	if (done > 0)
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: deleted %d consumers that "
 							 "nobody uses",

@@ -247,8 +247,12 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 	/* Somebody else has come: what was not delivered to us may be his, and not lost. */
 	if (w->pipe->exclusive && facts->consumers > w->pipe->max_consumers)
 		return false;
-	/* A read makes the consumer again, but what is seen here is how it was before. */
-	if (w->pipe->exclusive && facts->consumers >= 0 && facts->consumers < w->watch.consumers)
+	/*
+	 * A read makes the consumer again, but what is seen here is how it was before.  What worker 1 has deleted
+	 * itself (takeover.c) is in the most that there can be no more.
+	 */
+	if (w->pipe->exclusive && facts->consumers >= 0 &&
+		facts->consumers < Min(w->watch.consumers, w->pipe->max_consumers))
 		return consumer_gone(w);
 	w->watch.consumers = facts->consumers;
 	/* Moved forward: with one worker nobody else can have been given entries. */

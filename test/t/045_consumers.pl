@@ -143,6 +143,11 @@ sql(q(UPDATE postpipe_pipeline SET system_identifier = (SELECT system_identifier
 	sql(q(SELECT postpipe_drop_pipeline('auto')));
 }
 
+# --- What a worker deletes itself was not deleted by somebody. It looks once a minute, so it has time until the end.
+sql(q(SELECT postpipe_create_pipeline('tidy', 'stream:tidy', statement => 'SELECT FROM postpipe_batch', options => '{"reap_consumers": "0s"}')));
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'tidy'), 'idle', 'a pipeline that deletes consumers');
+$redis->command('XGROUP', 'CREATECONSUMER', 'stream:tidy', 'postpipe_tidy', "postpipe:$system:$database:tidy:2");
+
 # --- Names that begin as those of the workers of a pipeline do, and that no worker has.
 for my $odd ('x', '01', '1x', '0', '-1', '1:1')
 {
@@ -194,6 +199,13 @@ for my $call (q(postpipe_create_group('his')), q(postpipe_consumers('his')), q(p
 }
 is((as('monitor', 'SELECT * FROM postpipe_lost'))[0] =~ /^main\|1\|1-1\|1-9\|9\|trimmed\|/, 1, 'pg_monitor reads postpipe_lost');
 is((as('app', 'SELECT * FROM postpipe_lost'))[1] =~ /permission denied for view postpipe_lost/, 1, '... others do not');
+
+wait_for { consumers($redis, 'stream:tidy', 'postpipe_tidy') == 1 } 'the consumer of a worker that is not wanted any more goes';
+$redis->command('XADD', 'stream:tidy', '*', n => 1);
+wait_sql($node, 'postgres', q(SELECT entries_applied FROM postpipe_stats WHERE pipeline = 'tidy'), 1, '... and the one that is left reads');
+wait_for { pending($redis, 'stream:tidy', 'postpipe_tidy') == 0 } '... and acknowledges';
+is(scalar log_lines($node, qr/"tidy".*deleted 1 consumers that nobody uses/), 1, '... and has said that it has deleted it');
+is(scalar log_lines($node, qr/"tidy".*deleted by somebody/), 0, '... and does not look for who has done it');
 
 pp_balanced($node);
 $node->stop('fast');
