@@ -16,20 +16,18 @@
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "miscadmin.h"
-#include "postmaster/bgworker.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-#include "backoff.h"
+#include "child.h"
 #include "guc.h"
 #include "process.h"
 #include "stats.h"
 
-#define START_DEADLINE_MS 30000
-#define STOP_DEADLINE_MS  10000
-#define LONG_LIVED_MS     30000
+#define STOP_DEADLINE_MS 10000
+#define BACKOFF_CAP_MS   60000
 
 /* A database of the list, or one that is on its way out. */
 typedef struct Database
@@ -39,13 +37,7 @@ typedef struct Database
 	bool listed;
 	bool complained; /* said so already */
 	bool waits;      /* for a free worker slot */
-	PpProc *proc;
-	uint32 generation;
-	BackgroundWorkerHandle *handle;
-	TimestampTz started_at;
-	TimestampTz next_start_at;
-	TimestampTz stop_asked_at;
-	PpBackoff backoff;
+	PpChild supervisor;
 } Database;
 
 static Database databases[PP_MAX_DATABASES];
@@ -96,7 +88,7 @@ read_databases(void)
 			db = &databases[num_databases++];
 			memset(db, 0, sizeof(*db));
 			strlcpy(db->name, lfirst(lc), sizeof(db->name));
-			pp_backoff_init(&db->backoff, 1000, 60000);
+			pp_child_init(&db->supervisor, BACKOFF_CAP_MS);
 		}
 		if (db != NULL)
 			db->listed = true;
@@ -129,78 +121,17 @@ complain(Database *db)
 	db->complained = true;
 }
 
-static bool
-is_alive(const Database *db)
-{
-	bool alive;
-
-	if (db->proc == NULL)
-		return false;
-	LWLockAcquire(&pp_shared->lock, LW_SHARED);
-	alive = db->proc->in_use && db->proc->generation == db->generation;
-	LWLockRelease(&pp_shared->lock);
-	return alive;
-}
-
-static void
-bury(Database *db)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (db->stop_asked_at != 0 || TimestampDifferenceExceeds(db->started_at, now, LONG_LIVED_MS))
-		pp_backoff_reset(&db->backoff);
-	db->next_start_at = db->stop_asked_at != 0
-							? now
-							: TimestampTzPlusMilliseconds(now, pp_backoff_next(&db->backoff));
-	db->proc = NULL;
-	db->stop_asked_at = 0;
-	if (db->handle != NULL)
-		pfree(db->handle);
-	db->handle = NULL;
-}
-
-/* A supervisor that never came, or cannot come (its database is gone), gives its slot back. */
-static void
-check_start(Database *db)
-{
-	pid_t pid;
-	BgwHandleStatus status = GetBackgroundWorkerPid(db->handle, &pid);
-	bool late = db->proc->pid == 0 && TimestampDifferenceExceeds(
-										  db->started_at, GetCurrentTimestamp(), START_DEADLINE_MS);
-
-	if (status != BGWH_STOPPED && !late)
-		return;
-	if (late)
-		TerminateBackgroundWorker(db->handle);
-	pp_proc_release(db->proc, db->generation);
-	bury(db);
-}
-
 static void
 start_supervisor(Database *db)
 {
 	char *name = psprintf("postpipe supervisor %s", db->name);
-	MemoryContext old;
-	bool ok = false;
+	PpProc *proc = pp_proc_reserve(PP_PROC_SUPERVISOR, db->oid, db->name, NULL, 0, 0);
 
-	db->started_at = GetCurrentTimestamp();
-	db->proc = pp_proc_reserve(PP_PROC_SUPERVISOR, db->oid, db->name, NULL, 0, 0);
-	if (db->proc != NULL)
-	{
-		db->generation = db->proc->generation;
-		old = MemoryContextSwitchTo(TopMemoryContext);
-		ok = pp_process_register(db->proc, "postpipe_supervisor_main", name, "postpipe supervisor",
-								 &db->handle);
-		MemoryContextSwitchTo(old);
-		if (!ok)
-			pp_proc_release(db->proc, db->generation);
-	}
-	db->waits = !ok;
-	if (ok)
+	db->waits = proc == NULL || !pp_child_start(&db->supervisor, proc, "postpipe_supervisor_main",
+												name, "postpipe supervisor");
+	if (!db->waits)
 		return;
-	db->proc = NULL;
-	db->next_start_at =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&db->backoff));
+	pp_child_wait(&db->supervisor);
 	pp_report_state(
 		PP_STATE_WAITING, "no_slot",
 		"no free worker slot for a supervisor; raise max_worker_processes and restart the "
@@ -208,24 +139,11 @@ start_supervisor(Database *db)
 		NULL);
 }
 
-static void
-stop_supervisor(Database *db)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (db->stop_asked_at == 0)
-	{
-		db->stop_asked_at = now;
-		pp_proc_ask_stop(db->proc);
-	}
-	else if (TimestampDifferenceExceeds(db->stop_asked_at, now, STOP_DEADLINE_MS))
-		TerminateBackgroundWorker(db->handle);
-}
-
 /* One database: what should be against what is. Returns when to look again, in ms, or -1. */
 static long
 reconcile(Database *db)
 {
+	PpChild *child = &db->supervisor;
 	bool aside = OidIsValid(db->oid) && pp_step_aside_wanted(db->oid);
 	bool wanted = db->listed && OidIsValid(db->oid) && !aside;
 
@@ -233,17 +151,13 @@ reconcile(Database *db)
 		complain(db);
 	else
 		db->complained = false;
-	if (is_alive(db))
-		check_start(db);
-	if (db->proc != NULL && !is_alive(db))
-		bury(db);
-	if (db->proc != NULL && (!wanted || db->proc->dboid != db->oid))
+	if (pp_child_look(child))
 	{
-		stop_supervisor(db);
+		if (wanted && child->proc->dboid == db->oid)
+			return child->proc->pid == 0 ? 1000 : -1;
+		pp_child_stop(child, STOP_DEADLINE_MS);
 		return 100;
 	}
-	if (db->proc != NULL)
-		return db->proc->pid == 0 ? 1000 : -1;
 	/* Those that an earlier launcher or supervisor left have been asked to stop: see detach(). */
 	if (OidIsValid(db->oid) && pp_proc_count(db->oid) > 0)
 	{
@@ -251,14 +165,11 @@ reconcile(Database *db)
 		return 100;
 	}
 	db->waits &= wanted;
-	if (wanted && db->next_start_at <= GetCurrentTimestamp())
+	if (!wanted)
+		return aside ? 500 : -1;
+	if (pp_child_due_ms(child) <= 0)
 		start_supervisor(db);
-	if (wanted)
-		return db->proc != NULL
-				   ? 1000
-				   : Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), db->next_start_at),
-						 10);
-	return aside ? 500 : -1;
+	return child->proc != NULL ? 1000 : Max(pp_child_due_ms(child), 10);
 }
 
 /* Forgets databases that are neither listed nor running. */
@@ -268,7 +179,7 @@ forget_unlisted(void)
 	int n = 0;
 
 	for (int i = 0; i < num_databases; i++)
-		if (databases[i].listed || databases[i].proc != NULL)
+		if (databases[i].listed || databases[i].supervisor.proc != NULL)
 			databases[n++] = databases[i];
 	num_databases = n;
 }
@@ -280,7 +191,7 @@ postpipe_launcher_main(Datum main_arg)
 	MemoryContext cxt =
 		AllocSetContextCreate(TopMemoryContext, "postpipe launcher turn", ALLOCSET_DEFAULT_SIZES);
 
-	if (!pp_process_start(main_arg, InvalidOid, true))
+	if (!pp_process_start(main_arg))
 		proc_exit(1);
 	for (;;)
 	{

@@ -24,11 +24,11 @@ void (*pp_process_meanwhile)(void) = NULL;
 
 /*
  * pp_process_start
- *		The first call in each process of ours.  Returns false when its slot was given away.  With
- *		`connect` the process has catalogs: those of database dboid, or only the shared ones.
+ *		The first call in each process of ours, with the argument that it was given.  Returns false when its
+ *		slot was given away.  The process has the catalogs of its slot's database, or only the shared ones.
  */
 bool
-pp_process_start(Datum main_arg, Oid dboid, bool connect)
+pp_process_start(Datum main_arg)
 {
 	uint32 generation = 0;
 	int slot = DatumGetInt32(main_arg);
@@ -42,9 +42,9 @@ pp_process_start(Datum main_arg, Oid dboid, bool connect)
 		memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
 	if (!pp_proc_attach(slot, generation))
 		return false;
-	if (connect && OidIsValid(dboid))
-		BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
-	else if (connect)
+	if (OidIsValid(pp_my_proc->dboid))
+		BackgroundWorkerInitializeConnectionByOid(pp_my_proc->dboid, InvalidOid, 0);
+	else
 		BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	SetConfigOption("application_name", MyBgworkerEntry->bgw_name, PGC_USERSET, PGC_S_SESSION);
 #if PG_VERSION_NUM >= 170000
@@ -103,30 +103,4 @@ void
 pp_process_activity(bool running, const char *text)
 {
 	pgstat_report_activity(running ? STATE_RUNNING : STATE_IDLE, text);
-}
-
-/*
- * pp_process_register
- *		Asks the postmaster for the process of a reserved slot.  Returns false when
- *		max_worker_processes does not allow it.
- */
-bool
-pp_process_register(PpProc *proc, const char *main_function, const char *name, const char *type,
-					BackgroundWorkerHandle **handle)
-{
-	BackgroundWorker worker;
-
-	memset(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	/* Only the parent restarts it: after a crash the postmaster would, with nobody knowing. */
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, PP_EXTENSION, sizeof(worker.bgw_library_name));
-	strlcpy(worker.bgw_function_name, main_function, sizeof(worker.bgw_function_name));
-	strlcpy(worker.bgw_name, name, sizeof(worker.bgw_name));
-	strlcpy(worker.bgw_type, type, sizeof(worker.bgw_type));
-	worker.bgw_main_arg = Int32GetDatum((int32) (proc - pp_shared->procs));
-	memcpy(worker.bgw_extra, &proc->generation, sizeof(proc->generation));
-	worker.bgw_notify_pid = MyProcPid;
-	return RegisterDynamicBackgroundWorker(&worker, handle);
 }

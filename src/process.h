@@ -16,12 +16,10 @@
  */
 extern void (*pp_process_meanwhile)(void);
 
-extern bool pp_process_start(Datum main_arg, Oid dboid, bool connect);
+extern bool pp_process_start(Datum main_arg);
 extern void pp_process_interrupts(void);
 extern bool pp_process_reload(void);
 extern void pp_process_sleep(long timeout_ms, PpWaitEvent event);
 extern void pp_process_activity(bool running, const char *text);
-extern bool pp_process_register(PpProc *proc, const char *main_function, const char *name,
-								const char *type, BackgroundWorkerHandle **handle);
 
 #endif /* PP_PROCESS_H */

@@ -318,6 +318,7 @@ extern bool pp_step_aside_wanted(Oid dboid);
 extern PpProc *pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname,
 							   const char *pipeline, int pipe_no, int worker);
 extern void pp_proc_release(PpProc *proc, uint32 generation);
+extern bool pp_proc_give_up(PpProc *proc, uint32 generation);
 extern bool pp_proc_attach(int slot, uint32 generation);
 extern bool pp_proc_must_stop(void);
 extern void pp_proc_ask_stop(PpProc *proc);

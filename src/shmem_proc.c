@@ -90,6 +90,20 @@ pp_proc_release(PpProc *proc, uint32 generation)
 	ConditionVariableBroadcast(&pp_shared->state_cv);
 }
 
+/* Gives the slot of a process back that has not come.  False: it has, after all. */
+bool
+pp_proc_give_up(PpProc *proc, uint32 generation)
+{
+	bool given_up;
+
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	given_up = proc->in_use && proc->generation == generation && proc->pid == 0;
+	if (given_up)
+		proc->in_use = false;
+	LWLockRelease(&pp_shared->lock);
+	return given_up;
+}
+
 static void
 detach(int code, Datum arg)
 {

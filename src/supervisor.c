@@ -51,21 +51,6 @@ read_definitions(PpSupervisor *s)
 }
 
 /*
- * pp_supervisor_find_definition
- *		The definition of a pipeline as it was read last; NULL when there is none.  Throws nothing.
- */
-PpPipeline *
-pp_supervisor_find_definition(PpSupervisor *s, const char *name)
-{
-	ListCell *lc;
-
-	foreach (lc, s->pipelines)
-		if (strcmp(((PpPipeline *) lfirst(lc))->name, name) == 0)
-			return lfirst(lc);
-	return NULL;
-}
-
-/*
  * pp_supervisor_reason_to_rest
  *		Why must no worker of this pipeline run?  Sets the state that is to be shown and its reason code.
  *		NULL: they may, and there is no such state.  Throws nothing.
@@ -151,7 +136,7 @@ publish(PpSupervisor *s)
 		mine = pipe->in_use && pipe->dboid == MyDatabaseId;
 		strlcpy(name, pipe->name, sizeof(name));
 		LWLockRelease(&pp_shared->lock);
-		if (!mine || pp_supervisor_find_definition(s, name) != NULL ||
+		if (!mine || pp_pipeline_find(s->pipelines, name) != NULL ||
 			pp_supervisor_has_workers(s, name))
 			continue;
 		if (!pp_proc_must_stop()) /* else the definitions were not even read */
@@ -175,7 +160,6 @@ set_up(PpSupervisor *s)
 static void
 supervise(PpSupervisor *s)
 {
-	static bool stopping = false;
 	TimestampTz end;
 	long next;
 	bool woken;
@@ -183,8 +167,8 @@ supervise(PpSupervisor *s)
 	MemoryContextSwitchTo(s->scratch);
 	(void) pp_process_reload();
 	if (pp_proc_must_stop())
-		stopping = true;
-	if (stopping)
+		s->stopping = true;
+	if (s->stopping)
 	{
 		/* All workers first: whoever waits for us to leave the database waits for them, too. */
 		s->created = false;
@@ -199,7 +183,7 @@ supervise(PpSupervisor *s)
 	}
 	else
 		next = pp_supervisor_reconcile(s);
-	if (stopping && pp_proc_count(MyDatabaseId) <= 1)
+	if (s->stopping && pp_proc_count(MyDatabaseId) <= 1)
 	{
 		publish(s);
 		pp_report_state(PP_STATE_STOPPED, "requested", "", NULL);
@@ -208,7 +192,7 @@ supervise(PpSupervisor *s)
 	publish(s);
 	if (s->created)
 		pp_report_state(PP_STATE_RUNNING, "", "", NULL);
-	else if (!stopping)
+	else if (!s->stopping)
 		pp_report_state(PP_STATE_IDLE, "no_extension",
 						"extension postpipe is not created in this database", NULL);
 	pgstat_report_stat(true);
@@ -237,7 +221,7 @@ postpipe_supervisor_main(Datum main_arg)
 {
 	static PpSupervisor supervisor;
 
-	if (!pp_process_start(main_arg, pp_shared->procs[DatumGetInt32(main_arg)].dboid, true))
+	if (!pp_process_start(main_arg))
 		proc_exit(0);
 	set_up(&supervisor);
 	for (;;)

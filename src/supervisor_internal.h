@@ -18,13 +18,13 @@ typedef struct PpSupervisor
 	MemoryContext scratch;  /* reset in each turn of the loop */
 	char datname[NAMEDATALEN];
 	bool created;    /* the extension is */
+	bool stopping;   /* it was asked to, and waits for its workers */
 	List *pipelines; /* PpPipeline */
 	List *tracks;    /* Track, of supervisor_workers.c */
 	PpMeasure *measure;
 } PpSupervisor;
 
 /* supervisor.c */
-extern PpPipeline *pp_supervisor_find_definition(PpSupervisor *s, const char *name);
 extern const char *pp_supervisor_reason_to_rest(const PpPipeline *p, PpState *state,
 												const char **code);
 extern void pp_supervisor_set_pipe_status(PpPipe *pipe, PpState state, const char *code,

@@ -8,111 +8,32 @@
 #include "supervisor_internal.h"
 
 #include "miscadmin.h"
-#include "postmaster/bgworker.h"
 
-#include "backoff.h"
+#include "child.h"
 #include "process.h"
 #include "stats.h"
 
-#define START_DEADLINE_MS 30000 /* from registering a worker to its start */
-#define LONG_LIVED_MS     30000 /* a worker that lived so long starts a new back-off */
+#define BACKOFF_CAP_MS 30000
 
 /* A worker that should run. */
 typedef struct Track
 {
 	char pipeline[PP_PIPELINE_LEN];
 	int worker;
-	uint64 version;    /* of the definition that it was started with */
-	PpProc *proc;      /* NULL: not running */
-	uint32 generation; /* of the slot when it was reserved */
-	BackgroundWorkerHandle *handle;
-	TimestampTz started_at;
-	TimestampTz next_start_at;
-	TimestampTz stop_asked_at; /* 0: not asked */
-	const char *waits_for;     /* the reason code while there is no slot for it; else NULL */
-	PpBackoff backoff;
+	uint64 version;        /* of the definition that it was started with */
+	const char *waits_for; /* the reason code while there is no slot for it; else NULL */
+	PpChild child;
 } Track;
 
 static bool
 may_run(PpSupervisor *s, const Track *t)
 {
-	PpPipeline *p = pp_supervisor_find_definition(s, t->pipeline);
+	PpPipeline *p = pp_pipeline_find(s->pipelines, t->pipeline);
 	PpState state;
 	const char *code;
 
 	return p != NULL && t->worker <= p->workers &&
 		   pp_supervisor_reason_to_rest(p, &state, &code) == NULL;
-}
-
-/* The slot of this track, if its worker is there or on its way. */
-static bool
-is_alive(const Track *t)
-{
-	bool alive;
-
-	if (t->proc == NULL)
-		return false;
-	LWLockAcquire(&pp_shared->lock, LW_SHARED);
-	alive = t->proc->in_use && t->proc->generation == t->generation;
-	LWLockRelease(&pp_shared->lock);
-	return alive;
-}
-
-/* Notes that a worker has gone, and when the next one may start. */
-static void
-bury(Track *t)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (TimestampDifferenceExceeds(t->started_at, now, LONG_LIVED_MS) || t->stop_asked_at != 0)
-		pp_backoff_reset(&t->backoff);
-	t->next_start_at = t->stop_asked_at != 0
-						   ? now
-						   : TimestampTzPlusMilliseconds(now, pp_backoff_next(&t->backoff));
-	t->proc = NULL;
-	if (t->stop_asked_at != 0)
-		t->started_at = 0; /* not a restart */
-	t->stop_asked_at = 0;
-	if (t->handle != NULL)
-		pfree(t->handle);
-	t->handle = NULL;
-}
-
-/* A worker that was registered and never came (fork failed) gives its slot back. */
-static void
-check_start(Track *t)
-{
-	pid_t pid;
-	BgwHandleStatus status = GetBackgroundWorkerPid(t->handle, &pid);
-	bool attached;
-
-	LWLockAcquire(&pp_shared->lock, LW_SHARED);
-	attached = t->proc->pid != 0;
-	LWLockRelease(&pp_shared->lock);
-	if (status == BGWH_STOPPED ||
-		(!attached &&
-		 TimestampDifferenceExceeds(t->started_at, GetCurrentTimestamp(), START_DEADLINE_MS)))
-	{
-		if (status != BGWH_STOPPED)
-			TerminateBackgroundWorker(t->handle);
-		pp_proc_release(t->proc, t->generation);
-		bury(t);
-	}
-}
-
-/* Stops a worker between batches, or by force when that takes too long. */
-static void
-stop_worker(Track *t)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (t->stop_asked_at == 0)
-	{
-		t->stop_asked_at = now;
-		pp_proc_ask_stop(t->proc);
-	}
-	else if (TimestampDifferenceExceeds(t->stop_asked_at, now, PP_STOP_DEADLINE_MS))
-		TerminateBackgroundWorker(t->handle);
 }
 
 /* There is no slot for this worker now.  Said once for all that wait for the same. */
@@ -129,9 +50,7 @@ wait_for_slot(PpSupervisor *s, Track *t, PpPipe *pipe, const char *code, const c
 		said |= other->waits_for != NULL && strcmp(other->waits_for, code) == 0;
 	}
 	t->waits_for = code;
-	t->started_at = 0;
-	t->next_start_at =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&t->backoff));
+	pp_child_wait(&t->child);
 	if (pipe != NULL)
 		pp_supervisor_set_pipe_status(pipe, PP_STATE_WAITING, code, reason);
 	if (!said)
@@ -150,11 +69,10 @@ wait_for_process(PpSupervisor *s, Track *t, PpPipe *pipe, const char *setting)
 static void
 start_worker(PpSupervisor *s, Track *t)
 {
-	PpPipeline *p = pp_supervisor_find_definition(s, t->pipeline);
+	PpPipeline *p = pp_pipeline_find(s->pipelines, t->pipeline);
 	PpPipe *pipe = pp_pipe_reserve(MyDatabaseId, p->name);
 	char *name = psprintf("postpipe worker %s/%d", p->name, t->worker);
-	MemoryContext old;
-	bool ok;
+	PpProc *proc;
 
 	if (pipe == NULL)
 	{
@@ -162,27 +80,29 @@ start_worker(PpSupervisor *s, Track *t)
 		return;
 	}
 	t->version = p->version;
-	t->started_at = GetCurrentTimestamp();
-	t->proc = pp_proc_reserve(PP_PROC_WORKER, MyDatabaseId, s->datname, p->name,
-							  (int) (pipe - pp_shared->pipes), t->worker);
-	if (t->proc == NULL)
+	proc = pp_proc_reserve(PP_PROC_WORKER, MyDatabaseId, s->datname, p->name,
+						   (int) (pipe - pp_shared->pipes), t->worker);
+	if (proc == NULL)
 	{
 		wait_for_process(s, t, pipe, "postpipe.max_workers");
 		return;
 	}
-	t->generation = t->proc->generation;
-	old = MemoryContextSwitchTo(s->cxt);
-	ok = pp_process_register(t->proc, "postpipe_worker_main", name, "postpipe worker", &t->handle);
-	MemoryContextSwitchTo(old);
-	if (!ok)
+	if (!pp_child_start(&t->child, proc, "postpipe_worker_main", name, "postpipe worker"))
 	{
-		pp_proc_release(t->proc, t->generation);
-		t->proc = NULL;
 		wait_for_process(s, t, pipe, "max_worker_processes");
 		return;
 	}
 	t->waits_for = NULL;
 	pp_supervisor_set_pipe_status(pipe, PP_STATE_RUNNING, "", "");
+}
+
+static void
+count_restart(const Track *t)
+{
+	PpPipe *pipe = pp_pipe_find(MyDatabaseId, t->pipeline);
+
+	if (pipe != NULL)
+		pp_count(pipe, PP_COUNT_RESTARTS, 1);
 }
 
 /* Has each wanted worker a track?  Those that are not wanted any more lose theirs when they stop. */
@@ -212,7 +132,7 @@ make_tracks(PpSupervisor *s)
 			t = palloc0(sizeof(Track));
 			strlcpy(t->pipeline, p->name, sizeof(t->pipeline));
 			t->worker = n;
-			pp_backoff_init(&t->backoff, 1000, 30000);
+			pp_child_init(&t->child, BACKOFF_CAP_MS);
 			s->tracks = lappend(s->tracks, t);
 		}
 	}
@@ -227,7 +147,6 @@ make_tracks(PpSupervisor *s)
 long
 pp_supervisor_reconcile(PpSupervisor *s)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	long next = -1;
 	ListCell *lc;
 
@@ -235,35 +154,26 @@ pp_supervisor_reconcile(PpSupervisor *s)
 	foreach (lc, s->tracks)
 	{
 		Track *t = lfirst(lc);
-		PpPipeline *p = pp_supervisor_find_definition(s, t->pipeline);
+		PpPipeline *p = pp_pipeline_find(s->pipelines, t->pipeline);
+		PpChild *child = &t->child;
 		bool wanted = may_run(s, t);
 		long due = -1;
 
-		if (t->proc != NULL && is_alive(t))
-			check_start(t);
-		if (t->proc != NULL && !is_alive(t))
-			bury(t);
-		if (t->proc != NULL)
+		if (pp_child_look(child))
 		{
 			if (!wanted || t->version != p->version)
-				stop_worker(t);
-			due = t->stop_asked_at != 0 || t->proc->pid == 0 ? 1000 : -1;
+				pp_child_stop(child, PP_STOP_DEADLINE_MS);
+			due = child->stop_asked_at != 0 || child->proc->pid == 0 ? 1000 : -1;
 		}
 		else if (wanted)
 		{
-			if (t->next_start_at <= now)
+			if (pp_child_due_ms(child) <= 0)
 			{
-				if (t->started_at != 0)
-				{
-					PpPipe *pipe = pp_pipe_find(MyDatabaseId, t->pipeline);
-
-					if (pipe != NULL)
-						pp_count(pipe, PP_COUNT_RESTARTS, 1);
-				}
+				if (child->started_at != 0)
+					count_restart(t);
 				start_worker(s, t);
 			}
-			due = t->proc != NULL ? 1000
-								  : Max(TimestampDifferenceMilliseconds(now, t->next_start_at), 10);
+			due = child->proc != NULL ? 1000 : Max(pp_child_due_ms(child), 10);
 		}
 		else if (p == NULL || t->worker > p->workers)
 		{
@@ -291,7 +201,7 @@ pp_supervisor_has_workers(PpSupervisor *s, const char *pipeline)
 	{
 		Track *t = lfirst(lc);
 
-		if (t->proc != NULL && strcmp(t->pipeline, pipeline) == 0)
+		if (t->child.proc != NULL && strcmp(t->pipeline, pipeline) == 0)
 			return true;
 	}
 	return false;
@@ -308,6 +218,6 @@ pp_supervisor_strangers_left(PpSupervisor *s)
 	ListCell *lc;
 
 	foreach (lc, s->tracks)
-		ours += ((Track *) lfirst(lc))->proc != NULL;
+		ours += ((Track *) lfirst(lc))->child.proc != NULL;
 	return pp_proc_count(MyDatabaseId) > ours;
 }

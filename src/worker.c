@@ -408,7 +408,7 @@ postpipe_worker_main(Datum main_arg)
 {
 	static PpWorker worker; /* static: PG_TRY must not lose it */
 
-	if (!pp_process_start(main_arg, pp_shared->procs[DatumGetInt32(main_arg)].dboid, true))
+	if (!pp_process_start(main_arg))
 		proc_exit(0);
 	pp_report_start();
 	PG_TRY();
