@@ -277,29 +277,23 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 	return outcome;
 }
 
+static void
+run_nothing(PpApply *a, void *arg)
+{
+	pp_statement_prepare(a->statement);
+	(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
+}
+
 /* Does the statement fail even with nothing to do?  Then no entry is to blame. */
 static bool
 fails_on_nothing(PpApply *a, PpApplyResult *result)
 {
-	bool volatile fails = false;
+	PpEntryError *error;
 
-	PG_TRY();
-	{
-		if (pp_apply_begin(a))
-		{
-			pp_statement_prepare(a->statement);
-			result->runs++;
-			(void) pp_statement_run(a->statement, NULL, 0, PP_FORM_WHOLE);
-		}
-		pp_apply_abort(a->call_cxt);
-	}
-	PG_CATCH();
-	{
-		result->error = pp_apply_roll_back(a, a->call_cxt);
-		fails = true;
-	}
-	PG_END_TRY();
-	return fails;
+	(void) pp_apply_transaction(a, run_nothing, NULL, false, &error);
+	if (error != NULL)
+		result->error = error;
+	return error != NULL;
 }
 
 /*

@@ -30,7 +30,6 @@ typedef struct PpApplyResult
 	int dead;    /* became "dead" */
 	int retried; /* became "retrying" */
 	int lost;
-	int runs;             /* of the statement */
 	TimestampTz retry_at; /* when the first of those retried is due; 0: none */
 	PpEntryError *error;  /* the last error; NULL: none. Valid until the next call */
 } PpApplyResult;
@@ -44,7 +43,8 @@ extern void pp_apply_open(PpApply *a, void *mark);
 extern void pp_apply_prepare(PpApply *a);
 extern PpOutcome pp_apply_batch(PpApply *a, PpBatch *batch, bool look_up, PpApplyResult *result);
 extern PpLedger *pp_apply_ledger(PpApply *a);
-extern PpOutcome pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error);
+extern PpOutcome pp_apply_transaction(PpApply *a, PpWork work, void *arg, bool keep,
+									  PpEntryError **error);
 extern Oid pp_apply_role(const PpApply *a);
 
 #endif /* PP_APPLY_H */

@@ -61,7 +61,6 @@ struct PpApply
 
 /* apply_transaction.c */
 extern bool pp_apply_begin(PpApply *a);
-extern PpEntryError *pp_apply_take_error(PpApply *a, MemoryContext cxt);
 extern XLogRecPtr pp_apply_commit(MemoryContext back_to);
 extern void pp_apply_abort(MemoryContext cxt);
 extern PpEntryError *pp_apply_roll_back(PpApply *a, MemoryContext cxt);

@@ -68,8 +68,8 @@ pp_apply_commit(MemoryContext back_to)
 }
 
 /* In PG_CATCH: takes the error out of the error stack, as a copy in `cxt`. */
-PpEntryError *
-pp_apply_take_error(PpApply *a, MemoryContext cxt)
+static PpEntryError *
+take_error(PpApply *a, MemoryContext cxt)
 {
 	bool timed_out = a->statement != NULL && pp_statement_failed(a->statement);
 	PpEntryError *error;
@@ -99,7 +99,7 @@ pp_apply_abort(MemoryContext cxt)
 PpEntryError *
 pp_apply_roll_back(PpApply *a, MemoryContext cxt)
 {
-	PpEntryError *error = pp_apply_take_error(a, cxt);
+	PpEntryError *error = take_error(a, cxt);
 
 	pp_apply_abort(cxt);
 	pp_threshold_end(a, false);
@@ -120,11 +120,11 @@ pp_apply_outcome_of(const PpEntryError *error)
 
 /*
  * pp_apply_transaction
- *		Does `work`, which is no batch, in a transaction with SPI connected.  On anything but DONE,
- *		*error has the reason, in the current memory context, or NULL.
+ *		Does `work`, which is no batch, in a transaction with SPI connected, and keeps what it did if `keep`.
+ *		On anything but DONE, *error has the reason, in the current memory context, or NULL.
  */
 PpOutcome
-pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error)
+pp_apply_transaction(PpApply *a, PpWork work, void *arg, bool keep, PpEntryError **error)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	PpOutcome volatile outcome = PP_OUTCOME_DONE;
@@ -132,16 +132,14 @@ pp_apply_transaction(PpApply *a, PpWork work, void *arg, PpEntryError **error)
 	*error = NULL;
 	PG_TRY();
 	{
-		if (pp_apply_begin(a))
-		{
-			work(a, arg);
-			(void) pp_apply_commit(cxt);
-		}
-		else
-		{
-			pp_apply_abort(cxt);
+		if (!pp_apply_begin(a))
 			outcome = PP_OUTCOME_GONE;
-		}
+		else
+			work(a, arg);
+		if (outcome == PP_OUTCOME_DONE && keep)
+			(void) pp_apply_commit(cxt);
+		else
+			pp_apply_abort(cxt);
 	}
 	PG_CATCH();
 	{
@@ -176,7 +174,7 @@ pp_apply_subtransaction(PpApply *a, PpWork work, void *arg, bool keep)
 	}
 	PG_CATCH();
 	{
-		error = pp_apply_take_error(a, a->call_cxt);
+		error = take_error(a, a->call_cxt);
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();

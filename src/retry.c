@@ -165,7 +165,7 @@ pp_retry_run(PpApply *a, size_t max_bytes, PpApplyResult *result, TimestampTz *n
 	MemoryContextReset(a->retry_cxt);
 	batch.cxt = a->retry_cxt;
 	old = MemoryContextSwitchTo(a->retry_cxt);
-	outcome = pp_apply_transaction(a, load_due, &due, &result->error);
+	outcome = pp_apply_transaction(a, load_due, &due, true, &result->error);
 	MemoryContextSwitchTo(old);
 	pp_inflight_source(PP_INFLIGHT_RETRY);
 	if (outcome != PP_OUTCOME_DONE || batch.n == 0)

@@ -322,7 +322,6 @@ extern bool pp_proc_give_up(PpProc *proc, uint32 generation);
 extern bool pp_proc_attach(int slot, uint32 generation);
 extern bool pp_proc_must_stop(void);
 extern void pp_proc_ask_stop(PpProc *proc);
-extern void pp_proc_stop_kind(PpProcKind kind, Oid dboid);
 extern void pp_proc_enforce_stop(Oid dboid, int deadline_ms);
 extern int pp_proc_count(Oid dboid);
 extern int pp_proc_worker_pid(Oid dboid, const char *pipeline, int worker);

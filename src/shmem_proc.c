@@ -105,6 +105,31 @@ pp_proc_give_up(PpProc *proc, uint32 generation)
 }
 
 static void
+ask_stop_locked(PpProc *proc)
+{
+	if (!proc->stop)
+		proc->stop_asked_at = GetCurrentTimestamp();
+	proc->stop = true;
+	if (proc->latch != NULL)
+		SetLatch(proc->latch);
+}
+
+/* Asks all processes of a kind to stop, those of one database or (InvalidOid) of all. */
+static void
+stop_kind(PpProcKind kind, Oid dboid)
+{
+	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
+	for (int i = 1; i < pp_shared->num_procs; i++)
+	{
+		PpProc *proc = &pp_shared->procs[i];
+
+		if (proc->in_use && proc->kind == kind && (!OidIsValid(dboid) || proc->dboid == dboid))
+			ask_stop_locked(proc);
+	}
+	LWLockRelease(&pp_shared->lock);
+}
+
+static void
 detach(int code, Datum arg)
 {
 	PpProc *proc = pp_my_proc;
@@ -116,9 +141,9 @@ detach(int code, Datum arg)
 	pipe = proc->kind == PP_PROC_WORKER ? &pp_shared->pipes[proc->pipe_no] : NULL;
 	/* Children have nobody left to restart or stop them: they go with their parent. */
 	if (proc->kind == PP_PROC_LAUNCHER)
-		pp_proc_stop_kind(PP_PROC_SUPERVISOR, InvalidOid);
+		stop_kind(PP_PROC_SUPERVISOR, InvalidOid);
 	else if (proc->kind == PP_PROC_SUPERVISOR)
-		pp_proc_stop_kind(PP_PROC_WORKER, proc->dboid);
+		stop_kind(PP_PROC_WORKER, proc->dboid);
 	/* Released first, so that the parent finds the slot free when it wakes. */
 	pp_proc_release(proc, my_generation);
 	if (pipe != NULL)
@@ -174,37 +199,12 @@ pp_proc_must_stop(void)
 	return stop;
 }
 
-static void
-ask_stop_locked(PpProc *proc)
-{
-	if (!proc->stop)
-		proc->stop_asked_at = GetCurrentTimestamp();
-	proc->stop = true;
-	if (proc->latch != NULL)
-		SetLatch(proc->latch);
-}
-
 /* Asks a process to stop between two batches. The caller holds no lock of ours. */
 void
 pp_proc_ask_stop(PpProc *proc)
 {
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	ask_stop_locked(proc);
-	LWLockRelease(&pp_shared->lock);
-}
-
-/* Asks all processes of a kind to stop, those of one database or (InvalidOid) of all. */
-void
-pp_proc_stop_kind(PpProcKind kind, Oid dboid)
-{
-	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
-	for (int i = 1; i < pp_shared->num_procs; i++)
-	{
-		PpProc *proc = &pp_shared->procs[i];
-
-		if (proc->in_use && proc->kind == kind && (!OidIsValid(dboid) || proc->dboid == dboid))
-			ask_stop_locked(proc);
-	}
 	LWLockRelease(&pp_shared->lock);
 }
 

@@ -230,9 +230,10 @@ pipeline_is_at_fault(PpApply *a, Split *split, PpApplyResult *result)
 	PpSample sample;
 
 	if (error != NULL)
+	{
 		result->error = error;
-	if (error != NULL)
 		return true;
+	}
 	if (split->hopeless == 0)
 		return false;
 	if (!a->retrying && split->n > 1 && split->hopeless > split->other_errors)
@@ -255,7 +256,6 @@ typedef struct Check
 	PpEntry **entries;
 	int n;
 	bool *bad;
-	PpApplyResult *result;
 } Check;
 
 static void
@@ -263,7 +263,6 @@ check_values(PpApply *a, void *arg)
 {
 	Check *check = arg;
 
-	check->result->runs++;
 	pp_suspect_note(check->entries, check->n);
 	pp_statement_find_bad(a->statement, check->entries, check->n, check->bad);
 }
@@ -301,11 +300,11 @@ sort_by_badness(Split *split, PpEntry **open, const bool *bad, int n)
  * the others together after them.  An error here only means that they have to be found in another way.
  */
 static void
-find_bad_values(PpApply *a, Split *split, PpApplyResult *result)
+find_bad_values(PpApply *a, Split *split)
 {
 	bool *bad = palloc0(split->n * sizeof(bool));
 	PpEntry **open = palloc(split->n * sizeof(PpEntry *));
-	Check check = {open, 0, bad, result};
+	Check check = {open, 0, bad};
 	int num_bad = 0;
 
 	split->checked = true;
@@ -327,7 +326,7 @@ find_bad_values(PpApply *a, Split *split, PpApplyResult *result)
 	pfree(bad);
 }
 
-/* One transaction of the split. Sets *done when nothing is left. */
+/* One transaction of the split. */
 static PpOutcome
 split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *result)
 {
@@ -352,7 +351,7 @@ split_transaction(PpApply *a, PpBatch *batch, Split *split, PpApplyResult *resul
 				   split->successes - start < MAX_SUBTRANSACTIONS)
 			{
 				if (may_find_bad_values(a, split, result))
-					find_bad_values(a, split, result);
+					find_bad_values(a, split);
 				error = split_step(a, split, result);
 				if (error == NULL && split->successes == 0 && !split->sampled &&
 					split->hopeless >= MAX_HOPELESS_RUNS)

@@ -230,6 +230,29 @@ pp_threshold_stopped(PpApply *a, PpEntryError *error)
 	MemoryContextSwitchTo(old);
 }
 
+/* What run_samples() is given and gives back. */
+typedef struct Samples
+{
+	PpEntry **open;
+	int n;
+	PpApplyResult *result;
+	int failed;
+} Samples;
+
+static void
+run_samples(PpApply *a, void *arg)
+{
+	Samples *s = arg;
+
+	pp_statement_prepare(a->statement);
+	for (int i = 0; i < PP_SAMPLES && s->n > 0; i++)
+	{
+		PpEntry **entry = &s->open[pg_prng_uint64_range(&pg_global_prng_state, 0, s->n - 1)];
+
+		s->failed += pp_apply_run_part(a, entry, 1, false, s->result) != NULL;
+	}
+}
+
 /*
  * pp_apply_samples_pass
  *		While the pipeline is stopped because too many have failed: do most of a few entries pass?  No
@@ -239,29 +262,13 @@ pp_threshold_stopped(PpApply *a, PpEntryError *error)
 bool
 pp_apply_samples_pass(PpApply *a, PpBatch *batch, PpApplyResult *result)
 {
-	PpEntry **open;
-	int n = pp_apply_collect_open(a, batch, &open);
-	int volatile failed = 0;
+	Samples s = {.result = result};
+	PpEntryError *error;
 
-	PG_TRY();
-	{
-		if (pp_apply_begin(a))
-		{
-			pp_statement_prepare(a->statement);
-			for (int i = 0; i < PP_SAMPLES && n > 0; i++)
-			{
-				PpEntry **entry = &open[pg_prng_uint64_range(&pg_global_prng_state, 0, n - 1)];
-
-				failed += pp_apply_run_part(a, entry, 1, false, result) != NULL;
-			}
-		}
-		pp_apply_abort(a->call_cxt);
-	}
-	PG_CATCH();
-	{
-		result->error = pp_apply_roll_back(a, a->call_cxt);
-		failed = PP_SAMPLES;
-	}
-	PG_END_TRY();
-	return failed < PP_SAMPLES && failed <= a->error_threshold * PP_SAMPLES / 2;
+	s.n = pp_apply_collect_open(a, batch, &s.open);
+	(void) pp_apply_transaction(a, run_samples, &s, false, &error);
+	if (error != NULL)
+		result->error = error;
+	return error == NULL && s.failed < PP_SAMPLES &&
+		   s.failed <= a->error_threshold * PP_SAMPLES / 2;
 }

@@ -114,7 +114,6 @@ pp_apply_run_waves(PpApply *a, PpEntry **entries, int n, bool plain, PpApplyResu
 		while (end < n && entries[end]->wave == entries[first]->wave &&
 			   is_older(entries[end]) == is_older(entries[first]))
 			end++;
-		result->runs++;
 		result->conflicted += pp_statement_run(a->statement, entries + first, end - first, form);
 		first = end;
 	}

@@ -37,8 +37,8 @@
 #define NO_GROUP_MS      1000 /* a group that vanishes more often than that is a failure */
 
 /* Ends the process, saying why. */
-void
-pp_worker_leave(const char *code, const char *reason)
+PP_NORETURN static void
+leave(const char *code, const char *reason)
 {
 	pp_report_state(PP_STATE_STOPPED, code, reason, NULL);
 	proc_exit(0);
@@ -90,7 +90,7 @@ pp_worker_stop(PpWorker *w, const char *code, const char *reason)
 		/* Before the slot is free, so that Redis gives a paused pipeline nothing. */
 		pp_redis_close(w->redis);
 	}
-	pp_worker_leave(code, reason);
+	leave(code, reason);
 }
 
 /* A transaction was not begun, because the definition is not the one that this worker has loaded. */
@@ -250,7 +250,7 @@ open_pipeline(PpWorker *w)
 	MemoryContextSwitchTo(w->cxt);
 	w->def = read_definition(&w->ext, pp_my_proc->pipeline);
 	if (w->def == NULL)
-		pp_worker_leave("dropped", "the pipeline does not exist any more");
+		leave("dropped", "the pipeline does not exist any more");
 	fix_session(w);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -271,7 +271,7 @@ pp_worker_transact(PpWorker *w, PpWork work, void *arg)
 	PpOutcome outcome;
 	bool at_once = true;
 
-	while ((outcome = pp_apply_transaction(w->apply, work, arg, &error)) != PP_OUTCOME_DONE)
+	while ((outcome = pp_apply_transaction(w->apply, work, arg, true, &error)) != PP_OUTCOME_DONE)
 	{
 		if (outcome == PP_OUTCOME_GONE)
 			pp_worker_outdated(w);
@@ -293,7 +293,7 @@ pp_worker_try(PpWorker *w, PpWork work, void *arg)
 {
 	MemoryContext old = MemoryContextSwitchTo(w->error_cxt);
 	PpEntryError *error;
-	PpOutcome outcome = pp_apply_transaction(w->apply, work, arg, &error);
+	PpOutcome outcome = pp_apply_transaction(w->apply, work, arg, true, &error);
 
 	if (outcome == PP_OUTCOME_GONE)
 		pp_worker_outdated(w);

@@ -135,7 +135,6 @@ typedef struct PpWorker
 } PpWorker;
 
 /* worker.c */
-PP_NORETURN extern void pp_worker_leave(const char *code, const char *reason);
 PP_NORETURN extern void pp_worker_stop(PpWorker *w, const char *code, const char *reason);
 PP_NORETURN extern void pp_worker_outdated(PpWorker *w);
 extern void pp_worker_disconnect(PpWorker *w);
