@@ -206,20 +206,6 @@ pp_apply_collect_open(PpApply *a, PpBatch *batch, PpEntry ***open)
 	return n;
 }
 
-/* Asks the ledger which entries of the batch are settled already. */
-static void
-look_up_all(PpApply *a, PpBatch *batch)
-{
-	PpEntry **entries = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
-	int n = 0;
-
-	for (int i = 0; i < batch->n; i++)
-		if (!batch->entries[i].settled)
-			entries[n++] = &batch->entries[i];
-	pp_ledger_lookup(&a->ledger, entries, n);
-	pfree(entries);
-}
-
 /*
  * The good path: everything in one transaction and, but for repeated keys, in one run.  With
  * *plain the rows are taken to be new; it is set to whether that was tried.
@@ -244,7 +230,7 @@ try_whole(PpApply *a, PpBatch *batch, bool look_up, bool *plain, PpApplyResult *
 			if (a->retrying)
 				pp_retry_lock(a, batch, true);
 			if (look_up)
-				look_up_all(a, batch);
+				pp_ledger_lookup_batch(&a->ledger, batch);
 			a->looked_up = true;
 			if (!a->retrying)
 				(void) pp_skip_find(a, batch);

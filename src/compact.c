@@ -109,8 +109,6 @@ find_old(PpApply *a, void *arg)
 					  PointerGetDatum(&prune->delivered), Int32GetDatum(PP_COMPACT_PAGE_ROWS)};
 	TupleDesc desc;
 	HeapTuple row;
-	bool none;
-	Datum value;
 
 	SPI_execute_with_args(
 		psprintf(
@@ -122,10 +120,8 @@ find_old(PpApply *a, void *arg)
 	row = SPI_tuptable->vals[0];
 	desc = SPI_tuptable->tupdesc;
 	prune->more = pp_store_get_number(row, desc, 3) == PP_COMPACT_PAGE_ROWS;
-	value = SPI_getbinval(row, desc, 2, &none);
-	prune->upto = none ? (PpId){0, 0} : *(PpId *) DatumGetPointer(value);
-	value = SPI_getbinval(row, desc, 1, &none);
-	prune->before = none ? 0 : DatumGetTimestampTz(value);
+	prune->upto = pp_store_get_id(row, desc, 2);
+	prune->before = pp_store_get_number(row, desc, 1);
 }
 
 /* Deletes the rows, and raises the mark. */

@@ -135,7 +135,7 @@ pp_compact_merge(PpApply *a, void *arg)
 		if (row == NULL)
 			break;
 		if (group.rows++ == 0)
-			first = *(PpId *) DatumGetPointer(SPI_getbinval(row, table->tupdesc, 10, &isnull));
+			first = pp_store_get_id(row, table->tupdesc, 10);
 		group.epoch = epoch;
 		group.worker = worker;
 		for (int s = 0; s < 5; s++)

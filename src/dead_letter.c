@@ -148,11 +148,10 @@ pp_dead_letter_keys(MemoryContext cxt, int *n)
 	{
 		HeapTuple row = SPI_tuptable->vals[i];
 		TupleDesc desc = SPI_tuptable->tupdesc;
-		bool isnull;
 
-		keys[i].epoch = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
-		keys[i].id = *(PpId *) DatumGetPointer(SPI_getbinval(row, desc, 2, &isnull));
-		keys[i].bytes = DatumGetInt64(SPI_getbinval(row, desc, 3, &isnull));
+		keys[i].epoch = (int) pp_store_get_number(row, desc, 1);
+		keys[i].id = pp_store_get_id(row, desc, 2);
+		keys[i].bytes = pp_store_get_number(row, desc, 3);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return keys;

@@ -44,7 +44,7 @@ read_epochs(PpLedger *ledger)
 		HeapTuple row = SPI_tuptable->vals[i];
 		TupleDesc desc = SPI_tuptable->tupdesc;
 
-		ledger->epoch = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
+		ledger->epoch = (int) pp_store_get_number(row, desc, 1);
 		ledger->base_known = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull));
 		ledger->life = life_of(SPI_getvalue(row, desc, 5));
 		ledger->many_lives |= ledger->life >= PP_LIFE_OTHER;
@@ -53,7 +53,7 @@ read_epochs(PpLedger *ledger)
 			PpRewind *rewind = &ledger->rewinds[ledger->num_rewinds++];
 
 			rewind->epoch = ledger->epoch;
-			rewind->since = *(PpId *) DatumGetPointer(SPI_getbinval(row, desc, 4, &isnull));
+			rewind->since = pp_store_get_id(row, desc, 4);
 		}
 	}
 }
@@ -72,25 +72,6 @@ pp_ledger_load_epochs(PpLedger *ledger)
 	read_epochs(ledger);
 }
 
-static PpId
-get_id(int column)
-{
-	bool isnull;
-	Datum value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
-	PpId none = {0, 0};
-
-	return isnull ? none : *(PpId *) DatumGetPointer(value);
-}
-
-static int64
-get_int64(int column, int64 if_null)
-{
-	bool isnull;
-	Datum value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
-
-	return isnull ? if_null : DatumGetInt64(value);
-}
-
 /* What the epoch has settled so far, and where it began. */
 static void
 read_sums(PpLedger *ledger)
@@ -99,10 +80,12 @@ read_sums(PpLedger *ledger)
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
 					  Int32GetDatum(ledger->worker)};
 	const char *s = ledger->ext->schema_name;
+	TupleDesc desc;
+	HeapTuple row;
 
 	SPI_execute_with_args(
 		psprintf(
-			"SELECT e.base_added, (e.applied + e.filtered + e.dead + e.discarded + e.lost + "
+			"SELECT coalesce(e.base_added, -1), (e.applied + e.filtered + e.dead + e.discarded + e.lost + "
 			"coalesce((SELECT sum(applied + filtered + dead + discarded + lost) "
 			"FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 AND l.epoch = $2 "
 			"AND NOT l.summed), 0) + "
@@ -120,14 +103,16 @@ read_sums(PpLedger *ledger)
 			"WHERE e.pipeline = $1 AND e.epoch = $2",
 			s),
 		3, types, values, NULL, false, 0);
-	ledger->base = get_int64(1, -1);
-	ledger->settled = get_int64(2, 0);
-	ledger->top = get_id(3);
-	ledger->sequence = get_int64(4, 0);
-	ledger->pruned = get_id(5);
-	ledger->num_holes = get_int64(6, 0);
-	ledger->shared = get_int64(7, 0) != 0;
-	ledger->sealed = get_id(8);
+	row = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	ledger->base = pp_store_get_number(row, desc, 1);
+	ledger->settled = pp_store_get_number(row, desc, 2);
+	ledger->top = pp_store_get_id(row, desc, 3);
+	ledger->sequence = pp_store_get_number(row, desc, 4);
+	ledger->pruned = pp_store_get_id(row, desc, 5);
+	ledger->num_holes = pp_store_get_number(row, desc, 6);
+	ledger->shared = pp_store_get_number(row, desc, 7) != 0;
+	ledger->sealed = pp_store_get_id(row, desc, 8);
 }
 
 /*
@@ -158,7 +143,7 @@ pp_ledger_open(PpLedger *ledger)
 								   s),
 						  2, types, values, NULL, false, 1);
 	if (SPI_processed == 1)
-		mark = get_id(1);
+		mark = pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	ledger->reached = mark;
 	if (last != NULL && pp_id_compare(last->since, mark) > 0)
 		mark = last->since;
@@ -241,7 +226,7 @@ pp_ledger_start_epoch(PpLedger *ledger, const char *cause)
 
 /*
  * pp_ledger_new_epoch
- *		Opens an epoch, from a backend.  With `again`, epochs before it no longer count: what they
+ *		Opens an epoch.  With `again`, epochs before it no longer count: what they
  *		settled will be applied again.  Returns its number.
  */
 int
@@ -249,26 +234,20 @@ pp_ledger_new_epoch(const PpExtension *ext, const char *pipeline, PpId since, co
 					bool again)
 {
 	PpStoreScope store;
-	Oid types[] = {TEXTOID, TEXTOID, BOOLOID, TEXTOID};
-	char id[PP_ID_LEN];
-	Datum values[4];
-	bool isnull;
+	Oid types[] = {TEXTOID, TEXTOID, BOOLOID, pp_id_type_oid(ext)};
+	Datum values[] = {CStringGetTextDatum(pipeline), CStringGetTextDatum(cause),
+					  BoolGetDatum(again), PointerGetDatum(&since)};
 	int epoch;
 
-	pp_id_print(since, id);
-	values[0] = CStringGetTextDatum(pipeline);
-	values[1] = CStringGetTextDatum(cause);
-	values[2] = BoolGetDatum(again);
-	values[3] = CStringGetTextDatum(id);
 	pp_store_begin(&store, ext);
 	SPI_execute_with_args(
-		psprintf("INSERT INTO %1$s.postpipe_epoch (pipeline, epoch, cause, again, "
-				 "since_id) SELECT $1, coalesce(max(epoch), 1) + 1, $2, $3, "
-				 "$4::%1$s.postpipe_id FROM %1$s.postpipe_epoch "
-				 "WHERE pipeline = $1 RETURNING epoch",
-				 ext->schema_name),
+		psprintf(
+			"INSERT INTO %1$s.postpipe_epoch (pipeline, epoch, cause, again, "
+			"since_id) SELECT $1, coalesce(max(epoch), 1) + 1, $2, $3, $4 FROM %1$s.postpipe_epoch "
+			"WHERE pipeline = $1 RETURNING epoch",
+			ext->schema_name),
 		4, types, values, NULL, false, 0);
-	epoch = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	epoch = (int) pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	pp_store_end(&store);
 	return epoch;
 }

@@ -11,8 +11,7 @@
  */
 #include "handover.h"
 
-#include "miscadmin.h"
-
+#include "owner_key.h"
 #include "process.h"
 #include "stats.h"
 #include "stream_group.h"
@@ -24,15 +23,16 @@ static void
 keep_settled(PpApply *a, void *arg)
 {
 	PpBatch *batch = arg;
-	PpEntry **entries = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
 	int kept = 0;
 
+	pp_ledger_lookup_batch(pp_apply_ledger(a), batch);
 	for (int i = 0; i < batch->n; i++)
-		entries[i] = &batch->entries[i];
-	pp_ledger_lookup(pp_apply_ledger(a), entries, batch->n);
-	for (int i = 0; i < batch->n; i++)
-		if (batch->entries[i].verdict == PP_VERDICT_DUPLICATE)
-			batch->entries[kept++].id = batch->entries[i].id;
+	{
+		if (batch->entries[i].verdict != PP_VERDICT_DUPLICATE)
+			continue;
+		batch->entries[kept].id = batch->entries[i].id;
+		batch->entries[kept++].verdict = PP_VERDICT_GONE;
+	}
 	batch->n = kept;
 }
 
@@ -109,14 +109,7 @@ pp_hand_over(PpWorker *w, PpRedisError *error)
 			return true;
 		}
 		pp_worker_transact(w, keep_settled, batch);
-		if (batch->n == 0)
-			continue;
-		for (int i = 0; i < batch->n; i++)
-		{
-			batch->entries[i].nfields = -1;
-			batch->entries[i].verdict = PP_VERDICT_GONE;
-		}
-		if (!acknowledge(w, batch, error))
+		if (batch->n > 0 && !acknowledge(w, batch, error))
 			return false;
 	}
 	return true;
@@ -130,16 +123,10 @@ pp_hand_over(PpWorker *w, PpRedisError *error)
 bool
 pp_hand_over_wake(PpWorker *w, const char *owner, int64 client, PpRedisError *error)
 {
-	char mine[32];
-	char *rest;
 	Oid dboid;
-	PpPipe *pipe;
+	const char *name = pp_owner_parse(owner, &dboid);
+	PpPipe *pipe = name != NULL ? pp_pipe_find(dboid, name) : NULL;
 
-	snprintf(mine, sizeof(mine), UINT64_FORMAT ":", GetSystemIdentifier());
-	if (strncmp(owner, mine, strlen(mine)) != 0)
-		return true;
-	dboid = (Oid) strtoul(owner + strlen(mine), &rest, 10);
-	pipe = *rest == ':' ? pp_pipe_find(dboid, rest + 1) : NULL;
 	if (pipe == NULL || pipe == w->pipe)
 		return true;
 	pp_pipe_set_rescan(pipe, true);

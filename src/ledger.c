@@ -122,30 +122,22 @@ mark_pruned(PpLedger *ledger, PpEntry **entries, int n)
 	if (pp_store_execute_plan(&ledger->plans[PP_LEDGER_PLAN_PRUNED], sql, 1, types, values, NULL) ==
 		0)
 		return;
-	pruned = *(PpId *) DatumGetPointer(
-		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	pruned = pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	if (pp_id_compare(entries[0]->id, pruned) > 0)
 		return;
 	deconstruct_array(
 		DatumGetArrayTypeP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull)),
 		pp_id_type_oid(ledger->ext), sizeof(PpId), false, TYPALIGN_DOUBLE, &holes, NULL,
 		&num_holes);
-	for (int i = 0; i < n && pp_id_compare(entries[i]->id, pruned) <= 0; i++)
+	for (int i = 0, hole = 0; i < n && pp_id_compare(entries[i]->id, pruned) <= 0; i++)
 	{
-		bool hole = false;
+		int order = 1;
 
-		for (int lo = 0, hi = num_holes; lo < hi && !hole;)
-		{
-			int mid = (lo + hi) / 2;
-			int order = pp_id_compare(*(PpId *) DatumGetPointer(holes[mid]), entries[i]->id);
-
-			hole = order == 0;
-			if (order < 0)
-				lo = mid + 1;
-			else
-				hi = mid;
-		}
-		if (hole)
+		/* Both are in stream order. */
+		while (hole < num_holes &&
+			   (order = pp_id_compare(*(PpId *) DatumGetPointer(holes[hole]), entries[i]->id)) < 0)
+			hole++;
+		if (order == 0)
 			continue;
 		entries[i]->verdict = PP_VERDICT_DUPLICATE;
 		entries[i]->on_record = ledger->epoch;
@@ -195,6 +187,20 @@ pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n)
 	mark_pruned(ledger, entries, n);
 }
 
+/* The same for a batch, but for what an earlier attempt has settled. */
+void
+pp_ledger_lookup_batch(PpLedger *ledger, PpBatch *batch)
+{
+	PpEntry **entries = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
+	int n = 0;
+
+	for (int i = 0; i < batch->n; i++)
+		if (!batch->entries[i].settled)
+			entries[n++] = &batch->entries[i];
+	pp_ledger_lookup(ledger, entries, n);
+	pfree(entries);
+}
+
 /* Was this very entry ever settled, be it that it is to be applied again?  Changes its verdict. */
 bool
 pp_ledger_knows(PpLedger *ledger, PpEntry *entry)
@@ -214,15 +220,13 @@ pp_ledger_last_up_to(PpLedger *ledger, PpId id)
 	Oid types[] = {TEXTOID, pp_id_type_oid(ledger->ext)};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), PointerGetDatum(&id)};
 	PpId last = {0, 0};
-	bool isnull;
 
 	SPI_execute_with_args(psprintf("SELECT last_id FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
 								   "AND last_id OPERATOR(%1$s.<=) $2 ORDER BY last_id DESC LIMIT 1",
 								   ledger->ext->schema_name),
 						  2, types, values, NULL, true, 1);
 	if (SPI_processed == 1)
-		last = *(PpId *) DatumGetPointer(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		last = pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	return last;
 }
 

@@ -95,6 +95,7 @@ extern PpId pp_ledger_open(PpLedger *ledger);
 extern PpId pp_ledger_highest(const PpLedger *ledger);
 extern void pp_ledger_load_epochs(PpLedger *ledger);
 extern void pp_ledger_lookup(PpLedger *ledger, PpEntry **entries, int n);
+extern void pp_ledger_lookup_batch(PpLedger *ledger, PpBatch *batch);
 extern bool pp_ledger_has(const PpExtension *ext, const char *pipeline, PpEntry *entry, int *epoch);
 extern bool pp_ledger_knows(PpLedger *ledger, PpEntry *entry);
 extern PpId pp_ledger_last_up_to(PpLedger *ledger, PpId id);

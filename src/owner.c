@@ -136,11 +136,8 @@ stay_fenced(PpWorker *w, const char *owner)
 static bool
 lose_group(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key, PpRedisError *error)
 {
-	char owner[sizeof(key->owner)];
-
-	pp_owner_write_name(w, owner, sizeof(owner));
 	if (known->nonce[0] != '\0' && !known->fenced && key->owner[0] != '\0' &&
-		strcmp(key->owner, owner) != 0 && !pp_hand_over(w, error))
+		strcmp(key->owner, w->owner) != 0 && !pp_hand_over(w, error))
 		return false;
 	pp_pipe_set_fenced(w->pipe, true);
 	if (!pp_hand_over_wake(w, key->owner, key->client, error))
@@ -176,13 +173,11 @@ is_confirmed(PpWorker *w, const PpOwnerKey *key, PpRedisError *error)
 static bool
 check_right(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key, PpRedisError *error)
 {
-	char owner[sizeof(key->owner)];
 	char instance[sizeof(key->instance)];
 	bool other_server;
 	bool alive;
 	bool undecided;
 
-	pp_owner_write_name(w, owner, sizeof(owner));
 	pp_owner_write_instance(instance, sizeof(instance));
 	if (known->take_over)
 		return true;
@@ -192,7 +187,7 @@ check_right(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key, PpRed
 		return true;
 	/* A pipeline that was dropped and made anew has no nonce yet. */
 	if (!is_our_nonce(known, key) && !known->owner_gone &&
-		!(known->nonce[0] == '\0' && strcmp(key->owner, owner) == 0))
+		!(known->nonce[0] == '\0' && strcmp(key->owner, w->owner) == 0))
 		return is_confirmed(w, key, error) && lose_group(w, known, key, error);
 	other_server = strcmp(key->instance, instance) != 0;
 	if (!is_alive(w, key, other_server, &alive, &undecided, error))
@@ -217,14 +212,12 @@ check_right(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key, PpRed
 static bool
 has_gone_back(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key)
 {
-	char owner[sizeof(key->owner)];
 	PpOwnerComparison comparison = {.key = key};
 
 	/* It has never owned it, as far as it knows, but the key knows of its first epoch. */
 	if (known->nonce[0] == '\0')
 		return key->begin_known;
-	pp_owner_write_name(w, owner, sizeof(owner));
-	if (key->nonce[0] != '\0' && strcmp(key->owner, owner) == 0 && !is_our_nonce(known, key))
+	if (key->nonce[0] != '\0' && strcmp(key->owner, w->owner) == 0 && !is_our_nonce(known, key))
 		return true;
 	pp_worker_transact(w, pp_owner_compare_sequences, &comparison);
 	return comparison.went_back;
@@ -335,11 +328,11 @@ void
 pp_owner_send_check(PpWorker *w)
 {
 	if (pp_my_proc->worker == 1 && w->client_noted)
-		pp_redis_send(w->redis, "HINCRBY %s turns 1", w->owner_name);
+		pp_redis_send(w->redis, "HINCRBY %s turns 1", w->owner_key);
 	else if (pp_my_proc->worker == 1)
-		pp_redis_send(w->redis, "HSET %s client %lld", w->owner_name,
+		pp_redis_send(w->redis, "HSET %s client %lld", w->owner_key,
 					  (long long) pp_redis_client_id(w->redis));
-	pp_redis_send(w->redis, "HGET %s nonce", w->owner_name);
+	pp_redis_send(w->redis, "HGET %s nonce", w->owner_key);
 }
 
 /* Receives it.  False with no error: the pipeline has to be opened again; it may be fenced then. */
@@ -383,6 +376,6 @@ pp_owner_give_back(PpWorker *w)
 		!pp_redis_is_open(w->redis))
 		return;
 	pp_consume_begin_replies(w);
-	pp_redis_send(w->redis, "EVAL %s 1 %s %s", give_back_script, w->owner_name, w->nonce);
+	pp_redis_send(w->redis, "EVAL %s 1 %s %s", give_back_script, w->owner_key, w->nonce);
 	(void) pp_redis_receive(w->redis, &reply, GIVE_BACK_MS, PP_WAIT_REDIS_REPLY);
 }

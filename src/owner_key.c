@@ -24,12 +24,25 @@ pp_owner_key_name(const PpPipeline *p)
 	return psprintf("postpipe:{%s}:%s", p->stream, p->group);
 }
 
-/* Our name in the key. */
-void
-pp_owner_write_name(const PpWorker *w, char *owner, Size size)
+/* The name of a pipeline of this database in the key. */
+char *
+pp_owner_name(const PpPipeline *p)
 {
-	snprintf(owner, size, UINT64_FORMAT ":%u:%s", GetSystemIdentifier(), MyDatabaseId,
-			 w->def->name);
+	return psprintf(UINT64_FORMAT ":%u:%s", GetSystemIdentifier(), MyDatabaseId, p->name);
+}
+
+/* The pipeline that such a name means, and its database; NULL: it is none of this server. */
+const char *
+pp_owner_parse(const char *owner, Oid *dboid)
+{
+	char server[32];
+	char *rest;
+
+	snprintf(server, sizeof(server), UINT64_FORMAT ":", GetSystemIdentifier());
+	if (strncmp(owner, server, strlen(server)) != 0)
+		return NULL;
+	*dboid = (Oid) strtoul(owner + strlen(server), &rest, 10);
+	return *rest == ':' ? rest + 1 : NULL;
 }
 
 /* Which server it is: copies have the same name, but not on the same host, port and directory. */
@@ -91,14 +104,12 @@ parse_begin(const PpWorker *w, const PpReply *reply, PpOwnerKey *key)
 bool
 pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error)
 {
-	char owner[sizeof(key->owner)];
-	char name[sizeof(owner) + 32];
+	char name[sizeof(key->owner) + 32];
 	PpReply *reply;
 
-	pp_owner_write_name(w, owner, sizeof(owner));
 	memset(key, 0, sizeof(*key));
 	pp_consume_begin_replies(w);
-	pp_redis_send(w->redis, "HGETALL %s", w->owner_name);
+	pp_redis_send(w->redis, "HGETALL %s", w->owner_key);
 	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
 		return false;
 	copy_reply(key->nonce, sizeof(key->nonce), pp_reply_lookup(reply, "nonce"));
@@ -108,10 +119,10 @@ pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error)
 	key->turns = get_number(reply, "turns");
 	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
 	{
-		snprintf(name, sizeof(name), "sequence:%s:%d", owner, i);
+		snprintf(name, sizeof(name), "sequence:%s:%d", w->owner, i);
 		key->sequences[i] = get_number(reply, name);
 	}
-	snprintf(name, sizeof(name), "begin:%s", owner);
+	snprintf(name, sizeof(name), "begin:%s", w->owner);
 	parse_begin(w, pp_reply_lookup(reply, name), key);
 	for (size_t i = 0; i < reply->len; i += 2)
 		key->others_began |= pp_reply_is(&reply->items[i], PP_REPLY_STRING, 1) &&
@@ -127,15 +138,13 @@ pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error)
 bool
 pp_owner_key_write(PpWorker *w, const char *next_nonce, const PpOwnerKey *key, PpRedisError *error)
 {
-	char owner[sizeof(key->owner)];
 	char instance[sizeof(key->instance)];
 	PpReply *reply;
 	char nonce[PP_NONCE_LEN];
 
-	pp_owner_write_name(w, owner, sizeof(owner));
 	pp_owner_write_instance(instance, sizeof(instance));
-	pp_redis_send(w->redis, "WATCH %s", w->owner_name);
-	pp_redis_send(w->redis, "HGET %s nonce", w->owner_name);
+	pp_redis_send(w->redis, "WATCH %s", w->owner_key);
+	pp_redis_send(w->redis, "HGET %s nonce", w->owner_key);
 	if (!pp_consume_receive(w, PP_REPLY_STATUS, &reply, error) ||
 		(reply = pp_consume_receive_any(w, error)) == NULL)
 		return false;
@@ -151,11 +160,11 @@ pp_owner_key_write(PpWorker *w, const char *next_nonce, const PpOwnerKey *key, P
 		int n = 3;
 
 		pp_redis_send(w->redis, "MULTI");
-		pp_redis_send(w->redis, "HSET %s nonce %s owner %s instance %s client %lld", w->owner_name,
-					  next_nonce, owner, instance, (long long) pp_redis_client_id(w->redis));
+		pp_redis_send(w->redis, "HSET %s nonce %s owner %s instance %s client %lld", w->owner_key,
+					  next_nonce, w->owner, instance, (long long) pp_redis_client_id(w->redis));
 		if (w->went_back)
 		{
-			pp_redis_send(w->redis, "HSET %s sequence:%s:1 %lld", w->owner_name, owner,
+			pp_redis_send(w->redis, "HSET %s sequence:%s:1 %lld", w->owner_key, w->owner,
 						  (long long) PG_INT64_MAX);
 			n++;
 		}
@@ -195,7 +204,7 @@ pp_owner_key_note_connection(PpWorker *w, const PpOwnerKey *key, PpRedisError *e
 	w->client_noted = key->client == pp_redis_client_id(w->redis);
 	if (w->client_noted)
 		return true;
-	pp_redis_send(w->redis, "HSET %s client %lld", w->owner_name,
+	pp_redis_send(w->redis, "HSET %s client %lld", w->owner_key,
 				  (long long) pp_redis_client_id(w->redis));
 	if ((reply = pp_consume_receive_any(w, error)) == NULL)
 		return false;
@@ -211,18 +220,16 @@ pp_owner_key_note_connection(PpWorker *w, const PpOwnerKey *key, PpRedisError *e
 bool
 pp_owner_note_begin(PpWorker *w, const PpBase *begin, PpRedisError *error)
 {
-	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
 	char identity[64];
 	char id[PP_ID_LEN];
 	char begun[160];
 	PpReply *reply;
 
-	pp_owner_write_name(w, owner, sizeof(owner));
 	write_identity(w, identity, sizeof(identity));
 	pp_id_print(begin->settled, id);
 	snprintf(begun, sizeof(begun), "%s %s " INT64_FORMAT, identity, id, begin->added);
 	pp_consume_begin_replies(w);
-	pp_redis_send(w->redis, "HSET %s begin:%s %s", w->owner_name, owner, begun);
+	pp_redis_send(w->redis, "HSET %s begin:%s %s", w->owner_key, w->owner, begun);
 	return pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error);
 }
 
@@ -230,26 +237,20 @@ pp_owner_note_begin(PpWorker *w, const PpBase *begin, PpRedisError *error)
 void
 pp_owner_send_sequence(PpWorker *w, int64 sequence)
 {
-	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
-
-	pp_owner_write_name(w, owner, sizeof(owner));
-	pp_redis_send(w->redis, "HSET %s sequence:%s:%d %lld", w->owner_name, owner, pp_my_proc->worker,
-				  (long long) sequence);
+	pp_redis_send(w->redis, "HSET %s sequence:%s:%d %lld", w->owner_key, w->owner,
+				  pp_my_proc->worker, (long long) sequence);
 }
 
 /* What the database had not is made good: the numbers in the key begin anew. */
 bool
 pp_owner_reset_sequences(PpWorker *w, PpRedisError *error)
 {
-	char owner[NAMEDATALEN + PP_PIPELINE_LEN];
 	PpReply *reply;
 
-	pp_owner_write_name(w, owner, sizeof(owner));
 	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
-	{
-		pp_redis_send(w->redis, "HDEL %s sequence:%s:%d", w->owner_name, owner, i);
+		pp_redis_send(w->redis, "HDEL %s sequence:%s:%d", w->owner_key, w->owner, i);
+	for (int i = 1; i <= PP_MAX_WORKERS_PER_PIPELINE; i++)
 		if (!pp_consume_receive(w, PP_REPLY_INTEGER, &reply, error))
 			return false;
-	}
 	return true;
 }

@@ -22,7 +22,8 @@ typedef struct PpOwnerKey
 } PpOwnerKey;
 
 extern char *pp_owner_key_name(const PpPipeline *p);
-extern void pp_owner_write_name(const PpWorker *w, char *owner, Size size);
+extern char *pp_owner_name(const PpPipeline *p);
+extern const char *pp_owner_parse(const char *owner, Oid *dboid);
 extern void pp_owner_write_instance(char *instance, Size size);
 extern bool pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error);
 extern bool pp_owner_key_write(PpWorker *w, const char *next_nonce, const PpOwnerKey *key,

@@ -8,7 +8,6 @@
  */
 #include "owner_known.h"
 
-#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -29,22 +28,17 @@ copy_text(char *dst, Size size, int column)
 static bool
 is_gone(PpApply *a, const char *owner)
 {
-	char mine[32];
-	char *rest;
 	Oid database;
+	const char *name = pp_owner_parse(owner, &database);
 
-	snprintf(mine, sizeof(mine), UINT64_FORMAT ":", GetSystemIdentifier());
-	if (strncmp(owner, mine, strlen(mine)) != 0)
-		return false;
-	database = (Oid) strtoul(owner + strlen(mine), &rest, 10);
-	if (*rest != ':')
+	if (name == NULL)
 		return false;
 	if (database == MyDatabaseId)
-		return pp_pipeline_get(pp_apply_ledger(a)->ext, rest + 1) == NULL;
+		return pp_pipeline_get(pp_apply_ledger(a)->ext, name) == NULL;
 	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
 		return true;
 	/* In this order: a supervisor that leaves gives the slots of its pipelines back first. */
-	return pp_pipe_find(database, rest + 1) == NULL && pp_supervisor_has_looked(database);
+	return pp_pipe_find(database, name) == NULL && pp_supervisor_has_looked(database);
 }
 
 /*

@@ -172,12 +172,7 @@ read_range(PpWorker *w, const PpStreamFacts *facts, Range *range, PpRedisError *
 static void
 look_up(PpApply *a, void *arg)
 {
-	PpBatch *batch = arg;
-	PpEntry **entries = palloc(Max(batch->n, 1) * sizeof(PpEntry *));
-
-	for (int i = 0; i < batch->n; i++)
-		entries[i] = &batch->entries[i];
-	pp_ledger_lookup(pp_apply_ledger(a), entries, batch->n);
+	pp_ledger_lookup_batch(pp_apply_ledger(a), arg);
 }
 
 /*

@@ -57,9 +57,8 @@ load(PpApply *a)
 		PpLetterKey key = {0};
 		PpEntry letter;
 
-		key.epoch = DatumGetInt32(SPI_getbinval(table->vals[i], table->tupdesc, 1, &isnull));
-		key.id =
-			*(PpId *) DatumGetPointer(SPI_getbinval(table->vals[i], table->tupdesc, 2, &isnull));
+		key.epoch = (int) pp_store_get_number(table->vals[i], table->tupdesc, 1);
+		key.id = pp_store_get_id(table->vals[i], table->tupdesc, 2);
 		if (!pp_dead_letter_load(&a->ledger, one, &key, &letter))
 			continue;
 		skip->id = key.id;

@@ -117,7 +117,7 @@ pp_store_id_array(const PpExtension *ext, const PpId *ids, int n)
 		construct_array(elems, n, pp_id_type_oid(ext), sizeof(PpId), false, TYPALIGN_DOUBLE));
 }
 
-/* The number in a column, from 1, of a row of a result: an int4 or int8 that is not NULL. */
+/* The number in a column, from 1, of a row of a result: an int4, int8 or time; 0 if it is NULL. */
 int64
 pp_store_get_number(HeapTuple row, TupleDesc desc, int column)
 {
@@ -125,6 +125,16 @@ pp_store_get_number(HeapTuple row, TupleDesc desc, int column)
 	Datum value = SPI_getbinval(row, desc, column, &isnull);
 
 	return SPI_gettypeid(desc, column) == INT4OID ? DatumGetInt32(value) : DatumGetInt64(value);
+}
+
+/* The ID in a column; 0-0 if it is NULL. */
+PpId
+pp_store_get_id(HeapTuple row, TupleDesc desc, int column)
+{
+	bool isnull;
+	Datum value = SPI_getbinval(row, desc, column, &isnull);
+
+	return isnull ? (PpId){0, 0} : *(PpId *) DatumGetPointer(value);
 }
 
 /*

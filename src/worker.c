@@ -346,7 +346,8 @@ set_up(PpWorker *w)
 	pp_report_consumer(w->consumer, NULL);
 	open_pipeline(w);
 	MemoryContextSwitchTo(w->cxt);
-	w->owner_name = pp_owner_key_name(w->def);
+	w->owner_key = pp_owner_key_name(w->def);
+	w->owner = pp_owner_name(w->def);
 	pp_inflight_open(w->def->name, pp_my_proc->worker, w->def->version);
 	w->redis = pp_redis_create(w->cxt, w->consumer);
 }

@@ -121,7 +121,8 @@ typedef struct PpWorker
 	TimestampTz checked_at;
 	int64 checked_added;
 	PpWatch watch;
-	char *owner_name; /* this and below: see owner.c */
+	char *owner_key; /* the name of the key; this and below: see owner.c */
+	char *owner;     /* our name in it */
 	char nonce[PP_NONCE_LEN];
 	bool client_noted;         /* the key names this connection */
 	TimestampTz owner_seen_at; /* the connection of another owner */
