@@ -12,7 +12,6 @@
  */
 #include "apply_internal.h"
 
-#include "executor/spi.h"
 #include "utils/memutils.h"
 
 #include "errors.h"

@@ -28,11 +28,10 @@ struct PpApply
 	PpPipeline *pipeline;
 	PpLedger ledger;
 	PpStatement *statement;
-	PpId
-		lone_id; /* an entry that failed alone in its batch with an error of the pipeline's kind … */
+	PpId lone_id;                 /* what failed alone, with an error of the pipeline's kind, … */
+	int lone_attempts;            /* … and how often */
 	int batches_without_conflict; /* in a row */
 	int batches_wanted;           /* of them, before a plain insert is tried */
-	int lone_attempts;            /* … and how often */
 	bool looked_up;               /* what is open is not on record; else it must not be applied */
 	bool retrying;                /* the batch in hand is of letters (retry.c) */
 	PpOutside outside[2];         /* of batches, and of letters */

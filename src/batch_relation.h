@@ -28,9 +28,8 @@ typedef struct PpBatchRelation
 	EphemeralNamedRelationData enr; /* first: it is found by its name in a query's environment */
 	PpEntry **entries;
 	int n;
-	Datum stream; /* text */
-	struct PpBatchScan
-		*scan; /* of the query that reads it without a tuplestore; see batch_scan.c */
+	Datum stream;             /* text */
+	struct PpBatchScan *scan; /* of a query that reads it without a tuplestore: batch_scan.c */
 } PpBatchRelation;
 
 /* batch_relation.c */

@@ -10,6 +10,8 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 
+#include "target.h"
+
 static void
 look_at_state(PpCheck *c)
 {

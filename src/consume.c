@@ -368,14 +368,12 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 	return receive_new(w, next, block_ms + ANSWER_MS, PP_WAIT_WORKER_IDLE, error);
 }
 
-/* With nothing in hand: is it time to look after pending entries again? */
+/* With nothing in hand: acknowledges. False: that failed, or not all is durable yet. */
 static bool
-is_time_to_leave(PpWorker *w, bool due, PpRedisError *error)
+settle_up(PpWorker *w, PpRedisError *error)
 {
-	if (!due)
-		return false;
 	pp_acks_send(w);
-	return !pp_acks_receive(w, error) || (w->ack_old.n == 0 && w->ack_new.n == 0);
+	return pp_acks_receive(w, error) && w->ack_old.n == 0 && w->ack_new.n == 0;
 }
 
 static PpRedis *connection_in_use;
@@ -415,7 +413,8 @@ pp_consume(PpWorker *w, PpRedisError *error)
 		if (pp_my_proc->worker == 1 && !pp_compact_run(w, error))
 			return;
 		due = had_turn && pp_take_over_is_due(w);
-		if (batch->n == 0 && is_time_to_leave(w, due, error))
+		/* Pending entries are to be looked after again. */
+		if (batch->n == 0 && due && (settle_up(w, error) || error->class != PP_REDIS_CLASS_NONE))
 		{
 			w->recovered = false;
 			return;

@@ -12,7 +12,6 @@
 
 #include "event.h"
 #include "held.h"
-#include "inflight.h"
 #include "process.h"
 #include "stats.h"
 #include "suspect.h"
@@ -120,7 +119,7 @@ pp_consume_apply(PpWorker *w, PpBatch *batch)
 	instr_time start;
 
 	INSTR_TIME_SET_CURRENT(start);
-	/* Then the entry is a letter, which has its chances as well. */
+	/* One that fails more often becomes a letter, which has its chances as well. */
 	for (int i = 0; (error = pp_consume_normalize(w, batch)) != NULL && i < NORMALIZE_TRIES; i++)
 	{
 		pp_worker_apply_failed(w, PP_OUTCOME_MOMENT, error);

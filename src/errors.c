@@ -3,7 +3,7 @@
  *		SQLSTATE -> whose fault it is.
  *
  * The class alone never condemns an entry: a batch is split first, and only what fails while
- * others pass is dead-lettered (apply.c).  The class decides what is not even split, or not at once.
+ * others pass is dead-lettered (split.c).  The class decides what is not even split, or not at once.
  */
 #include "errors.h"
 

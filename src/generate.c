@@ -279,16 +279,21 @@ make_check(List *columns)
  *		there.
  */
 PpGenerated *
-pp_generate(const PpExtension *ext, const PpPipeline *p, Relation target)
+pp_generate(const PpExtension *ext, const PpPipeline *definition, Relation target)
 {
+	PpPipeline adapted = *definition;
+	const PpPipeline *p = &adapted;
 	PpGenerated *g = palloc0(sizeof(PpGenerated));
 	List *key = p->key != NIL ? p->key : primary_key(target);
-	List *columns = pp_generate_columns(p, target, key);
-	char *insert = make_insert(target, columns);
+	List *columns;
+	char *insert;
 	char *upsert;
 	bool has_arbiter;
 	bool nulls_alike;
 
+	pp_posts_adapt(&adapted, target);
+	columns = pp_generate_columns(p, target, key);
+	insert = make_insert(target, columns);
 	check_key(p, target, key, columns);
 	g->forms[PP_FORM_CHECK] = make_check(columns);
 	if (key != NIL)

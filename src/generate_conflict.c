@@ -106,12 +106,12 @@ static char *
 at_least(Oid type)
 {
 	TypeCacheEntry *t = lookup_type_cache(type, TYPECACHE_BTREE_OPFAMILY);
-	Oid operator= InvalidOid;
+	Oid opno = InvalidOid;
 
 	if (OidIsValid(t->btree_opf))
-		operator= get_opfamily_member(t->btree_opf, t->btree_opintype, t->btree_opintype,
-									  BTGreaterEqualStrategyNumber);
-	return written(">=", operator_schema(operator));
+		opno = get_opfamily_member(t->btree_opf, t->btree_opintype, t->btree_opintype,
+								   BTGreaterEqualStrategyNumber);
+	return written(">=", operator_schema(opno));
 }
 
 /*

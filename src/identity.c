@@ -8,7 +8,6 @@
  */
 #include "worker_internal.h"
 
-#include "executor/spi.h"
 
 #include "trimmed.h"
 

@@ -15,10 +15,8 @@
 #include "utils/memutils.h"
 
 #include "backoff.h"
-#include "guc.h"
 #include "held.h"
 #include "pipeline.h"
-#include "process.h"
 #include "redis.h"
 #include "stats.h"
 #include "stream.h"

@@ -17,14 +17,12 @@
 #include "worker_internal.h"
 
 #include "access/xlog.h"
-#include "executor/spi.h"
 #include "utils/memutils.h"
 
 #include "consumer.h"
 #include "held.h"
 #include "owner.h"
 #include "process.h"
-#include "stats.h"
 #include "stream_group.h"
 
 #define COUNT_PAGE \
@@ -224,31 +222,34 @@ find_exclusive(PpWorker *w, PpRedisError *error)
 	MemoryContext old;
 	PpConsumer *consumers;
 	PpReply *reply;
-	bool ok;
+	bool answered;
+	bool ok = false;
+	bool exclusive;
+	int max_consumers = w->def->workers;
 	int n;
 
-	w->pipe->exclusive = true;
-	w->pipe->max_consumers = w->def->workers;
 	pp_consume_begin_replies(w);
 	pp_stream_send_consumers(w->redis, w->def->stream, w->def->group);
-	if (!pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error))
+	answered = pp_consume_receive(w, PP_REPLY_ARRAY, &reply, error);
+	if (answered)
 	{
-		w->pipe->exclusive = false;
-		return is_refused(w, error);
+		old = MemoryContextSwitchTo(w->batches[0].cxt);
+		ok = pp_stream_parse_consumers(reply, &consumers, &n, error);
+		MemoryContextSwitchTo(old);
 	}
-	old = MemoryContextSwitchTo(w->batches[0].cxt);
-	ok = pp_stream_parse_consumers(reply, &consumers, &n, error);
-	MemoryContextSwitchTo(old);
+	exclusive = ok;
 	for (int i = 0; ok && i < n; i++)
 	{
 		int worker = pp_consumer_worker(consumers[i].name, w->def->name);
 
-		if (worker == 0)
-			w->pipe->exclusive = false;
-		else if (worker > w->def->workers)
-			w->pipe->max_consumers++;
+		exclusive &= worker != 0;
+		max_consumers += worker > w->def->workers;
 	}
-	return ok;
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
+	w->pipe->exclusive = exclusive;
+	w->pipe->max_consumers = max_consumers;
+	LWLockRelease(&w->pipe->lock);
+	return answered ? ok : is_refused(w, error);
 }
 
 static void

@@ -14,7 +14,6 @@
 #include "access/xlog.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
@@ -23,7 +22,6 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #include "guc.h"
 #include "redis_server.h"
@@ -341,18 +339,4 @@ pp_pipeline_update(const PpExtension *ext, const PpPipeline *p)
 			COL_NEWER_BY, COL_COLUMNS, COL_EVENT_TYPES, COL_STATEMENT, COL_SEARCH_PATH, COL_WORKERS,
 			COL_OPTIONS, COL_ALTERED_AT, COL_PIPELINE),
 		COL_COUNT, column_types, values, nulls));
-}
-
-/*
- * pp_target_open
- *		Opens the target table with this lock, and returns NULL when it does not exist.
- *		Names are stored qualified, so the search_path in force does not matter.
- */
-Relation
-pp_target_open(const PpPipeline *p, LOCKMODE lock)
-{
-	RangeVar *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(p->target)));
-	Oid oid = RangeVarGetRelid(name, lock, true);
-
-	return OidIsValid(oid) ? table_open(oid, NoLock) : NULL;
 }

@@ -1,14 +1,6 @@
 /*
  * postpipe.h
- *		Names and limits that every module shares.
- *
- * Layers, arrows only downward (docs/architecture.md):
- *		0  postpipe.h, compat.h, batch.h
- *		1  stream_id, backoff, guc, wait_event, shmem, inflight
- *		2  redis -> stream (hiredis);  event, pipeline, generate, apply, retry, ledger,
- *		   dead_letter, durable, errors (SPI);  stats
- *		3  worker, chores, mirror, supervisor, launcher
- *		4  sqlfuncs*, utility_hook, postpipe.c
+ *		Names and limits that every module shares.  The modules, in layers: docs/architecture.md.
  */
 #ifndef POSTPIPE_H
 #define POSTPIPE_H

@@ -14,7 +14,10 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
+
+#include "target.h"
 
 /*
  * Where each column of posts comes from and how it is merged.  "*" is the rule for columns that
@@ -87,24 +90,16 @@ pp_posts_owns(const PpPipeline *p)
 
 /*
  * pp_posts_adapt
- *		A table that was there before has no column entry_id: then the later entry wins, as in any
- *		pipeline without newer_by.
+ *		A table of that name that was there before has no column entry_id: then the later entry wins, as in
+ *		any pipeline without newer_by.
  */
 void
 pp_posts_adapt(PpPipeline *p, Relation target)
 {
-	TupleDesc desc = RelationGetDescr(target);
-
-	if (p->newer_by == NULL || strcmp(p->newer_by, "entry_id") != 0)
+	if (!pp_posts_owns(p) || p->newer_by == NULL || strcmp(p->newer_by, "entry_id") != 0 ||
+		get_attnum(RelationGetRelid(target), "entry_id") != InvalidAttrNumber)
 		return;
-	for (int i = 0; i < desc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-
-		if (!att->attisdropped && strcmp(NameStr(att->attname), "entry_id") == 0)
-			return;
-	}
-	p->on_conflict = pstrdup("update");
+	p->on_conflict = "update";
 	p->newer_by = NULL;
 }
 

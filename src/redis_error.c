@@ -139,7 +139,7 @@ pp_redis_error_set(PpRedisError *error, PpRedisClass class, const char *code, co
 	pp_redis_copy_text(error->message, sizeof(error->message), text, strlen(text));
 }
 
-/* The SQLSTATE for a failure of Redis: 08xxx as a rule, 28xxx for a refused log-in. */
+/* The SQLSTATE for a failure of Redis: 08xxx, 28xxx for a refused log-in, HV000 for settings. */
 int
 pp_redis_error_sqlstate(const PpRedisError *error)
 {

@@ -209,31 +209,23 @@ pp_retry_lock(PpApply *a, PpBatch *batch, bool leave_out)
 	}
 }
 
-/* A row in the ledger for what passed, for each epoch. */
+/* A row in the ledger for what passed, for each epoch; letters are in the order of theirs. */
 static void
 adjust_sums(PpApply *a, PpEntry **passed, int n)
 {
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < n;)
 	{
 		int epoch = passed[i]->letter->epoch;
+		PpId first = passed[i]->id;
 		int applied = 0;
 		int filtered = 0;
-		PpId last = passed[i]->id;
-		bool done = false;
 
-		for (int j = 0; j < i && !done; j++)
-			done = passed[j]->letter->epoch == epoch;
-		if (done)
-			continue;
-		for (int j = i; j < n; j++)
+		for (; i < n && passed[i]->letter->epoch == epoch; i++)
 		{
-			if (passed[j]->letter->epoch != epoch)
-				continue;
-			applied += passed[j]->verdict == PP_VERDICT_APPLIED;
-			filtered += passed[j]->verdict == PP_VERDICT_FILTERED;
-			last = passed[j]->id;
+			applied += passed[i]->verdict == PP_VERDICT_APPLIED;
+			filtered += passed[i]->verdict == PP_VERDICT_FILTERED;
 		}
-		pp_ledger_adjust(&a->ledger, epoch, passed[i]->id, last, applied, filtered);
+		pp_ledger_adjust(&a->ledger, epoch, first, passed[i - 1]->id, applied, filtered);
 	}
 }
 

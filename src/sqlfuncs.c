@@ -33,9 +33,7 @@
 #include "event.h"
 #include "guc.h"
 #include "ledger.h"
-#include "stats.h"
 #include "utility_hook.h"
-#include "wait_event.h"
 
 PG_FUNCTION_INFO_V1(postpipe_drop_pipeline);
 PG_FUNCTION_INFO_V1(postpipe_pause);
@@ -100,6 +98,31 @@ pp_require_read_committed(const char *function)
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("%s must be called in a transaction with isolation level read committed",
 						function)));
+}
+
+/* A definition that was restored into another database does nothing until somebody says that it may. */
+void
+pp_require_armed(const PpPipeline *p)
+{
+	if (!pp_pipeline_is_armed(p))
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("pipeline \"%s\" comes from another server or database", p->name),
+						errhint("If it is to read from here, and nowhere else any more, run "
+								"postpipe_resume('%s', take_over => true).",
+								p->name)));
+}
+
+/* Where a group may begin. */
+void
+pp_check_start_id(const char *start_id)
+{
+	PpId id;
+
+	if (strcmp(start_id, "$") != 0 && !pp_id_parse(start_id, strlen(start_id), &id))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid start_id \"%s\"", start_id),
+				 errhint("It is 0 for the earliest entry, $ for the latest, or an entry ID.")));
 }
 
 /* An argument that is a number of things, or throws. */
@@ -296,12 +319,8 @@ postpipe_resume(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("postpipe_resume()");
 	pp_require_extension(&ext);
 	p = lock_row(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	if (!pp_pipeline_is_armed(p) && !take_over)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("pipeline \"%s\" comes from another server or database", p->name),
-						errhint("If it is to read from here, and nowhere else any more, run "
-								"postpipe_resume('%s', take_over => true).",
-								p->name)));
+	if (!take_over)
+		pp_require_armed(p);
 	if (take_over)
 		/* The worker that is started next writes the owner key, whosever it is. */
 		pp_store_note_progress(&ext, p->name, "take_over");

@@ -22,6 +22,8 @@ extern PpPipeline *pp_require_pipeline(const PpExtension *ext, const char *name)
 extern char *pp_text_arg(FunctionCallInfo fcinfo, int n);
 extern char *pp_required_text_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern void pp_require_read_committed(const char *function);
+extern void pp_require_armed(const PpPipeline *p);
+extern void pp_check_start_id(const char *start_id);
 extern int pp_positive_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern PpEntryError *pp_function_attempt(void (*work)(void *arg), void *arg);
 extern uint64 pp_pipeline_delete(const PpExtension *ext, const char *name);

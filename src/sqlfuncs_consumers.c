@@ -80,25 +80,8 @@ pp_function_names(PpString consumer, const char *name)
 void
 pp_require_group(const PpExtension *ext, const PpPipeline *p)
 {
-	PpStoreScope store;
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(p->name)};
-	bool fenced;
-
-	if (!pp_pipeline_is_armed(p))
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("pipeline \"%s\" comes from another server or database", p->name),
-						errhint("If it is to read from here, and nowhere else any more, run "
-								"postpipe_resume('%s', take_over => true).",
-								p->name)));
-	pp_store_begin(&store, ext);
-	SPI_execute_with_args(
-		psprintf("SELECT FROM %s.postpipe_progress WHERE pipeline = $1 AND fenced",
-				 ext->schema_name),
-		1, types, values, NULL, true, 0);
-	fenced = SPI_processed > 0;
-	pp_store_end(&store);
-	if (fenced)
+	pp_require_armed(p);
+	if (pp_store_progress_has(ext, p->name, "fenced"))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("consumer group \"%s\" of stream \"%s\" belongs to another owner "
@@ -252,7 +235,6 @@ Datum
 postpipe_create_group(PG_FUNCTION_ARGS)
 {
 	char *start_id = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	PpId id;
 	PpExtension ext;
 	PpPipeline *p;
 	PpRedis *conn;
@@ -262,11 +244,7 @@ postpipe_create_group(PG_FUNCTION_ARGS)
 	pp_require_extension(&ext);
 	p = pp_require_pipeline(&ext, text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	pp_require_group(&ext, p);
-	if (strcmp(start_id, "$") != 0 && !pp_id_parse(start_id, strlen(start_id), &id))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid start_id \"%s\"", start_id),
-				 errhint("It is 0 for the earliest entry, $ for the latest, or an entry ID.")));
+	pp_check_start_id(start_id);
 	conn = pp_function_connect(p);
 	pp_stream_send_create_group(conn, p->stream, p->group, start_id);
 	PG_RETURN_BOOL(!pp_function_failed_with(pp_function_reply(conn), "redis_busygroup"));

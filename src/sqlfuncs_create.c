@@ -9,7 +9,6 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -17,9 +16,9 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #include "ledger.h"
+#include "target.h"
 
 PG_FUNCTION_INFO_V1(postpipe_create_pipeline);
 PG_FUNCTION_INFO_V1(postpipe_alter_pipeline);
@@ -52,7 +51,6 @@ text_array_arg(FunctionCallInfo fcinfo, int n, const char *name)
 static void
 set_start(PpPipeline *p, char *start_id, bool has_time, TimestampTz start_time)
 {
-	PpId id;
 	char buf[PP_ID_LEN];
 	char *sql;
 
@@ -67,11 +65,7 @@ set_start(PpPipeline *p, char *start_id, bool has_time, TimestampTz start_time)
 	}
 	if (start_id == NULL || strcmp(start_id, "0") == 0)
 		return;
-	if (strcmp(start_id, "$") != 0 && !pp_id_parse(start_id, strlen(start_id), &id))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid start_id \"%s\"", start_id),
-				 errhint("It is 0 for the earliest entry, $ for the latest, or an entry ID.")));
+	pp_check_start_id(start_id);
 	sql = psprintf("{\"start_id\": \"%s\"}", start_id);
 	p->options =
 		DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(p->options),
@@ -82,8 +76,7 @@ set_start(PpPipeline *p, char *start_id, bool has_time, TimestampTz start_time)
 static char *
 qualify_target(const char *target)
 {
-	RangeVar *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(target)));
-	Oid oid = RangeVarGetRelid(name, AccessShareLock, false);
+	Oid oid = pp_target_oid(target, AccessShareLock, false);
 
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(oid)),
 									  get_rel_name(oid));

@@ -6,18 +6,16 @@
 #include "sqlfuncs.h"
 
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "executor/spi.h"
-#include "nodes/makefuncs.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #include "statement.h"
+#include "target.h"
 
 #define MAX_INTERVAL_YEARS 1000
 #define MAX_INTERVAL_MS    (MAX_INTERVAL_YEARS * INT64CONST(365) * SECS_PER_DAY * 1000)
@@ -268,15 +266,6 @@ check_values_of_options(const PpPipeline *p)
 	check_setting(p, "synchronous_commit");
 }
 
-/* The target as it is named in a definition. */
-static Oid
-target_oid(const char *target)
-{
-	RangeVar *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(target)));
-
-	return RangeVarGetRelid(name, AccessShareLock, false);
-}
-
 /*
  * pp_check_definition
  *		Throws when something is wrong with it, and returns the statement that will run.  Rules for
@@ -292,7 +281,8 @@ pp_check_definition(const PpExtension *ext, PpPipeline *p, bool columns_are_new)
 						errmsg("a pipeline needs either a target or a statement")));
 	check_on_conflict(p);
 	if (p->columns != NULL && columns_are_new)
-		pp_column_rules_check(p->columns, p->target ? target_oid(p->target) : InvalidOid);
+		pp_column_rules_check(
+			p->columns, p->target ? pp_target_oid(p->target, AccessShareLock, false) : InvalidOid);
 	if (p->workers < 1 || p->workers > PP_MAX_WORKERS_PER_PIPELINE)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("workers is %d, outside the valid range 1 to %d", p->workers,

@@ -26,7 +26,6 @@
 
 #include "dead_letter.h"
 #include "event.h"
-#include "stats.h"
 #include "stream.h"
 #include "stream_group.h"
 #include "trimmed.h"

@@ -17,7 +17,6 @@
 
 #include "dead_letter.h"
 #include "event.h"
-#include "stats.h"
 
 PG_FUNCTION_INFO_V1(postpipe_skip);
 

@@ -7,47 +7,47 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #include "generate.h"
 #include "stats.h"
 #include "store.h"
+#include "target.h"
 
 PG_FUNCTION_INFO_V1(postpipe_pipelines_0_1);
 PG_FUNCTION_INFO_V1(postpipe_pipeline_owner);
 PG_FUNCTION_INFO_V1(postpipe_audit_0_1);
 PG_FUNCTION_INFO_V1(postpipe_lost_0_1);
 
-static char *
-generate_statement(const PpExtension *ext, const PpPipeline *p)
+/* What generate() is given and gives back. */
+typedef struct Generate
 {
-	PpPipeline adapted = *p;
-	RangeVar *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(p->target)));
-	Oid oid = RangeVarGetRelid(name, NoLock, true);
-	Relation rel;
+	const PpExtension *ext;
+	const PpPipeline *p;
 	char *sql;
+} Generate;
+
+static void
+generate(void *arg)
+{
+	Generate *g = arg;
+	Oid oid = pp_target_oid(g->p->target, NoLock, true);
+	Relation rel;
 
 	if (!OidIsValid(oid) || !ConditionalLockRelationOid(oid, AccessShareLock))
-		return NULL;
+		return;
 	rel = try_relation_open(oid, NoLock);
 	if (rel == NULL)
-		return NULL;
-	if (pp_posts_owns(p))
-		pp_posts_adapt(&adapted, rel);
-	sql = pp_generate(ext, &adapted, rel)->forms[PP_FORM_WHOLE];
+		return;
+	g->sql = pp_generate(g->ext, g->p, rel)->forms[PP_FORM_WHOLE];
 	relation_close(rel, AccessShareLock); /* whoever looks holds up no DDL after that */
-	return sql;
 }
 
 /*
@@ -57,29 +57,11 @@ generate_statement(const PpExtension *ext, const PpPipeline *p)
 static char *
 current_statement(const PpExtension *ext, const PpPipeline *p)
 {
-	MemoryContext old = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	char *volatile sql = NULL;
+	Generate g = {ext, p, p->statement};
 
-	if (p->statement != NULL)
-		return p->statement;
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(old);
-	PG_TRY();
-	{
-		sql = generate_statement(ext, p);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(old);
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	CurrentResourceOwner = owner;
-	return sql;
+	if (g.sql == NULL)
+		(void) pp_function_attempt(generate, &g);
+	return g.sql;
 }
 
 /* The owner of a pipeline, for views that show its rows to its members. NULL: there is none. */

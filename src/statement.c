@@ -163,7 +163,6 @@ check_key_is_there(const PpStatement *s, const PpGenerated *made)
 static void
 make_for_target(PpStatement *s, MemoryContext cxt)
 {
-	PpPipeline adapted = *s->pipeline;
 	PpStatementScope scope;
 	PpGenerated *made;
 	Relation rel;
@@ -184,9 +183,7 @@ make_for_target(PpStatement *s, MemoryContext cxt)
 	pp_target_check(s->pipeline, rel);
 	/* Functions of the table's owner may be called, such as those in the check of a domain. */
 	pp_statement_enter(&scope, rel->rd_rel->relowner, s->pipeline->search_path);
-	if (pp_posts_owns(s->pipeline))
-		pp_posts_adapt(&adapted, rel);
-	made = pp_generate(s->ext, &adapted, rel);
+	made = pp_generate(s->ext, s->pipeline, rel);
 	check_key_is_there(s, made);
 	s->bulk = pp_bulk_insert_allowed(rel);
 	pp_statement_leave(&scope);

@@ -18,7 +18,6 @@
  */
 #include "worker_internal.h"
 
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
@@ -27,7 +26,6 @@
 #include "held.h"
 #include "process.h"
 #include "stats.h"
-#include "stream.h"
 #include "stream_group.h"
 
 #define PAGES_PER_TURN 10    /* of foreign consumers */

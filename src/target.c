@@ -10,11 +10,36 @@
 #include "compat.h"
 
 #include "access/table.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/varlena.h"
+
+/* The table of a name as definitions have it, locked; InvalidOid, if that may be: there is none. */
+Oid
+pp_target_oid(const char *target, LOCKMODE lock, bool missing_ok)
+{
+	RangeVar *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(target)));
+
+	return RangeVarGetRelid(name, lock, missing_ok);
+}
+
+/*
+ * pp_target_open
+ *		Opens the target table with this lock, and returns NULL when it does not exist.
+ *		Names are stored qualified, so the search_path in force does not matter.
+ */
+Relation
+pp_target_open(const PpPipeline *p, LOCKMODE lock)
+{
+	Oid oid = pp_target_oid(p->target, lock, true);
+
+	return OidIsValid(oid) ? table_open(oid, NoLock) : NULL;
+}
 
 /* What is in no WAL of ours cannot be waited for before an XACK. */
 static void

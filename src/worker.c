@@ -27,7 +27,6 @@
 #include "owner_key.h"
 #include "process.h"
 #include "stats.h"
-#include "stream.h"
 #include "worker_internal.h"
 
 #define CONNECT_MS       5000 /* to connect and log in */
