@@ -332,6 +332,8 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
 		flush(bulk);
 	if (bulk->ring != NULL)
 		keep_ring(bulk->ring);
+	/* As COPY does: heap has nothing left to do, other access methods may. */
+	table_finish_bulk_insert(bulk->target->ri_RelationDesc, 0);
 	pp_bulk_index_flush(bulk->index);
 	pp_batch_query_end(query);
 }
