@@ -28,6 +28,7 @@
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
+#include "utils/varlena.h"
 
 #include "dead_letter.h"
 #include "event.h"
@@ -343,20 +344,34 @@ is_template(void)
 	return result;
 }
 
+/* What is preloaded, and we, as ALTER SYSTEM takes it. */
+static char *
+libraries_with_ours(void)
+{
+	StringInfoData value;
+	List *libraries;
+	ListCell *lc;
+
+	initStringInfo(&value);
+	if (SplitDirectoriesString(pstrdup(shared_preload_libraries_string), ',', &libraries))
+		foreach (lc, libraries)
+			appendStringInfo(&value, "%s, ", quote_literal_cstr(lfirst(lc)));
+	appendStringInfoString(&value, "'" PP_EXTENSION "'");
+	return value.data;
+}
+
 /* Is the library preloaded and this database listed?  Said when the extension is created. */
 static void
 warn_if_idle(void)
 {
 	char *datname = get_database_name(MyDatabaseId);
-	const char *libraries = GetConfigOption("shared_preload_libraries", true, false);
 
 	if (pp_shared == NULL)
 		ereport(WARNING,
 				(errmsg("postpipe is not preloaded, so no pipeline will run"),
 				 errhint("Run ALTER SYSTEM SET shared_preload_libraries = %s; and restart the "
 						 "server.",
-						 libraries && libraries[0] ? psprintf("%s, 'postpipe'", libraries)
-												   : "'postpipe'")));
+						 libraries_with_ours())));
 	else if (is_template())
 		ereport(WARNING,
 				(errmsg("database \"%s\" is a template, so no pipeline of it will run", datname),

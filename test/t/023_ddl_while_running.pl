@@ -26,11 +26,12 @@ $node->reload;
 
 my $plain = PostgreSQL::Test::Cluster->new('plain');
 $plain->init;
+$plain->append_conf('postgresql.conf', q(shared_preload_libraries = '$libdir/auto_explain'));
 $plain->start;
 $warning = stderr_of($plain, 'postgres', 'CREATE EXTENSION postpipe');
 like($warning, qr/^WARNING:  postpipe is not preloaded/m, 'not preloaded: a warning');
-like($warning, qr/^HINT:  Run ALTER SYSTEM SET shared_preload_libraries = 'postpipe'; and restart the server\.$/m, '... with the command');
-$plain->safe_psql('postgres', q(ALTER SYSTEM SET shared_preload_libraries = 'postpipe'; ), extra_params => []);
+like($warning, qr/^HINT:  Run (ALTER SYSTEM SET shared_preload_libraries = '\$libdir\/auto_explain', 'postpipe';) and restart the server\.$/m, '... with the command');
+$plain->safe_psql('postgres', $warning =~ /(ALTER SYSTEM .*?;)/ ? $1 : '', extra_params => []);
 $plain->append_conf('postgresql.conf', "postpipe.redis_url = '" . $redis->url(db => 9) . "'\n");
 $plain->restart;
 wait_sql($plain, 'postgres', $up, '1', '... which is all that was missing');
