@@ -102,11 +102,12 @@ look_at_lost(PpCheck *c)
 	else
 		pp_check_warning(
 			c,
-			psprintf("%s entries were trimmed or deleted before they could be applied, "
-					 "last noticed at %s",
-					 row[1], row[2]),
-			psprintf("SELECT * FROM postpipe_lost WHERE pipeline = '%s'; give the stream "
-					 "a higher MAXLEN.",
+			psprintf(
+				"%s entries are lost, because they were gone before they could be applied, or a "
+				"rewind passed over them; last noticed at %s",
+				row[1], row[2]),
+			psprintf("SELECT * FROM postpipe_lost WHERE pipeline = '%s'; a higher MAXLEN of the "
+					 "stream gives more time.",
 					 c->p->name));
 }
 

@@ -43,10 +43,10 @@ wait_sql($node, 'postgres', q(SELECT status, detail ~ '^1 entries are dead' FROM
 sql(q(SELECT postpipe_discard('item')));
 like(line('dead_letters'), qr/^ok/, '... discarded');
 sql(q(INSERT INTO postpipe_lost_range (pipeline, epoch, first_id, last_id, entries, cause) VALUES ('item', 1, '1-1', '1-2', 2, 'trimmed_before_read')));
-like(line('lost'), qr/^warning\|2 entries were trimmed or deleted before they could be applied/, 'lost entries');
+like(line('lost'), qr/^warning\|2 entries are lost, because they were gone before/, 'lost entries');
 wait_sql($node, 'postgres', q(SELECT status FROM postpipe_check() WHERE check_name = 'audit'), 'error', '... which the audit does not know');
 sql(q(INSERT INTO postpipe_lost_range (pipeline, epoch, first_id, last_id, cause) VALUES ('item', 1, '2-1', '2-2', 'trimmed_before_read')));
-like(line('lost'), qr/^warning\|at least 2 entries were trimmed or deleted before they could be applied/, '... and some of which the number is not known');
+like(line('lost'), qr/^warning\|at least 2 entries are lost, because they were gone before/, '... and some of which the number is not known');
 sql(q(DELETE FROM postpipe_lost_range));
 wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_check() WHERE status <> 'ok'), 0, 'all is well again');
 
