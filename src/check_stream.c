@@ -14,8 +14,11 @@
 #define MIN_LAG        100                       /* … of the stream, and entries */
 #define LEAKED_IDLE_MS (3600 * INT64CONST(1000)) /* as postpipe_reap_consumers() has it */
 
-/* What a worker sends, with arguments that the command takes: $s is the stream, $g the group, $h their hash. */
-static const char *const commands[] = {
+/*
+ * What a worker sends, with arguments that the command takes: $s is the stream, $g the group, $h the owner's key,
+ * $d the stream of dead letters.  HINT_ACL in redis_error.c has the same commands.
+ */
+static const char *const needed[] = {
 	"XREADGROUP GROUP $g postpipe COUNT 1 STREAMS $s >",
 	"XACK $s $g 0-1",
 	"XGROUP CREATE $s $g 0",
@@ -23,32 +26,39 @@ static const char *const commands[] = {
 	"XPENDING $s $g",
 	"XRANGE $s - + COUNT 1",
 	"XCLAIM $s $g postpipe 0 0-1",
-	"XLEN $s",
-	"HGET $h a",
+	"HGET $h nonce",
 	"HGETALL $h",
 	"HSET $h a b",
 	"HINCRBY $h a 1",
 	"HDEL $h a",
 	"DEL $h",
-	"WATCH $s",
+	"WATCH $h",
 	"MULTI",
 	"EXEC",
-	"EVAL script 1 $s",
+	"EVAL script 2 $s $h",
+	NULL,
 };
 
-/* A word of a command, or what it stands for. */
-static PpString
+/* What it can do without. */
+static const char *const useful[] = {"CLIENT LIST", "INFO", "MEMORY USAGE $s", "XADD $d * a b",
+									 NULL};
+
+/* A word of a command, or what it stands for; NULL: the pipeline has no such thing. */
+static const char *
 make_word(const PpPipeline *p, const char *word, size_t len)
 {
-	const char *text = len != 2 || word[0] != '$' ? pnstrdup(word, len)
-					   : word[1] == 's'           ? p->stream
-					   : word[1] == 'g'           ? p->group
-												  : pp_owner_key_name(p);
-
-	return (PpString){text, strlen(text)};
+	if (len != 2 || word[0] != '$')
+		return pnstrdup(word, len);
+	return word[1] == 's'   ? p->stream
+		   : word[1] == 'g' ? p->group
+		   : word[1] == 'd' ? pp_pipeline_option(p, "dead_letter_stream")
+							: pp_owner_key_name(p);
 }
 
-/* Would Redis let this user run it?  The reply is OK, or says why not; or an error: that cannot be asked. */
+/*
+ * Would Redis let this user run it?  The reply is OK, or says why not; or an error: that cannot be asked.  NULL: it is
+ * not sent.
+ */
 static PpReply *
 dry_run(PpCheck *c, PpString user, const char *command)
 {
@@ -58,42 +68,65 @@ dry_run(PpCheck *c, PpString user, const char *command)
 	while (*command != '\0' && n < (int) lengthof(words))
 	{
 		size_t len = strcspn(command, " ");
+		const char *word = make_word(c->p, command, len);
 
-		words[n++] = make_word(c->p, command, len);
+		if (word == NULL)
+			return NULL;
+		words[n++] = (PpString){word, strlen(word)};
 		command += len + (command[len] == ' ');
 	}
 	pp_redis_send_strings(c->conn, n, words);
 	return pp_function_reply(c->conn);
 }
 
+/* Those that Redis would refuse, with commas.  It stops at an error, which is left in *reply. */
+static char *
+find_refused(PpCheck *c, PpString user, const char *const *commands, PpReply **reply)
+{
+	StringInfoData refused;
+
+	initStringInfo(&refused);
+	for (; *commands != NULL && (*reply)->type != PP_REPLY_ERROR; commands++)
+	{
+		PpReply *answer = dry_run(c, user, *commands);
+
+		if (answer == NULL)
+			continue;
+		*reply = answer;
+		if (answer->type == PP_REPLY_STRING)
+			appendStringInfo(&refused, "%s%.*s", refused.len ? ", " : "",
+							 (int) strcspn(*commands, " "), *commands);
+	}
+	return refused.data;
+}
+
 static void
 look_at_rights(PpCheck *c)
 {
-	StringInfoData refused;
 	PpRedisError error;
 	PpReply *reply;
 	PpString user;
+	char *refused;
+	char *missing;
 
 	if (!pp_check_has_redis(c))
 		return;
 	pp_redis_error_reply(&error, "NOPERM", strlen("NOPERM"));
-	initStringInfo(&refused);
 	pp_redis_send(c->conn, "ACL WHOAMI");
 	reply = pp_function_reply(c->conn);
 	user = (PpString){reply->str, reply->len};
-	for (int i = 0; i < (int) lengthof(commands) && reply->type != PP_REPLY_ERROR; i++)
-	{
-		reply = dry_run(c, user, commands[i]);
-		if (reply->type == PP_REPLY_STRING)
-			appendStringInfo(&refused, "%s%.*s", refused.len ? ", " : "",
-							 (int) strcspn(commands[i], " "), commands[i]);
-	}
+	refused = find_refused(c, user, needed, &reply);
+	missing = find_refused(c, user, useful, &reply);
 	if (reply->type == PP_REPLY_ERROR)
 		pp_check_warning(c, psprintf("Redis does not tell what the user may do: %s", reply->str),
 						 pp_redis_error_hint(&error));
-	else if (refused.len > 0)
-		pp_check_error(c, psprintf("the Redis user may not run %s", refused.data),
+	else if (*refused != '\0')
+		pp_check_error(c, psprintf("the Redis user may not run %s", refused),
 					   pp_redis_error_hint(&error));
+	else if (*missing != '\0')
+		pp_check_warning(
+			c, psprintf("the Redis user may not run %s, without which a worker does less", missing),
+			pp_redis_error_hint(&error));
 	else
 		pp_check_ok(c, "the Redis user may run what a worker needs");
 }

@@ -21,11 +21,17 @@ typedef struct ErrorRule
 #define HINT_LOGIN                                                                                   \
 	"Check postpipe.redis_url and postpipe.redis_password_file, then SELECT pg_reload_conf(); of a " \
 	"server of the pipeline's own, the user mapping of its owner."
-#define HINT_ACL                                                                                \
-	"The Redis user needs: ACL SETUSER <user> ~<stream> ~postpipe:* +xreadgroup +xack +xgroup " \
-	"+xinfo +xpending +xrange +xclaim +xlen +hget +hgetall +hset +hincrby +hdel +del +watch "   \
-	"+multi +exec +eval +client +info +memory|usage; with a database number in the URL also "   \
-	"+select, with dead_letter_stream also +xadd on that key, for postpipe_publish on the stream."
+/*
+ * All commands that are sent, also in scripts.  docs/operations.md has the same, check_stream.c those of a worker;
+ * these come first because postpipe_events keeps no more than 255 bytes of a hint.
+ */
+#define HINT_ACL                                                                                    \
+	"The Redis user needs: ACL SETUSER <user> ~<stream> ~postpipe:* +xreadgroup +xack +xgroup "     \
+	"+xinfo +xpending +xrange +xclaim +hget +hgetall +hset +hincrby +hdel +del +watch +multi "      \
+	"+exec +eval +client +info +memory|usage; with a database number in the URL also +select, "     \
+	"with dead_letter_stream +xadd on that key; for postpipe_publish +xadd, for postpipe_test "     \
+	"+xrevrange, for postpipe_selftest +xadd +pexpire, for postpipe_check +type +time +acl|whoami " \
+	"+acl|dryrun."
 #define HINT_CLUSTER \
 	"Redis Cluster is not supported, but for one node that holds all slots or the stream's key."
 #define HINT_MASTER "This Redis is a replica; postpipe.redis_url must name the master."

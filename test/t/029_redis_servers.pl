@@ -3,6 +3,7 @@
 
 use strict;
 use warnings;
+use FindBin;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 use Postpipe::Test::Hits;
@@ -99,6 +100,7 @@ $hits->shows(qr/^failed\|redis_noperm\|NOPERM /, 'NOPERM: shown');
 wait_for { log_lines($node, qr/HINT:  The Redis user needs: /, $from) } '... with a hint';
 my ($rights) = (log_lines($node, qr/HINT:  The Redis user needs: /, $from))[0] =~ /ACL SETUSER <user> (.*?);/;
 my @rights = map { s/<stream>/stream:hits/r } split / /, $rights;
+my ($all) = (log_lines($node, qr/HINT:  The Redis user needs: /, $from))[0] =~ /(ACL SETUSER .*)/;
 # The pipeline of posts, though paused, is looked at as well, and its stream is none of these rights.
 $hits->sql("SELECT postpipe_drop_pipeline('posts')");
 $redis->command('ACL', 'SETUSER', 'few', @rights);
@@ -122,6 +124,31 @@ is($hits->sql("SELECT postpipe_rewind('hits', to_id => '$hits->{ids}[-3]')"), 2,
 $hits->sql("SELECT postpipe_resume('hits')");
 wait_sql($node, 'postgres', 'SELECT count(*) FROM hits', @{ $hits->{ids} } + 2, '... to apply that again');
 $hits->fresh;
+is($hits->sql("SELECT count(*) FROM postpipe_peek('hits') WHERE status = 'applied'"), 10, '... to peek');
+is($hits->sql("SELECT entries - deduplicated FROM postpipe_backfill('hits')"), 0, '... to backfill');
+is($hits->sql("SELECT postpipe_skip('hits', '$hits->{ids}[0]')"), 'f', '... to skip');
+is($hits->sql("SELECT postpipe_create_group('hits')"), 'f', '... to make the group');
+is(join(' ', map { my %entry = @$_; "$entry{reason} $entry{object}" } @{ $redis->command('ACL', 'LOG') }), '', '... and nothing was refused');
+
+# Some functions need more. The hint has that, and the manual the same.
+my %for;
+$for{$1} = $2 while $all =~ /(postpipe_\w+) ([^,.]+)/g;
+is(join(' ', sort keys %for), 'postpipe_check postpipe_publish postpipe_selftest postpipe_test', 'the functions that need more');
+my ($manual) = slurp_file("$FindBin::RealBin/../../docs/operations.md") =~ /^## What Redis must allow\n(.*?)^## /ms;
+is(join(' ', $manual =~ /[~+][a-z<][\w|>:*]*/g), join(' ', $all =~ /[~+][a-z<][\w|>:*]*/g), 'docs/operations.md has all rights of the hint, in its order');
+# The servers of the tests run without fsync; and Redis 6.2 does not tell what a user may do.
+my $known = $redis->cli('INFO', 'server') =~ /redis_version:6/ ? "'settings', 'rights'" : "'settings'";
+for ([ postpipe_test => "SELECT count(*) FROM postpipe_test('hits', 1) WHERE ok", 1 ], [ postpipe_selftest => 'SELECT count(*) FROM postpipe_selftest() WHERE NOT ok', 0 ],
+	[ postpipe_check => "SELECT string_agg(check_name || ': ' || detail, '; ') FROM postpipe_check() WHERE status <> 'ok' AND check_name NOT IN ($known)", '' ],
+	[ postpipe_publish => q(SELECT postpipe_wait('hits', postpipe_publish('hits', '{"n": 1000}'))), 't' ])
+{
+	my ($function, $sql, $result) = @$_;
+	my @more = split / /, $for{$function};
+	$redis->command('ACL', 'SETUSER', 'few', @more);
+	# Until nothing moves the audit has no balance.
+	wait_sql($node, 'postgres', $sql, $result, "... $function has all that it needs");
+	$redis->command('ACL', 'SETUSER', 'few', map { s/\+/-/r } grep { !/\|/ } @more);
+}
 $hits->sql("SELECT postpipe_drop_pipeline('hits', destroy_group => true)");
 wait_for { $redis->command('EXISTS', 'postpipe:{stream:hits}:postpipe_hits') == 0 } '... and to give the group back';
 my @refused = map { my %entry = @$_; "$entry{reason} $entry{object}" } @{ $redis->command('ACL', 'LOG') };

@@ -75,6 +75,8 @@ $redis->command('ACL', 'SETUSER', 'few', 'on', '>sesame', '~*', '+@all', '-xack'
 set("postpipe.redis_url = '$url'");
 my $has_dry_run = $redis->cli('INFO', 'server') !~ /redis_version:6/;
 like(line('rights'), qr/^error\|the Redis user may not run XACK, HSET\|.*ACL SETUSER/, 'what the user may not') if $has_dry_run;
+$redis->command('ACL', 'SETUSER', 'few', '+xack', '+hset', '-client', '-memory', '-xadd');
+like(line('rights'), qr/^warning\|the Redis user may not run CLIENT, MEMORY, without/, '... and what a worker can do without') if $has_dry_run;
 $redis->command('ACL', 'SETUSER', 'few', '-acl');
 like(line('rights'), qr/^warning\|Redis does not tell what the user may do/, '... or may not ask');
 $url =~ s/sesame/secret/;
