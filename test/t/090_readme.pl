@@ -48,7 +48,11 @@ for my $line (split /\n/, $node->safe_psql('postgres', q(SELECT name, boot_val, 
 my (undef, undef, $refused) = $node->psql('postgres', q(CREATE EXTENSION postpipe; SELECT postpipe_create_pipeline('x', 'x', options => '{"unknown": 1}', statement => 'SELECT')));
 my ($options) = $refused =~ /HINT:  Options are (.*)\./;
 like($configuration, qr/^\| `$_` \| .* \|.*\|$/m, "docs/configuration.md has the option $_") for split /, | and /, $options;
-is(scalar(() = $configuration =~ /^\| `[a-z_]+` \|/mg), scalar(split /, | and /, $options), '... and no other one');
+my ($arguments, $table) = $configuration =~ /^(## Arguments of a pipeline\n.*)(^## Options of a pipeline\n.*)/ms;
+is(scalar(() = $table =~ /^\| `[a-z_]+` \|/mg), scalar(split /, | and /, $options), '... and no other one');
+my @documented = map { /`([a-z_]+)`/g } $arguments =~ /^\| (`[^|]*) \|/mg;
+is("@documented", $node->safe_psql('postgres', q(SELECT array_to_string(array(SELECT n FROM unnest(proargnames) WITH ORDINALITY a (n, o) ORDER BY o), ' ') FROM pg_proc WHERE proname = 'postpipe_create_pipeline')),
+	'docs/configuration.md has all arguments of postpipe_create_pipeline, in their order');
 $node->safe_psql('postgres', 'DROP EXTENSION postpipe');
 
 is($manual->run($readme), 9, 'all blocks were found');
