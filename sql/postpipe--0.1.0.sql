@@ -1,12 +1,12 @@
 -- postpipe 0.1.0
 --
--- Rules: one word per thing; names are text; durations in views are double precision seconds, timeouts in arguments are
--- interval; a new option is a key in `options`, never a new argument; view columns are only ever appended; unknown is NULL.
+-- Rules: one word per thing; names are text; durations in views are double precision seconds (but in postpipe_status, which is for
+-- people), timeouts in arguments are interval; a new option is a key in `options`, never a new argument; view columns are only ever appended; unknown is NULL.
 \echo Use "CREATE EXTENSION postpipe" to load this file. \quit
 
 ---------------------------------------------------------------------------------------------------------------------------
 -- Type: a stream entry's ID, as pg_lsn is for WAL. As text, '...-99' sorts above '...-271': max(id), ORDER BY id, id > ... are wrong.
--- Input: 'ms-seq' or 'ms' (= ms-0); output 'ms-seq'. Assigns to text columns by itself. 
+-- Input: 'ms-seq' or 'ms' (= ms-0); output 'ms-seq'. Assigns to text columns by itself.
 CREATE TYPE @extschema@.postpipe_id;
 CREATE FUNCTION @extschema@.postpipe_id_in(cstring) RETURNS @extschema@.postpipe_id AS 'MODULE_PATHNAME', 'postpipe_id_in' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 CREATE FUNCTION @extschema@.postpipe_id_out(@extschema@.postpipe_id) RETURNS cstring AS 'MODULE_PATHNAME', 'postpipe_id_out' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
@@ -159,7 +159,7 @@ CREATE TABLE @extschema@.postpipe_lost_range (
     noticed_at      timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
--- Internal: calls of postpipe_ingest, and sums of them (src/sqlfuncs_ingest.c).
+-- Internal: calls of postpipe_ingest and entries of postpipe_backfill, and sums of them (src/sqlfuncs_ingest.c).
 CREATE TABLE @extschema@.postpipe_ingested (
     pipeline        text NOT NULL,
     id              @extschema@.postpipe_id,               -- that was given, once in a pipeline
@@ -197,8 +197,7 @@ CREATE FUNCTION @extschema@.postpipe_create_pipeline(
     redis           text        DEFAULT NULL,
     owner           text        DEFAULT NULL,              -- current_user; needs SET ROLE rights on it
     enabled         boolean     DEFAULT true,              -- false: created paused, for postpipe_test first (as CREATE SUBSCRIPTION ... enabled = false)
-    options         jsonb       DEFAULT '{}',              -- batch_size, max_retries, retry_delay, claim_idle, statement_timeout, lock_timeout,
-                                                           -- synchronous_commit, error_threshold, dead_letter_retention, dead_letter_stream, claim_foreign, notify ...
+    options         jsonb       DEFAULT '{}',              -- docs/configuration.md has them
     if_not_exists   boolean     DEFAULT false
 ) RETURNS text                                             -- the statement that will run
 AS 'MODULE_PATHNAME', 'postpipe_create_pipeline' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
@@ -215,15 +214,15 @@ CREATE FUNCTION @extschema@.postpipe_alter_pipeline(
     redis           text        DEFAULT NULL,
     owner           text        DEFAULT NULL,
     options         jsonb       DEFAULT NULL,              -- merged; a key with null goes back to the setting
-    reset           text[]      DEFAULT NULL,              -- arguments that go back to their default: NULL cannot say it
-    new_name        text        DEFAULT NULL
+    reset           text[]      DEFAULT NULL,              -- arguments that go back to their default, which NULL cannot say
+    new_name        text        DEFAULT NULL               -- refused, with what to do instead
 ) RETURNS text AS 'MODULE_PATHNAME', 'postpipe_alter_pipeline' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 CREATE FUNCTION @extschema@.postpipe_drop_pipeline(pipeline text, if_exists boolean DEFAULT false, destroy_group boolean DEFAULT false, discard_dead boolean DEFAULT false)
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_drop_pipeline' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_pause(pipeline text, reason text DEFAULT NULL)               -- takes effect at commit
     RETURNS void AS 'MODULE_PATHNAME', 'postpipe_pause' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
-CREATE FUNCTION @extschema@.postpipe_resume(pipeline text, take_over boolean DEFAULT false)       -- take_over: arms a clone, a restored or pg_upgraded server
+CREATE FUNCTION @extschema@.postpipe_resume(pipeline text, take_over boolean DEFAULT false)       -- take_over: this database is the owner from now on, as after a restore or pg_upgrade
     RETURNS void AS 'MODULE_PATHNAME', 'postpipe_resume' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_wait_state(pipeline text, state text, timeout interval DEFAULT '30s')   -- 'paused' = no transaction of it is open any more
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_wait_state' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -232,7 +231,7 @@ CREATE FUNCTION @extschema@.postpipe_test(pipeline text, entries integer DEFAULT
         OUT id @extschema@.postpipe_id, OUT ok boolean, OUT sqlstate text, OUT message text, OUT detail text, OUT result jsonb)   -- statement: try another one
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_test' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_peek(pipeline text, from_id text DEFAULT '-', to_id text DEFAULT '+', max_entries integer DEFAULT 10,
-        OUT id @extschema@.postpipe_id, OUT added_at timestamptz, OUT event jsonb, OUT envelope jsonb, OUT status text)            -- applied | filtered | dead | retrying | pending | unread
+        OUT id @extschema@.postpipe_id, OUT added_at timestamptz, OUT event jsonb, OUT envelope jsonb, OUT status text)            -- applied | filtered | dead | retrying | pending | unread | NULL: acknowledged by others
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_peek' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 CREATE FUNCTION @extschema@.postpipe_wait(pipeline text, id @extschema@.postpipe_id, timeout interval DEFAULT '10s')
     RETURNS boolean AS 'MODULE_PATHNAME', 'postpipe_wait' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -242,7 +241,7 @@ CREATE FUNCTION @extschema@.postpipe_backfill(pipeline text, from_id text DEFAUL
         OUT entries bigint, OUT applied bigint, OUT deduplicated bigint, OUT failed bigint)                            -- XRANGE; the group is not touched
     RETURNS record AS 'MODULE_PATHNAME', 'postpipe_backfill' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
--- Dead letters: one filter, two verbs. since and until are about the first failure; the earliest entries come first.
+-- Dead letters: one filter, two verbs. since (included) and until (not) are about the first failure; the earliest entries come first.
 CREATE FUNCTION @extschema@.postpipe_replay(pipeline text, ids @extschema@.postpipe_id[] DEFAULT NULL, sqlstate text DEFAULT NULL, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_entries integer DEFAULT NULL,
         OUT matched bigint, OUT applied bigint, OUT failed bigint)
     RETURNS record AS 'MODULE_PATHNAME', 'postpipe_replay' LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
@@ -297,7 +296,7 @@ CREATE FUNCTION @extschema@.postpipe_stats_0_1(
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_stats_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
 CREATE VIEW @extschema@.postpipe_stats AS SELECT * FROM @extschema@.postpipe_stats_0_1();
 
-CREATE FUNCTION @extschema@.postpipe_latency_0_1(                                          -- one row per pipeline and operation (upsert | ack | batch | end_to_end), over the last five minutes, not since the reset
+CREATE FUNCTION @extschema@.postpipe_latency_0_1(                                          -- one row per pipeline and operation (upsert | ack | batch | end_to_end), over the last five to six minutes
     OUT pipeline text, OUT operation text, OUT count bigint, OUT p50_seconds double precision, OUT p95_seconds double precision, OUT p99_seconds double precision, OUT max_seconds double precision)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'postpipe_latency_0_1' LANGUAGE C VOLATILE PARALLEL SAFE;
 CREATE VIEW @extschema@.postpipe_latency AS SELECT * FROM @extschema@.postpipe_latency_0_1();
@@ -342,8 +341,8 @@ CREATE VIEW @extschema@.postpipe_dlq WITH (security_barrier) AS
     FROM @extschema@.postpipe_dead_letter d
     WHERE pg_catalog.pg_has_role(@extschema@.postpipe_pipeline_owner(d.pipeline), 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_data', 'USAGE');
 
--- added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance. From tables, so that it outlives a crash; one row per pipeline and epoch.
--- deduplicated counts deliveries, not entries: it is shown, and it is not in the sum (a redelivered entry is in `applied` already).
+-- added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance; one row per pipeline and epoch. added, pending and
+-- lag are Redis's, the others are from tables and outlive a crash. deduplicated counts deliveries since the last reset, so it is not in the sum.
 CREATE FUNCTION @extschema@.postpipe_audit_0_1(
     OUT pipeline text, OUT epoch integer, OUT since_id @extschema@.postpipe_id, OUT sealed_id @extschema@.postpipe_id, OUT last_id @extschema@.postpipe_id,
     OUT added bigint, OUT applied bigint, OUT filtered bigint, OUT retrying bigint, OUT dead bigint, OUT discarded bigint, OUT lost bigint, OUT pending bigint, OUT lag bigint,
@@ -414,29 +413,29 @@ COMMENT ON TABLE @extschema@.postpipe_dead_letter IS 'entries that could not be 
 COMMENT ON TABLE @extschema@.postpipe_ledger IS 'internal: which entries are settled';
 COMMENT ON TABLE @extschema@.postpipe_epoch IS 'internal: epochs of each pipeline';
 COMMENT ON TABLE @extschema@.postpipe_progress IS 'internal: ownership and seal of each pipeline';
-COMMENT ON TABLE @extschema@.postpipe_lost_range IS 'entries that vanished from their stream before they could be applied';
-COMMENT ON TABLE @extschema@.postpipe_ingested IS 'internal: what came in by postpipe_ingest';
+COMMENT ON TABLE @extschema@.postpipe_lost_range IS 'internal: under the view postpipe_lost';
+COMMENT ON TABLE @extschema@.postpipe_ingested IS 'internal: what came in by postpipe_ingest and postpipe_backfill';
 COMMENT ON FUNCTION @extschema@.postpipe_definition_changed() IS 'internal: wakes the supervisor at commit';
 COMMENT ON FUNCTION @extschema@.postpipe_create_pipeline IS 'makes a pipeline from a stream to a target table or a statement; returns the statement that will run';
 COMMENT ON FUNCTION @extschema@.postpipe_alter_pipeline IS 'changes the definition of a pipeline while it runs; returns the statement that will run';
 COMMENT ON FUNCTION @extschema@.postpipe_drop_pipeline IS 'drops a pipeline; refuses while it has dead letters, unless discard_dead';
 COMMENT ON FUNCTION @extschema@.postpipe_pause IS 'stops reading of a pipeline at commit; nothing is lost';
-COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over arms one that comes from another server';
+COMMENT ON FUNCTION @extschema@.postpipe_resume IS 'starts a paused pipeline again; take_over makes this database the owner of its group';
 COMMENT ON FUNCTION @extschema@.postpipe_wait_state IS 'waits until a pipeline is in a state (running: or idle); false when time is up';
 COMMENT ON FUNCTION @extschema@.postpipe_test IS 'runs the statement, or another one, over entries of the stream and rolls it back: a verdict for each entry';
 COMMENT ON FUNCTION @extschema@.postpipe_peek IS 'entries of the stream as the pipeline sees them, and what became of each';
-COMMENT ON FUNCTION @extschema@.postpipe_wait IS 'waits until an entry is applied; false when time is up';
-COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'sets the group of a paused pipeline back: entries after to_id are applied again; returns how many will be read';
+COMMENT ON FUNCTION @extschema@.postpipe_wait IS 'waits until an entry is applied or filtered; false when time is up, or when it is dead or lost';
+COMMENT ON FUNCTION @extschema@.postpipe_rewind IS 'moves the group of a paused pipeline: entries after to_id are applied, also those that were already; returns how many will be read';
 COMMENT ON FUNCTION @extschema@.postpipe_backfill IS 'a range of the stream through the statement, into the target or another table; the group is not touched';
 COMMENT ON FUNCTION @extschema@.postpipe_replay IS 'runs the statement over dead letters, as the pipeline does, and removes those that pass';
-COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters; they stay counted in postpipe_audit';
+COMMENT ON FUNCTION @extschema@.postpipe_discard IS 'removes dead letters, which stay counted in postpipe_audit; returns how many';
 COMMENT ON FUNCTION @extschema@.postpipe_skip IS 'makes a dead letter of an entry that is unread, pending or tried again, without running it; false when it is settled or not there';
 COMMENT ON FUNCTION @extschema@.postpipe_consumers IS 'consumers of a pipeline''s group in Redis, and the worker that each belongs to';
 COMMENT ON FUNCTION @extschema@.postpipe_pending IS 'entries that are delivered and not acknowledged, and whether they are on record as settled';
-COMMENT ON FUNCTION @extschema@.postpipe_create_group IS 'makes the consumer group of a pipeline; false when it is there';
+COMMENT ON FUNCTION @extschema@.postpipe_create_group IS 'makes the consumer group of a pipeline; false when it was there';
 COMMENT ON FUNCTION @extschema@.postpipe_claim IS 'hands what is pending for other consumers, idle for min_idle, over to worker 1; returns how many entries it has to apply';
-COMMENT ON FUNCTION @extschema@.postpipe_reap_consumers IS 'deletes foreign consumers that have nothing pending and were idle for min_idle; a dry run shows which';
-COMMENT ON FUNCTION @extschema@.postpipe_publish IS 'adds an event to the stream of a pipeline, at once and not at commit; returns its ID';
+COMMENT ON FUNCTION @extschema@.postpipe_reap_consumers IS 'deletes foreign and dead consumers that have nothing pending and were idle for min_idle; a dry run shows which';
+COMMENT ON FUNCTION @extschema@.postpipe_publish IS 'adds an event to the stream of a pipeline, at once and not at commit; returns the ID of the entry';
 COMMENT ON FUNCTION @extschema@.postpipe_ingest IS 'applies events as the pipeline does, without Redis and in this transaction; returns how many';
 COMMENT ON FUNCTION @extschema@.postpipe_check IS 'what is wrong with servers and pipelines, one line for each thing that was looked at, with what to run';
 COMMENT ON FUNCTION @extschema@.postpipe_selftest IS 'an event from XADD to its row and its acknowledgement, step by step, in a stream and a table of its own';
@@ -452,9 +451,9 @@ COMMENT ON VIEW @extschema@.postpipe_workers IS 'processes of postpipe, of all d
 COMMENT ON VIEW @extschema@.postpipe_pipelines IS 'definitions of pipelines, with the statement that runs';
 COMMENT ON VIEW @extschema@.postpipe_dlq IS 'dead letters';
 COMMENT ON VIEW @extschema@.postpipe_audit IS 'added = applied + filtered + retrying + dead + discarded + lost + pending + lag + balance';
-COMMENT ON VIEW @extschema@.postpipe_lost IS 'entries that vanished from their stream before they could be applied';
+COMMENT ON VIEW @extschema@.postpipe_lost IS 'entries that were gone from their stream, or passed over by a rewind, before they were applied';
 COMMENT ON VIEW @extschema@.postpipe_events IS 'the last changes of state and errors';
-COMMENT ON VIEW @extschema@.postpipe_latency IS 'how long steps took in the last five minutes';
+COMMENT ON VIEW @extschema@.postpipe_latency IS 'how long steps took in the last five to six minutes';
 COMMENT ON VIEW @extschema@.postpipe_metrics IS 'one row per sample, names and labels as Prometheus has them';
 COMMENT ON VIEW @extschema@.postpipe_histograms IS 'the histograms of postpipe_metrics as arrays';
 
