@@ -149,3 +149,11 @@ pp_consumer_kind(List *pipelines, const PpPipeline *reader, PpString consumer)
 		return PP_CONSUMER_DEAD;
 	return name.dboid == MyDatabaseId ? kind_here(pipelines, reader, &name) : kind_elsewhere(&name);
 }
+
+/* Has this consumer, of this kind, no worker of ours that settles what is pending for it? */
+bool
+pp_consumer_has_no_worker(PpConsumerKind kind, PpString consumer)
+{
+	return kind == PP_CONSUMER_FOREIGN ||
+		   (kind == PP_CONSUMER_DEAD && pp_consumer_pid(consumer) == 0);
+}

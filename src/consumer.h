@@ -21,5 +21,6 @@ extern bool pp_consumer_is_ours(PpString name);
 extern int pp_consumer_worker(PpString name, const char *pipeline);
 extern int pp_consumer_pid(PpString name);
 extern PpConsumerKind pp_consumer_kind(List *pipelines, const PpPipeline *reader, PpString name);
+extern bool pp_consumer_has_no_worker(PpConsumerKind kind, PpString name);
 
 #endif /* PP_CONSUMER_H */

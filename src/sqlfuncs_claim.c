@@ -242,8 +242,7 @@ is_wanted(const Claim *c, List *pipelines, const char *only, PpString consumer)
 		check_consumer(c, only, consumer, kind);
 		return true;
 	}
-	return kind == PP_CONSUMER_FOREIGN ||
-		   (kind == PP_CONSUMER_DEAD && pp_consumer_pid(consumer) == 0);
+	return pp_consumer_has_no_worker(kind, consumer);
 }
 
 /* Worker 1 may be waiting for new entries, in Redis: an empty reply ends that. */

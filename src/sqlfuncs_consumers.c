@@ -261,14 +261,14 @@ choose(const PpExtension *ext, const PpPipeline *p, const char *only, PpConsumer
 	for (int i = 0; i < n; i++)
 	{
 		PpConsumerKind kind = pp_consumer_kind(pipelines, p, consumers[i].name);
-		bool idle = pp_consumer_pid(consumers[i].name) == 0;
-		bool may = kind == PP_CONSUMER_FOREIGN || (kind == PP_CONSUMER_DEAD && idle);
+		bool may = pp_consumer_has_no_worker(kind, consumers[i].name);
 
 		if (only != NULL ? !pp_function_names(consumers[i].name, only) : !may)
 			continue;
 		/* One of a database that does not tell: only if it is asked for by its name. */
 		*foreign |= kind == PP_CONSUMER_FOREIGN;
-		may_go[chosen] = may || (kind == PP_CONSUMER_UNKNOWN && idle);
+		may_go[chosen] =
+			may || (kind == PP_CONSUMER_UNKNOWN && pp_consumer_pid(consumers[i].name) == 0);
 		consumers[chosen++] = consumers[i];
 	}
 	return chosen;

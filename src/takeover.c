@@ -234,9 +234,8 @@ reap(PpWorker *w, const Candidates *c, PpRedisError *error)
 
 	w->takeover.reap_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REAP_EVERY_MS);
 	for (int i = 0; i < c->n && n < PP_REAP_PAGE; i++)
-		if (c->list[i].consumer.pending == 0 && (c->list[i].kind == PP_CONSUMER_FOREIGN ||
-												 (c->list[i].kind == PP_CONSUMER_DEAD &&
-												  pp_consumer_pid(c->list[i].consumer.name) == 0)))
+		if (c->list[i].consumer.pending == 0 &&
+			pp_consumer_has_no_worker(c->list[i].kind, c->list[i].consumer.name))
 			names[n++] = c->list[i].consumer.name;
 	if (n == 0)
 		return true;
@@ -250,7 +249,9 @@ reap(PpWorker *w, const Candidates *c, PpRedisError *error)
 		done += reaped[i].reaped;
 		own += reaped[i].reaped && pp_consumer_worker(names[i], w->def->name) > 0;
 	}
+	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
 	w->pipe->max_consumers -= own;
+	LWLockRelease(&w->pipe->lock);
 	if (done > 0)
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: deleted %d consumers that "
 							 "nobody uses",
