@@ -74,6 +74,7 @@ typedef struct PpRange
 
 /* sqlfuncs_range.c */
 extern PpRange pp_function_range(const PpPipeline *p, const char *from, const char *to);
+extern PpEntry *pp_function_read_entry(PpRedis *conn, const PpPipeline *p, PpId id);
 extern bool pp_function_next_page(PpRedis *conn, PpRange *range, int max, PpBatch *batch);
 extern int pp_id_compare_pointers(const void *a, const void *b);
 extern PpId *pp_function_page_ids(const PpBatch *batch);

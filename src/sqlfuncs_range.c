@@ -83,6 +83,21 @@ pp_function_next_page(PpRedis *conn, PpRange *range, int max, PpBatch *batch)
 	return true;
 }
 
+/* The entry with this ID as it is in the stream, in the current memory context; NULL: there is none. */
+PpEntry *
+pp_function_read_entry(PpRedis *conn, const PpPipeline *p, PpId id)
+{
+	PpBatch found = {.cxt = CurrentMemoryContext};
+	PpRedisError error;
+	PpReply *reply;
+
+	pp_stream_send_range(conn, p->stream, pp_id_previous(id), id, 1);
+	reply = pp_function_reply(conn);
+	if (!pp_stream_parse_range(reply, &found, &error))
+		pp_function_fail(reply);
+	return found.n == 1 ? &found.entries[0] : NULL;
+}
+
 /* What Redis says of the pipeline's group, and nothing of the stream. */
 PpStreamFacts
 pp_function_group(PpRedis *conn, const PpPipeline *p)

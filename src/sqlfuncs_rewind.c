@@ -277,20 +277,15 @@ is_in_stream(PpLedger *ledger, const PpPipeline *p, PpRedis *conn, const PpLette
 {
 	PpStoreScope store;
 	PpEntry letter;
-	PpBatch found = {.cxt = CurrentMemoryContext};
-	PpRedisError error;
-	PpReply *reply;
+	PpEntry *entry;
 	bool loaded;
 
 	pp_store_begin(&store, ledger->ext);
-	loaded = pp_dead_letter_load(ledger, found.cxt, key, &letter);
+	loaded = pp_dead_letter_load(ledger, CurrentMemoryContext, key, &letter);
 	pp_store_end(&store);
-	pp_redis_reply_target(conn, found.cxt, MAX_REPLY);
-	pp_stream_send_range(conn, p->stream, pp_id_previous(key->id), key->id, 1);
-	reply = pp_function_reply(conn);
-	if (!pp_stream_parse_range(reply, &found, &error))
-		pp_function_fail(reply);
-	return loaded && found.n == 1 && pp_event_hash(found.entries) == pp_event_hash(&letter);
+	pp_redis_reply_target(conn, CurrentMemoryContext, MAX_REPLY);
+	entry = pp_function_read_entry(conn, p, key->id);
+	return loaded && entry != NULL && pp_event_hash(entry) == pp_event_hash(&letter);
 }
 
 /* The letters of entries after `since`. */

@@ -38,19 +38,14 @@ has_letter(const PpExtension *ext, const PpPipeline *p, const PpId *id, const ch
 static PpEntry *
 read_entry(const PpExtension *ext, const PpPipeline *p, PpId id)
 {
-	PpBatch found = {.cxt = CurrentMemoryContext};
-	PpRedisError error;
+	PpEntry *entry;
 	PpRedis *conn;
-	PpReply *reply;
 
 	pp_require_group(ext, p);
 	conn = pp_function_connect(p);
-	pp_stream_send_range(conn, p->stream, pp_id_previous(id), id, 1);
-	reply = pp_function_reply(conn);
-	if (!pp_stream_parse_range(reply, &found, &error))
-		pp_function_fail(reply);
+	entry = pp_function_read_entry(conn, p, id);
 	pp_redis_close(conn);
-	return found.n == 1 ? &found.entries[0] : NULL;
+	return entry;
 }
 
 static PpEntryError *
