@@ -61,6 +61,10 @@ look_at_target(PpCheck *c)
 						 psprintf("not checked: that is for members of role \"%s\"",
 								  GetUserNameFromId(c->p->owner, true)),
 						 NULL);
+	else if (pp_function_has_deferred())
+		pp_check_warning(
+			c, "not checked: this transaction has deferred constraints or triggers to check",
+			"Commit first, or run SET CONSTRAINTS ALL IMMEDIATE.");
 	else if (pp_posts_owns(c->p) && c->p->target != NULL && !target_exists(c->p))
 		pp_check_warning(c, psprintf("table %s does not exist yet", c->p->target),
 						 "The pipeline makes it when it starts.");

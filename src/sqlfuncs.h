@@ -43,7 +43,8 @@ extern PpPipeline *pp_function_lock_pipeline(FunctionCallInfo fcinfo, PpExtensio
 											 LOCKMODE mode);
 extern void pp_function_lock_same(FunctionCallInfo fcinfo, PpExtension *ext, const PpPipeline *p,
 								  LOCKMODE mode);
-extern void pp_function_refuse_deferred(const PpExtension *ext, const char *function);
+extern bool pp_function_has_deferred(void);
+extern void pp_function_refuse_deferred(const char *function);
 extern PpApply *pp_function_apply_begin(MemoryContext cxt, const PpExtension *ext, PpPipeline *p);
 extern void pp_function_apply_end(PpApply *a);
 extern void pp_function_run(PpApply *a, PpBatch *batch);

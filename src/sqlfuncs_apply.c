@@ -7,8 +7,11 @@
  */
 #include "sqlfuncs.h"
 
+#include "access/genam.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -63,27 +66,41 @@ pp_function_lock_same(FunctionCallInfo fcinfo, PpExtension *ext, const PpPipelin
 }
 
 /*
- * The statement is run with all constraints immediate (statement_run.c), so what the caller's transaction
- * has deferred would come up now: fail for what it is still to do, and fire triggers as another role.
- * Only what is deferrable can wait.
+ * pp_function_has_deferred
+ *		Has the caller's transaction deferred something?  The statement is run with all constraints immediate
+ *		(statement_run.c), so that would come up now: fail for what is still to be done, and fire triggers as
+ *		another role.  Only what is deferrable can wait.  The catalog as it is now, not as the transaction's
+ *		snapshot has it: a trigger that is newer fires as well.
  */
-void
-pp_function_refuse_deferred(const PpExtension *ext, const char *function)
+bool
+pp_function_has_deferred(void)
 {
-	PpStoreScope store;
-	bool isnull;
+	Relation rel = table_open(TriggerRelationId, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple tuple;
+	bool found = false;
 
-	pp_store_begin(&store, ext);
-	SPI_execute("SELECT DISTINCT tgrelid FROM pg_trigger WHERE tgdeferrable", true, 0);
-	for (uint64 i = 0; i < SPI_processed; i++)
-		if (AfterTriggerPendingOnRel(DatumGetObjectId(
-				SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull))))
-			ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-							errmsg("%s cannot run while this transaction has deferred "
-								   "constraints or triggers to check",
-								   function),
-							errhint("Commit first, or run SET CONSTRAINTS ALL IMMEDIATE.")));
-	pp_store_end(&store);
+	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
+
+		found = trigger->tgdeferrable && AfterTriggerPendingOnRel(trigger->tgrelid);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/* Throws when it has.  For every function that runs the statement. */
+void
+pp_function_refuse_deferred(const char *function)
+{
+	if (pp_function_has_deferred())
+		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+						errmsg("%s cannot run while this transaction has deferred constraints or "
+							   "triggers to check",
+							   function),
+						errhint("Commit first, or run SET CONSTRAINTS ALL IMMEDIATE.")));
 }
 
 /* What applies entries, in `cxt`; pp_function_apply_end() has to follow, also after an error. */

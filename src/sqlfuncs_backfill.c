@@ -270,7 +270,7 @@ postpipe_backfill(PG_FUNCTION_ARGS)
 	pp_require_read_committed("postpipe_backfill()");
 	b.p = pp_function_lock_pipeline(fcinfo, &b.ext, AccessShareLock);
 	range = pp_function_range(b.p, from, to);
-	pp_function_refuse_deferred(&b.ext, "postpipe_backfill()");
+	pp_function_refuse_deferred("postpipe_backfill()");
 	b.conn = pp_function_connect(b.p);
 	b.group = pp_function_group(b.conn, b.p);
 	b.others = has_others(&b);

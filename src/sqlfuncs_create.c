@@ -182,6 +182,7 @@ postpipe_create_pipeline(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_create_pipeline()");
+	pp_function_refuse_deferred("postpipe_create_pipeline()");
 	pp_require_extension(&ext);
 	p->name = pp_required_text_arg(fcinfo, 0, "pipeline");
 	p->stream = pp_required_text_arg(fcinfo, 1, "stream");
@@ -323,6 +324,7 @@ postpipe_alter_pipeline(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_alter_pipeline()");
+	pp_function_refuse_deferred("postpipe_alter_pipeline()");
 	pp_require_extension(&ext);
 	(void) pp_require_pipeline(&ext, name);
 	pp_pipeline_lock(&ext, name, AccessExclusiveLock);

@@ -168,7 +168,7 @@ postpipe_replay(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("postpipe_replay()");
 	p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	read_filter(fcinfo, &ext, &filter);
-	pp_function_refuse_deferred(&ext, "postpipe_replay()");
+	pp_function_refuse_deferred("postpipe_replay()");
 	pp_function_hash_letters(&ext, p);
 	keys = lock_letters(&ext, &filter, &n);
 	if (n > 0)

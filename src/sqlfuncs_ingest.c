@@ -182,7 +182,7 @@ postpipe_ingest(PG_FUNCTION_ARGS)
 	p = pp_function_lock_pipeline(fcinfo, &ext, AccessShareLock);
 	if (PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("event must not be NULL")));
-	pp_function_refuse_deferred(&ext, "postpipe_ingest()");
+	pp_function_refuse_deferred("postpipe_ingest()");
 	batch.cxt =
 		AllocSetContextCreate(CurrentMemoryContext, "postpipe ingest", ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(batch.cxt);

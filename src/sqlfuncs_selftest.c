@@ -272,6 +272,7 @@ postpipe_selftest(PG_FUNCTION_ARGS)
 
 	pp_require_preload();
 	PreventCommandIfReadOnly("postpipe_selftest()");
+	pp_function_refuse_deferred("postpipe_selftest()");
 	InitMaterializedSRF(fcinfo, 0);
 	pp_require_extension(&s.ext);
 	if (ms <= 0)

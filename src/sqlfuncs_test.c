@@ -186,7 +186,7 @@ postpipe_test(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("entries must be between 1 and %d", MAX_ENTRIES)));
 	pp_require_extension(&ext);
-	pp_function_refuse_deferred(&ext, "postpipe_test()");
+	pp_function_refuse_deferred("postpipe_test()");
 	p = lock_with_statement(fcinfo, &ext, pp_text_arg(fcinfo, 3));
 	conn = pp_function_connect(p);
 	range = from ? pp_function_range(p, from, "+") : next_entries(conn, p, entries);

@@ -273,6 +273,54 @@ is(sql('SELECT DISTINCT who FROM low_log'), 'low', 'nothing of a low role was ca
 not_superuser('after all that');
 sql('DROP OWNED BY low CASCADE; DROP TABLE pieces, base, better');
 
+# --- Functions that run a statement in the session of somebody who may less than the statement's role: what he has there is not run as that role.
+sql(<<'SQL');
+GRANT CREATE ON SCHEMA public TO low;
+GRANT EXECUTE ON FUNCTION postpipe_ingest, postpipe_check, postpipe_create_pipeline, postpipe_alter_pipeline TO app;
+GRANT EXECUTE ON FUNCTION postpipe_selftest TO low;
+SQL
+as('app', <<'SQL');
+CREATE TABLE visits (id int); CREATE TABLE visit_log (id int); CREATE TABLE visitors (id int PRIMARY KEY);
+CREATE FUNCTION log_visit() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO visit_log VALUES (NEW.id); RETURN NEW; END';
+CREATE TRIGGER log_visit BEFORE INSERT ON visitors FOR EACH ROW EXECUTE FUNCTION log_visit();
+SELECT postpipe_create_pipeline('visits', 'stream:visits', statement => $$INSERT INTO visits SELECT (event ->> 'id')::int FROM postpipe_batch$$);
+SELECT postpipe_create_pipeline('visitors', 'stream:visits', target => 'visitors');
+CREATE FUNCTION take(pipeline text, event jsonb) RETURNS bigint LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+	'SELECT public.postpipe_ingest(pipeline, event)';
+CREATE FUNCTION doctor(pipeline text) RETURNS SETOF text LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+	$$SELECT concat_ws(' ', status, detail) FROM public.postpipe_check(pipeline) WHERE check_name = 'target'$$;
+CREATE FUNCTION make(pipeline text) RETURNS text LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+	$$SELECT public.postpipe_create_pipeline(pipeline, 'stream:visits', target => 'public.visitors')$$;
+CREATE FUNCTION tune(pipeline text, size int) RETURNS text LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+	$$SELECT public.postpipe_alter_pipeline(pipeline, options => jsonb_build_object('batch_size', size))$$;
+SQL
+# A sequence, because what it has given is not taken back by a rollback.
+as('low', <<'SQL');
+CREATE SEQUENCE climbed; GRANT USAGE ON climbed TO PUBLIC;
+CREATE FUNCTION climb() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'low' THEN PERFORM nextval('public.climbed'); END IF; RETURN NEW; END $$;
+CREATE TABLE lure (id int);
+CREATE CONSTRAINT TRIGGER climb AFTER INSERT ON lure DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION climb();
+SQL
+my $deferred = 'BEGIN; INSERT INTO lure VALUES (1); ';
+my %refused = (ingest => q(take('visitors', '{"id": 2}')), create_pipeline => q(make('made')), alter_pipeline => q(tune('visitors', 7)), selftest => 'postpipe_selftest()');
+for my $name (sort keys %refused)
+{
+	refused('low', "$deferred SELECT $refused{$name}", qr/postpipe_$name\(\) cannot run while this transaction has deferred/, "with a deferred trigger of the caller: postpipe_$name is refused");
+	not_climbed('... and has not run it');
+}
+is(as('low', $deferred . q(SELECT doctor('visitors'))), 'warning not checked: this transaction has deferred constraints or triggers to check', '... and the doctor does not try the statement');
+not_climbed('... and has not run it');
+# Nor does one escape that was made since the snapshot of the transaction.
+my $caller = pp_session($node);
+$caller->(q(SET ROLE low; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1));
+as('low', 'CREATE TABLE lure_2 (id int); CREATE CONSTRAINT TRIGGER climb AFTER INSERT ON lure_2 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION climb()');
+$caller->(q(INSERT INTO lure_2 VALUES (1); SELECT take('visitors', '{"id": 3}')));
+$caller->(undef);
+not_climbed('... also with a snapshot from before the trigger was made');
+is(as('low', q(SELECT take('visitors', '{"id": 4}'); SELECT doctor('visitors'))), "1\nok the statement can be run as the owner", '... and without one they do');
+sql("SELECT postpipe_drop_pipeline('$_')") for qw(visits visitors);
+sql('DROP OWNED BY low CASCADE');
+
 # --- The pipeline's owner is dropped: that pipeline fails, with a statement as well as with a target, and nothing else does.
 sql(<<'SQL');
 CREATE ROLE leaver; CREATE ROLE helper IN ROLE low;
@@ -398,4 +446,13 @@ sub not_superuser
 	my $is = sql(q(SELECT rolsuper, (SELECT count(*) FROM pg_auth_members WHERE member = r.oid) FROM pg_roles r WHERE rolname = 'low'));
 	sql('ALTER ROLE low NOSUPERUSER; REVOKE pg_read_all_data FROM low') if $is ne 'f|0';
 	return is($is, 'f|0', "$when the low role is what it was");
+}
+
+sub not_climbed
+{
+	my ($what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $called = sql('SELECT is_called FROM climbed');
+	sql(q(SELECT setval('climbed', 1, false)));
+	return is($called, 'f', $what);
 }
