@@ -57,6 +57,18 @@ watch_catalogs(void)
 }
 
 /*
+ * The path of the pipeline.  In a backend the temporary objects are those of whoever has called a function, who may be
+ * another role than that of the statement: they are found last, and not first, as where the path does not name them.
+ */
+static char *
+make_search_path(const PpPipeline *p)
+{
+	if (pp_my_proc != NULL)
+		return pstrdup(p->search_path);
+	return psprintf("%s%spg_temp", p->search_path, p->search_path[0] == '\0' ? "" : ", ");
+}
+
+/*
  * pp_statement_create
  *		For one pipeline, living in `cxt`.  Needs a transaction.
  */
@@ -70,6 +82,7 @@ pp_statement_create(MemoryContext cxt, const PpExtension *ext, PpPipeline *pipel
 	s->run_cxt = AllocSetContextCreate(cxt, "postpipe statement run", PP_BATCH_CONTEXT_SIZES);
 	s->ext = ext;
 	s->pipeline = pipeline;
+	s->search_path = make_search_path(pipeline);
 	s->desc = pp_batch_descriptor(ext);
 	/* In a background worker nobody else arms it; in a backend the session has its own. */
 	if (pp_my_proc != NULL && !get_timeout_active(STATEMENT_TIMEOUT))
@@ -182,7 +195,7 @@ make_for_target(PpStatement *s, MemoryContext cxt)
 				 : errhint("Create it; the pipeline goes on by itself then.")));
 	pp_target_check(s->pipeline, rel);
 	/* Functions of the table's owner may be called, such as those in the check of a domain. */
-	pp_statement_enter(&scope, rel->rd_rel->relowner, s->pipeline->search_path);
+	pp_statement_enter(&scope, rel->rd_rel->relowner, s->search_path);
 	made = pp_generate(s->ext, s->pipeline, rel);
 	check_key_is_there(s, made);
 	s->bulk = pp_bulk_insert_allowed(rel);

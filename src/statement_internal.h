@@ -24,8 +24,9 @@ struct PpStatement
 	uint64 catalog_changes; /* that it knows of */
 	bool bulk;              /* the plain form may be run by bulk_insert.c */
 	Oid role;
-	Oid target;     /* OID of the target table; InvalidOid with a user's statement */
-	TupleDesc desc; /* of postpipe_batch */
+	char *search_path; /* of what is run */
+	Oid target;        /* OID of the target table; InvalidOid with a user's statement */
+	TupleDesc desc;    /* of postpipe_batch */
 	SPIPlanPtr plans[PP_PLANS];
 	int own_timeout_ms;     /* 0: none; -1: the setting counts, as it is when a run begins */
 	int timeout_ms;         /* of the run that is under way, or was last; 0: none */

@@ -252,8 +252,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 	batch =
 		pp_batch_register(s->desc, s->pipeline->stream, entries, n, n <= SMALL_BATCH ? FEW : MANY);
 
-	pp_statement_enter(&scope, s->role,
-					   s->pipeline->target ? PP_SAFE_PATH : s->pipeline->search_path);
+	pp_statement_enter(&scope, s->role, s->pipeline->target ? PP_SAFE_PATH : s->search_path);
 	set_constraints_immediate();
 	s->started_at = GetCurrentTimestamp();
 	s->timeout_ms = s->own_timeout_ms < 0 ? StatementTimeout : s->own_timeout_ms;
@@ -262,8 +261,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 
 	plan = get_plan(s, n, form);
 	s->over_entries = n > 0;
-	pp_run_plan(plan, s->pipeline->search_path, batch, form == PP_FORM_PLAIN && s->bulk,
-				&returned->pub);
+	pp_run_plan(plan, s->search_path, batch, form == PP_FORM_PLAIN && s->bulk, &returned->pub);
 	s->over_entries = false;
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);

@@ -301,6 +301,12 @@ CREATE FUNCTION climb() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF current_
 CREATE TABLE lure (id int);
 CREATE CONSTRAINT TRIGGER climb AFTER INSERT ON lure DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION climb();
 SQL
+my $planted = 'CREATE TEMP TABLE %1$s (id int); GRANT ALL ON %1$s TO PUBLIC; CREATE TRIGGER climb BEFORE INSERT ON %1$s FOR EACH ROW EXECUTE FUNCTION climb(); ';
+as('low', sprintf($planted, 'visits') . q(SELECT take('visits', '{"id": 1}')));
+is(sql('SELECT count(*) FROM visits'), 1, q(a statement does not write a temporary table of the caller));
+as('low', sprintf($planted, 'visit_log') . q(SELECT take('visitors', '{"id": 1}')));
+is(sql('SELECT count(*) FROM visit_log'), 1, q(... nor does a trigger of a target));
+not_climbed('... and no trigger of such a table ran');
 my $deferred = 'BEGIN; INSERT INTO lure VALUES (1); ';
 my %refused = (ingest => q(take('visitors', '{"id": 2}')), create_pipeline => q(make('made')), alter_pipeline => q(tune('visitors', 7)), selftest => 'postpipe_selftest()');
 for my $name (sort keys %refused)
