@@ -84,17 +84,52 @@ check_written(PpStatement *s, SPIPlanPtr plan, ResourceOwner owner)
 		pp_target_check_written(s->pipeline, s->role, lfirst_oid(lc));
 }
 
-/* Of a plan that is saved.  Nothing is looked at again unless something has changed since the statement was prepared. */
+/*
+ * Of a generated statement: is it the target that it names, which is locked?  A schema can be renamed all the same, and
+ * then another table has the name.
+ */
 static void
-lock_and_check(PpStatement *s, SPIPlanPtr plan)
+check_target(PpStatement *s, SPIPlanPtr plan, PpForm form)
 {
-	CachedPlan *cplan = SPI_plan_get_cached_plan(plan);
+	List *relids = ((CachedPlanSource *) linitial(SPI_plan_get_plan_sources(plan)))->relationOids;
 
-	if (cplan == NULL)
-		return;
-	ReleaseCachedPlan(cplan, CurrentResourceOwner);
-	if (!pp_statement_is_current(s))
-		check_written(s, plan, CurrentResourceOwner);
+	/* A rule may have left nothing to do, and the check of values names no table. */
+	if (form != PP_FORM_CHECK && relids != NIL && !list_member_oid(relids, s->target))
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						errmsg("another table has taken the place of target %s of pipeline \"%s\"",
+							   s->pipeline->target, s->pipeline->name)));
+}
+
+/* Of a plan that has its locks.  owner: as of check_written(). */
+static void
+check_plan(PpStatement *s, SPIPlanPtr plan, PpForm form, ResourceOwner owner)
+{
+	if (s->pipeline->target == NULL)
+		check_written(s, plan, owner);
+	else
+		check_target(s, plan, form);
+}
+
+/*
+ * Of a plan that is saved.  Nothing is looked at again unless something has changed since the statement was prepared.
+ * To look at it takes locks as well, and after a wait for one it may be planned anew: so until it stays as it is.
+ */
+static void
+lock_and_check(PpStatement *s, SPIPlanPtr plan, PpForm form)
+{
+	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+
+	do
+	{
+		CachedPlan *cplan = SPI_plan_get_cached_plan(plan);
+
+		CHECK_FOR_INTERRUPTS();
+		if (cplan == NULL)
+			return;
+		ReleaseCachedPlan(cplan, CurrentResourceOwner);
+		if (!pp_statement_is_current(s))
+			check_plan(s, plan, form, CurrentResourceOwner);
+	} while (!CachedPlanIsValid(source));
 }
 
 static SPIPlanPtr
@@ -105,8 +140,8 @@ get_plan(PpStatement *s, int n, PpForm form)
 
 	if (s->plans[which] != NULL)
 	{
-		if (s->pipeline->target == NULL)
-			lock_and_check(s, s->plans[which]);
+		if (s->pipeline->target == NULL || !pp_statement_is_current(s))
+			lock_and_check(s, s->plans[which], form);
 		return s->plans[which];
 	}
 	plan = SPI_prepare(s->made->forms[form], 0, NULL);
@@ -116,8 +151,7 @@ get_plan(PpStatement *s, int n, PpForm form)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR), errmsg("a pipeline needs exactly one statement"),
 				 errhint("Several changes fit into one statement with WITH.")));
-	if (s->pipeline->target == NULL)
-		check_written(s, plan, NULL);
+	check_plan(s, plan, form, NULL);
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not keep the plan of the statement");
 	s->plans[which] = plan;

@@ -131,6 +131,27 @@ not_superuser('after the table was put in the place of another');
 $low->(undef);
 sql(q(SELECT postpipe_drop_pipeline('prey')));
 
+# The target of a superuser in that schema: another table gets its name while a batch is applied, in which a key comes twice. That this has
+# happened the worker learns in between, when it opens another table: that of large values.
+sql('GRANT CREATE ON DATABASE postgres TO low; CREATE TABLE lair.quarry (id int PRIMARY KEY, v text); ALTER TABLE lair.quarry ALTER v SET STORAGE EXTERNAL');
+sql(q(SELECT postpipe_create_pipeline('quarry', 'stream:quarry', target => 'lair.quarry')));
+$redis->xadd('stream:quarry', id => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM lair.quarry', '1', q(a superuser's target in the schema of another role));
+my $holder = pp_session($node);
+$holder->('BEGIN; INSERT INTO lair.quarry VALUES (2)');
+$redis->command('EVAL', q(for i = 1, 2 do redis.call('XADD', KEYS[1], '*', 'id', 2, 'v', string.rep(i, 9999)) end), 1, 'stream:quarry');
+wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'), '1', '... the worker waits for a row');
+as('low', <<'SQL');
+ALTER SCHEMA lair RENAME TO lair_before; CREATE SCHEMA lair; CREATE TABLE lair.quarry (id int PRIMARY KEY, v text, who text DEFAULT current_user);
+CREATE TRIGGER climb BEFORE INSERT ON lair.quarry FOR EACH ROW EXECUTE FUNCTION climb();
+SQL
+$holder->('ROLLBACK');
+wait_sql($node, 'postgres', 'SELECT id, left(v, 1), who FROM lair.quarry', '2|2|low', '... and writes the table that has the name then as its owner');
+is(sql('SELECT id FROM lair_before.quarry'), '1', '... and all of the batch');
+not_superuser('after another table got the name of the target');
+$holder->(undef);
+sql(q(SELECT postpipe_drop_pipeline('quarry'); REVOKE CREATE ON DATABASE postgres FROM low));
+
 sql(<<'SQL');
 CREATE TABLE parts (id int, v text) PARTITION BY RANGE (id);
 CREATE TABLE part_of_low PARTITION OF parts FOR VALUES FROM (0) TO (100);
