@@ -34,7 +34,7 @@ pp_apply_begin(PpApply *a)
 	 * transaction, and the next one waits for it here and then finds the extension gone.
 	 */
 	LockDatabaseObject(ExtensionRelationId, a->ext->oid, 0, AccessShareLock);
-	if (get_extension_name(a->ext->oid) == NULL)
+	if (get_extension_name(a->ext->oid) == NULL || !pp_extension_has_schema(a->ext))
 		return false;
 	pp_pipeline_lock(a->ext, a->pipeline->name, AccessShareLock);
 	/* The snapshot after the locks: it has to see what we waited for. */

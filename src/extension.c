@@ -79,6 +79,15 @@ pp_extension_lock(PpExtension *ext)
 	return false;
 }
 
+/* Has its schema the name that it had when it was looked up?  Another one may have that now. */
+bool
+pp_extension_has_schema(const PpExtension *ext)
+{
+	const char *name = get_namespace_name(ext->schema);
+
+	return name != NULL && strcmp(quote_identifier(name), ext->schema_name) == 0;
+}
+
 /* The OID of one of our tables. */
 Oid
 pp_relation_oid(const PpExtension *ext, const char *name)

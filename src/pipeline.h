@@ -60,6 +60,7 @@ typedef struct PpPipeline
 /* extension.c */
 extern bool pp_extension_lookup(PpExtension *ext);
 extern bool pp_extension_lock(PpExtension *ext);
+extern bool pp_extension_has_schema(const PpExtension *ext);
 extern Oid pp_relation_oid(const PpExtension *ext, const char *name);
 extern Oid pp_id_type_oid(const PpExtension *ext);
 

@@ -6,12 +6,14 @@
  *	  five seconds for others to leave it.
  *	- CREATE and ALTER DATABASE wake the launcher, which looks for its databases by name.
  *	- A change of a definition or of a foreign server, CREATE and DROP EXTENSION wake the supervisor.
+ *	- The schema of the extension is renamed by superusers only.
  * All wakes are at the end of the transaction: before, there is nothing to see.
  */
 #include "utility_hook.h"
 
 #include "access/xact.h"
 #include "access/htup_details.h"
+#include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
@@ -28,6 +30,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "pipeline.h"
 #include "process.h"
 #include "shmem.h"
 
@@ -119,6 +122,24 @@ is_database_statement(Node *parsetree)
 		   IsA(parsetree, AlterDatabaseStmt) || IsA(parsetree, AlterDatabaseSetStmt) ||
 		   (IsA(parsetree, RenameStmt) &&
 			((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE);
+}
+
+/*
+ * Our own statements name the schema of the extension, and are run as a superuser: who renames it can put tables with
+ * triggers of his own in the place of ours.  That of "public" belongs to the owner of the database.
+ */
+static void
+check_rename(Node *parsetree)
+{
+	const RenameStmt *rename = (const RenameStmt *) parsetree;
+	PpExtension ext;
+
+	if (!IsA(parsetree, RenameStmt) || rename->renameType != OBJECT_SCHEMA || superuser() ||
+		!pp_extension_lookup(&ext) || get_namespace_oid(rename->subname, true) != ext.schema)
+		return;
+	ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					errmsg("must be superuser to rename schema \"%s\"", rename->subname),
+					errdetail("Extension postpipe is in it.")));
 }
 
 /* May it change what a Redis server of a pipeline's own is?  (redis_server.c) */
@@ -229,6 +250,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only,
 	const char *name = database_wanted_empty(parsetree);
 	Oid dboid = name ? get_database_oid(name, true) : InvalidOid;
 
+	check_rename(parsetree);
 	if (is_database_statement(parsetree))
 		wake_launcher = true;
 	if (is_server_statement(parsetree))

@@ -348,6 +348,30 @@ is(as('low', q(SELECT take('visitors', '{"id": 4}'); SELECT doctor('visitors')))
 sql("SELECT postpipe_drop_pipeline('$_')") for qw(visits visitors);
 sql('DROP OWNED BY low CASCADE');
 
+# --- The owner of the database, and so of schema public, in which the extension is: he does not get his tables in the place of ours.
+sql('ALTER DATABASE postgres OWNER TO low');
+refused('low', 'ALTER SCHEMA public RENAME TO private', qr/must be superuser to rename schema "public"/, 'the owner of the schema of the extension does not rename it');
+is(as('low', 'CREATE SCHEMA another; ALTER SCHEMA another RENAME TO still_another; DROP SCHEMA still_another; SELECT 1'), '1', '... but others');
+sql(q(CREATE SCHEMA shelf; CREATE TABLE shelf.book (id int PRIMARY KEY); SELECT postpipe_create_pipeline('book', 'stream:book', target => 'shelf.book')));
+$redis->xadd('stream:book', id => 1);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM shelf.book', '1', 'a pipeline');
+# As a superuser has renamed it: the name is free for others.
+sql(<<'SQL');
+BEGIN; ALTER SCHEMA public RENAME TO private; SET LOCAL ROLE low; CREATE SCHEMA public;
+CREATE TABLE public.postpipe_ledger (pipeline text, epoch int, worker int, first_id private.postpipe_id, last_id private.postpipe_id, applied int, filtered int, dead int,
+	discarded int DEFAULT 0, lost int, sequence bigint DEFAULT 0, settled_at timestamptz DEFAULT pg_catalog.now(), ids bytea, summed boolean DEFAULT false);
+CREATE FUNCTION public.climb() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'ALTER ROLE low SUPERUSER'; RETURN NEW; END $$;
+CREATE TRIGGER climb BEFORE INSERT ON public.postpipe_ledger FOR EACH ROW EXECUTE FUNCTION public.climb();
+COMMIT;
+SQL
+$redis->xadd('stream:book', id => 2);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM shelf.book', '2', 'where a superuser has renamed it, the pipeline goes on');
+is(sql('SELECT (SELECT count(*) FROM public.postpipe_ledger), (SELECT sum(applied) FROM private.postpipe_ledger WHERE pipeline = $$book$$)'), '0|2', '... in its own tables');
+not_superuser('after the schema of the extension was renamed');
+sql(q(DROP SCHEMA public CASCADE; ALTER SCHEMA private RENAME TO public));
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'book'), '1', 'renamed back');
+sql(q(ALTER DATABASE postgres OWNER TO CURRENT_USER; SELECT postpipe_drop_pipeline('book')));
+
 # --- The pipeline's owner is dropped: that pipeline fails, with a statement as well as with a target, and nothing else does.
 sql(<<'SQL');
 CREATE ROLE leaver; CREATE ROLE helper IN ROLE low;
