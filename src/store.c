@@ -9,12 +9,29 @@
 #include "store.h"
 
 #include "access/xact.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
 #include "guc.h"
+
+/*
+ * SQL names our tables by their schema.  Who owns that may drop it, the extension with it, and make one of that name with
+ * tables of his own, while a function waits: so from here on it stays, and it is the one that was looked up.
+ */
+static void
+keep_extension(const PpExtension *ext)
+{
+	LockDatabaseObject(ExtensionRelationId, ext->oid, 0, AccessShareLock);
+	if (get_extension_name(ext->oid) == NULL || !pp_extension_has_schema(ext))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension postpipe was dropped or its schema was renamed meanwhile")));
+}
 
 /*
  * pp_store_begin
@@ -25,6 +42,7 @@
 void
 pp_store_begin(PpStoreScope *store, const PpExtension *ext)
 {
+	keep_extension(ext);
 	GetUserIdAndSecContext(&store->user, &store->context);
 	SetUserIdAndSecContext(ext->owner, store->context | SECURITY_RESTRICTED_OPERATION);
 	store->nest_level = NewGUCNestLevel();
