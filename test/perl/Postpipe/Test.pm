@@ -110,7 +110,7 @@ sub pp_session
 	my ($node, $db) = @_;
 	my ($in, $out, $n) = ('', '', 0);
 	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr($db // 'postgres') ],
-		'<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(120));
+		'<', \$in, '>', \$out, '2>&1', IPC::Run::timeout($Postpipe::Test::Wait::default_timeout));
 
 	return sub {
 		my ($sql) = @_;

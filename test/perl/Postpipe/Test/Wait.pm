@@ -13,7 +13,8 @@ our @EXPORT = qw(wait_for);
 # Called with nothing when a wait fails, to say more (Postpipe::Test shows the views of all its servers).
 our @on_timeout;
 
-our $default_timeout = 120;
+# More for a server that is slow by how it was built, with the variable of PostgreSQL's own tests.
+our $default_timeout = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 120;
 
 # poll(condition, seconds): calls it until it returns a true value, and returns that; an exception counts as false. It is
 # called every 20 ms, and less often the longer it takes: a condition is mostly a psql, and several files share two cores. Returns nothing when the time is up; in a list also the last value and the last exception.
