@@ -241,7 +241,7 @@ pp_dead_letter_load(PpLedger *ledger, MemoryContext cxt, const PpLetterKey *key,
 
 		entry->letter->sqlstate = MAKE_SQLSTATE(s[0], s[1], s[2], s[3], s[4]);
 	}
-	entry->letter->attempts = DatumGetInt32(SPI_getbinval(row, desc, 2, &isnull));
+	entry->letter->attempts = (int) pp_store_get_number(row, desc, 2);
 	entry->letter->overtaken = DatumGetBool(SPI_getbinval(row, desc, 3, &isnull));
 	fields = SPI_getbinval(row, desc, 4, &isnull);
 	if (!isnull)
@@ -289,9 +289,9 @@ pp_dead_letter_lock(PpLedger *ledger, const PpEntry *entry)
 void
 pp_dead_letter_failed(PpLedger *ledger, const PpPipeline *p, PpEntry *entry, bool by_hand)
 {
-	SPIPlanPtr *plan =
-		&ledger
-			 ->plans[by_hand ? PP_LEDGER_PLAN_LETTER_FAILED_BY_HAND : PP_LEDGER_PLAN_LETTER_FAILED];
+	PpLedgerPlan which =
+		by_hand ? PP_LEDGER_PLAN_LETTER_FAILED_BY_HAND : PP_LEDGER_PLAN_LETTER_FAILED;
+	SPIPlanPtr *plan = &ledger->plans[which];
 	Oid types[3 + ERROR_COLUMNS + 2];
 	Datum values[lengthof(types)];
 	char nulls[lengthof(types) + 1];
@@ -403,7 +403,6 @@ pp_dead_letter_discard(const PpExtension *ext, const char *chosen, int n, Oid *t
 					   const char *nulls)
 {
 	const char *s = ext->schema_name;
-	bool isnull;
 
 	SPI_execute_with_args(
 		psprintf(
@@ -417,5 +416,5 @@ pp_dead_letter_discard(const PpExtension *ext, const char *chosen, int n, Oid *t
 			"'\\x01' FROM gone WHERE NOT undelivered GROUP BY epoch) SELECT count(*) FROM gone",
 			chosen, s, s, s, s, s),
 		n, types, values, nulls, false, 0);
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	return pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 }

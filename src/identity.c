@@ -8,7 +8,6 @@
  */
 #include "worker_internal.h"
 
-
 #include "trimmed.h"
 
 /* An entry that is asked for by its ID. */

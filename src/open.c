@@ -25,8 +25,7 @@
 #include "process.h"
 #include "stream_group.h"
 
-#define COUNT_PAGE \
-	1000 /* entries that Redis counts at once, which takes a millisecond where they are small */
+#define COUNT_PAGE 1000 /* entries that Redis counts at once: a millisecond if they are small */
 
 static void
 begin_epoch(PpApply *a, void *cause)

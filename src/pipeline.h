@@ -86,7 +86,6 @@ extern const char *pp_pipeline_redis(const PpPipeline *p, PpRedisUrl *url);
 extern void pp_pipeline_find_redis(PpPipeline *p);
 extern void pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p);
 
-
 /* pipeline_lock.c */
 extern uint32 pp_pipeline_lock_key(const char *name);
 extern void pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode);

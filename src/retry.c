@@ -28,7 +28,7 @@
 #define MAX_EXPIRED 1000 /* of one transaction */
 #define LOCKED_MS   1000 /* until letters that somebody else has are looked at again */
 
-/* What in_transaction() is given. */
+/* What load_due() is given. */
 typedef struct Due
 {
 	PpBatch *batch;
@@ -89,8 +89,6 @@ load_due(PpApply *a, void *arg)
 	TimestampTz now = GetCurrentTimestamp();
 	Datum values[] = {CStringGetTextDatum(a->pipeline->name), TimestampTzGetDatum(now)};
 	PpLetterKey *keys;
-	bool isnull;
-	Datum next;
 	int n;
 
 	SPI_execute_with_args(psprintf("SELECT epoch, id, size_bytes FROM %s.postpipe_dead_letter "
@@ -109,9 +107,8 @@ load_due(PpApply *a, void *arg)
 								   "WHERE pipeline = $1 AND state = 'retrying'",
 								   a->ext->schema_name),
 						  1, types, values, NULL, false, 1);
-	next = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	due->next = isnull ? 0 : DatumGetTimestampTz(next);
-	if (!isnull && due->next <= now)
+	due->next = pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (due->next != 0 && due->next <= now)
 		due->next = TimestampTzPlusMilliseconds(now, LOCKED_MS);
 }
 
@@ -269,7 +266,6 @@ pp_retry_expire(PpApply *a, void *arg)
 	Oid types[] = {TEXTOID, TEXTOID};
 	Datum values[] = {CStringGetTextDatum(a->pipeline->name), CStringGetTextDatum(e->retention)};
 	const char *s = a->ext->schema_name;
-	bool isnull;
 
 	e->more = pp_dead_letter_discard(
 				  a->ext,
@@ -284,6 +280,5 @@ pp_retry_expire(PpApply *a, void *arg)
 								   "WHERE pipeline = $1 AND state = 'dead' AND NOT undelivered",
 								   s),
 						  2, types, values, NULL, false, 0);
-	e->next = DatumGetTimestampTz(
-		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	e->next = pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 }

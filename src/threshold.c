@@ -95,10 +95,9 @@ read_ledger(PpApply *a)
 	{
 		HeapTuple row = SPI_tuptable->vals[i];
 		TupleDesc desc = SPI_tuptable->tupdesc;
-		bool isnull;
-		int failed = DatumGetInt32(SPI_getbinval(row, desc, 2, &isnull));
+		int failed = (int) pp_store_get_number(row, desc, 2);
 
-		last.n += DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull)) + failed;
+		last.n += (int) pp_store_get_number(row, desc, 1) + failed;
 		last.failed += failed;
 	}
 	return last;

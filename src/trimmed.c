@@ -20,7 +20,7 @@ is_read_to_end(const PpStreamFacts *facts)
 bool
 pp_trimmed_fits(const PpLedger *ledger, const PpStreamFacts *facts)
 {
-	PpId top = ledger->base_known ? pp_id_max(ledger->top, ledger->pruned) : ledger->top;
+	PpId top = ledger->base_known ? pp_ledger_highest(ledger) : ledger->top;
 	int64 gone = pp_stream_is_gone_up_to(facts, top) ? facts->length : 0;
 
 	if (pp_id_compare(facts->last_generated, top) < 0)

@@ -4,7 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(while_paused);
+use Postpipe::Test::Pipelines qw(while_paused wait_state);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('main', redis => $redis, conf => "postpipe.max_retries = 0\ndeadlock_timeout = 100ms");
@@ -116,7 +116,7 @@ wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqls
 {
 	sql(q(CREATE TABLE later (v text); SELECT postpipe_create_pipeline('later', 'stream:later',
 		statement => 'INSERT INTO later SELECT event->>$$v$$ FROM postpipe_batch, pg_sleep(CASE WHEN event->>$$v$$ = $$bad$$ THEN 3600 ELSE 0 END)')));
-	wait_sql($node, 'postgres', q(SELECT postpipe_wait_state('later', 'idle')), 't', 'later: a worker is there');
+	wait_state('later');
 	$node->append_conf('postgresql.conf', 'statement_timeout = 2s');
 	$node->reload;
 	local $ENV{PGOPTIONS} = '-c statement_timeout=0';
@@ -260,7 +260,7 @@ sub table
 	sql("SET default_transaction_read_only = off; CREATE TABLE $name (v text PRIMARY KEY, n int);
 		CREATE TRIGGER raise BEFORE INSERT ON $name FOR EACH ROW EXECUTE FUNCTION raise();
 		SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '$name', options => '$options')");
-	is(sql("SELECT postpipe_wait_state('$name', 'idle')"), 't', "$name: idle");
+	wait_state($name);
 	return;
 }
 

@@ -5,7 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(while_paused);
+use Postpipe::Test::Pipelines qw(while_paused wait_state);
 
 my $id = 0;
 my $redis = Postpipe::Test::Redis->new;
@@ -175,7 +175,7 @@ sub table
 	sql("CREATE TABLE ${name}_rows (id int PRIMARY KEY, v text, CONSTRAINT bad CHECK (v <> 'bad'));
 		CREATE TRIGGER count_run BEFORE INSERT ON ${name}_rows FOR EACH STATEMENT EXECUTE FUNCTION count_run();
 		SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '${name}_rows', workers => $workers, options => '{$options}')");
-	is(sql("SELECT postpipe_wait_state('$name', 'idle')"), 't', "$name: idle");
+	wait_state($name);
 	return;
 }
 
