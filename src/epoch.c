@@ -72,6 +72,13 @@ pp_ledger_load_epochs(PpLedger *ledger)
 	read_epochs(ledger);
 }
 
+/* The highest ID since the stream was made anew or went back, and the last batch of worker $3. */
+#define TOP                                                                            \
+	PP_LEDGER_HIGHEST(                                                                 \
+		"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT " \
+		"i.again AND i.cause <> 'other_consumers_left')")
+#define SEQUENCE PP_LEDGER_MAX("max", "sequence", "l.worker = $3")
+
 /* What the epoch has settled so far, and where it began. */
 static void
 read_sums(PpLedger *ledger)
@@ -91,14 +98,8 @@ read_sums(PpLedger *ledger)
 			"AND NOT l.summed), 0) + "
 			"coalesce((SELECT sum(entries) FROM %1$s.postpipe_lost_range r "
 			"WHERE r.pipeline = $1 AND r.epoch = $2 AND cause = 'trimmed_before_read'), 0)"
-			")::bigint, "
-			"(SELECT last_id FROM " PP_LEDGER_ROWS " l WHERE l.pipeline = $1 AND epoch >= "
-			"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT i.again "
-			"AND i.cause <> 'other_consumers_left') "
-			"ORDER BY last_id DESC LIMIT 1), "
-			"(SELECT max(sequence) FROM " PP_LEDGER_ROWS " l WHERE l.pipeline = $1 "
-			"AND l.worker = $3), p.pruned_id, cardinality(p.holes)::bigint, p.shared::int::bigint, "
-			"p.sealed_id "
+			")::bigint, " TOP ", " SEQUENCE ", p.pruned_id, cardinality(p.holes)::bigint, "
+			"p.shared::int::bigint, p.sealed_id "
 			"FROM %1$s.postpipe_epoch e JOIN %1$s.postpipe_progress p USING (pipeline) "
 			"WHERE e.pipeline = $1 AND e.epoch = $2",
 			s),
@@ -127,7 +128,7 @@ pp_ledger_open(PpLedger *ledger)
 	Datum values[2] = {CStringGetTextDatum(ledger->pipeline)};
 	const char *s = ledger->ext->schema_name;
 	const PpRewind *last;
-	PpId mark = {0, 0};
+	PpId mark;
 
 	SPI_execute_with_args(psprintf("WITH progress AS (INSERT INTO %s.postpipe_progress (pipeline) "
 								   "VALUES ($1) ON CONFLICT DO NOTHING) "
@@ -138,12 +139,9 @@ pp_ledger_open(PpLedger *ledger)
 	pp_ledger_load_epochs(ledger);
 	last = ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
 	values[1] = Int32GetDatum(last ? last->epoch : 0);
-	SPI_execute_with_args(psprintf("SELECT last_id FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
-								   "AND epoch >= $2 ORDER BY last_id DESC LIMIT 1",
-								   s),
-						  2, types, values, NULL, false, 1);
-	if (SPI_processed == 1)
-		mark = pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	SPI_execute_with_args(psprintf("SELECT " PP_LEDGER_HIGHEST("$2"), s), 2, types, values, NULL,
+						  false, 0);
+	mark = pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	ledger->reached = mark;
 	if (last != NULL && pp_id_compare(last->since, mark) > 0)
 		mark = last->since;

@@ -219,15 +219,12 @@ pp_ledger_last_up_to(PpLedger *ledger, PpId id)
 {
 	Oid types[] = {TEXTOID, pp_id_type_oid(ledger->ext)};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), PointerGetDatum(&id)};
-	PpId last = {0, 0};
 
-	SPI_execute_with_args(psprintf("SELECT last_id FROM " PP_LEDGER_ROWS " l WHERE pipeline = $1 "
-								   "AND last_id OPERATOR(%1$s.<=) $2 ORDER BY last_id DESC LIMIT 1",
-								   ledger->ext->schema_name),
-						  2, types, values, NULL, true, 1);
-	if (SPI_processed == 1)
-		last = pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	return last;
+	SPI_execute_with_args(
+		psprintf("SELECT " PP_LEDGER_MAX("%1$s.max", "last_id", "last_id OPERATOR(%1$s.<=) $2"),
+				 ledger->ext->schema_name),
+		2, types, values, NULL, true, 1);
+	return pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 }
 
 /*

@@ -79,6 +79,12 @@ pp_threshold_init(PpApply *a)
 		a->pipe = &pp_shared->pipes[pp_my_proc->pipe_no];
 }
 
+/* The last rows of pipeline $1, $2 at most: each kind has an index of its own (ledger.h). */
+#define LAST(kind)                                                                               \
+	"(SELECT applied, dead, last_id FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND " kind " " \
+	"ORDER BY last_id DESC LIMIT $2)"
+#define LAST_ROWS "(" LAST("NOT summed") " UNION ALL " LAST("summed") ")"
+
 /* What the ledger says of the last entries.  A letter that was applied since has not failed. */
 static PpDecided
 read_ledger(PpApply *a)
@@ -87,8 +93,8 @@ read_ledger(PpApply *a)
 	Datum values[] = {CStringGetTextDatum(a->pipeline->name), Int32GetDatum(LAST_ENTRIES)};
 	PpDecided last = {0, 0};
 
-	SPI_execute_with_args(psprintf("SELECT applied, greatest(dead, 0) FROM " PP_LEDGER_ROWS " l "
-								   "WHERE pipeline = $1 ORDER BY last_id DESC LIMIT $2",
+	SPI_execute_with_args(psprintf("SELECT applied, greatest(dead, 0) FROM " LAST_ROWS " l "
+								   "ORDER BY last_id DESC LIMIT $2",
 								   a->ext->schema_name),
 						  lengthof(types), types, values, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed && last.n < LAST_ENTRIES; i++)
