@@ -123,7 +123,7 @@ sub ledger
 	my ($stage, $pipeline, $rounds) = @_;
 	my $posts = Bench::Posts->new($stage, entries => $stage->entries(1));
 
-	if (system('perf record -o perf.data -g -- true >/dev/null 2>&1') != 0)
+	if (system('perf record -o perf.data --call-graph dwarf -- true >/dev/null 2>&1') != 0)
 	{
 		return $rounds->note('The ledger\'s part was left out: perf is not there or may not profile.');
 	}
@@ -133,13 +133,13 @@ sub ledger
 	$pipeline->resume;
 	$stage->wait_for('the worker', sub { $pipeline->pids }, 0.01);
 	my ($pid) = $pipeline->pids;
-	my $perf = $stage->start_program('perf', 'record', '-q', '-g', '-F', '997', '-o', 'perf.data', '-p', $pid);
+	my $perf = $stage->start_program('perf', 'record', '-q', '--call-graph', 'dwarf,16384', '-F', '499', '-o', 'perf.data', '-p', $pid);
 	$pipeline->wait_acknowledged($last_id);
 	kill 'INT', $perf;
 	waitpid($perf, 0);
 	$pipeline->pause;
 
-	my $report = $stage->run('perf report -i perf.data --stdio --children -g none --percent-limit 0 --sort symbol 2>/dev/null');
+	my $report = $stage->run('perf report -i perf.data --stdio --children --no-inline -g none --percent-limit 0 --sort symbol 2>/dev/null');
 	unlink 'perf.data', "output.$perf";
 	my %share = map { /^\s*([\d.]+)%\s+[\d.]+%\s+\[\.\]\s+(\w+)/ ? ($2 => $1) : () } split /\n/, $report;
 	if (!grep { defined } @share{@ledger_functions})
