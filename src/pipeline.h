@@ -72,6 +72,7 @@ extern bool pp_pipeline_option_is_on(const PpPipeline *p, const char *name);
 extern int pp_pipeline_option_int(const PpPipeline *p, const char *name, int unset);
 extern double pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset);
 extern int pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset);
+extern int pp_pipeline_option_kb(const PpPipeline *p, const char *name, int unset);
 extern int64 pp_pipeline_option_interval(const PpPipeline *p, const char *name, int64 unset);
 extern int64 pp_interval_ms(const Interval *interval);
 

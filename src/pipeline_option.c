@@ -84,6 +84,16 @@ pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset)
 	return value && parse_int(value, &ms, GUC_UNIT_MS, NULL) ? ms : unset;
 }
 
+/* An option that is an amount of memory, in kilobytes; with a unit or without, as a setting. */
+int
+pp_pipeline_option_kb(const PpPipeline *p, const char *name, int unset)
+{
+	char *value = pp_pipeline_option(p, name);
+	int kb;
+
+	return value && parse_int(value, &kb, GUC_UNIT_KB, NULL) ? kb : unset;
+}
+
 /* The length of an interval in milliseconds, a month taken as 30 days. */
 int64
 pp_interval_ms(const Interval *interval)

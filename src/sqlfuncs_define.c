@@ -21,11 +21,22 @@
 #define MAX_INTERVAL_MS    (MAX_INTERVAL_YEARS * INT64CONST(365) * SECS_PER_DAY * 1000)
 
 /* Options that a pipeline may have. */
-static const char *const known_options[] = {
-	"batch_size",         "statement_timeout", "lock_timeout",    "synchronous_commit",
-	"allow_unlogged",     "claim_foreign",     "claim_idle",      "reap_consumers",
-	"max_retries",        "retry_delay",       "error_threshold", "dead_letter_retention",
-	"dead_letter_stream", "ledger_retention",  "notify"};
+static const char *const known_options[] = {"batch_size",
+											"batch_bytes",
+											"statement_timeout",
+											"lock_timeout",
+											"synchronous_commit",
+											"allow_unlogged",
+											"claim_foreign",
+											"claim_idle",
+											"reap_consumers",
+											"max_retries",
+											"retry_delay",
+											"error_threshold",
+											"dead_letter_retention",
+											"dead_letter_stream",
+											"ledger_retention",
+											"notify"};
 
 /* Those that are known; what they may be is checked with the definition. */
 void
@@ -57,10 +68,10 @@ pp_check_options(const Jsonb *options, bool may_be_null)
 		if (!known)
 			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							errmsg("unrecognized option \"%s\"", name),
-							errhint("Options are batch_size, statement_timeout, lock_timeout, "
-									"synchronous_commit, allow_unlogged, claim_foreign, "
-									"claim_idle, reap_consumers, max_retries, retry_delay, "
-									"error_threshold, dead_letter_retention, "
+							errhint("Options are batch_size, batch_bytes, statement_timeout, "
+									"lock_timeout, synchronous_commit, allow_unlogged, "
+									"claim_foreign, claim_idle, reap_consumers, max_retries, "
+									"retry_delay, error_threshold, dead_letter_retention, "
 									"dead_letter_stream, ledger_retention and notify.")));
 	}
 }
@@ -175,6 +186,26 @@ check_time(const PpPipeline *p, const char *name, int min_ms)
 							   ms, min_ms)));
 }
 
+/* An amount of memory in kilobytes, or with a unit, as a setting has it. */
+static void
+check_memory(const PpPipeline *p, const char *name, int min_kb, int max_kb)
+{
+	char *value = pp_pipeline_option(p, name);
+	const char *hint = NULL;
+	int kb;
+
+	if (value == NULL)
+		return;
+	if (!parse_int(value, &kb, GUC_UNIT_KB, &hint))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid value for option %s: \"%s\"", name, value),
+						hint ? errhint("%s", _(hint)) : 0));
+	if (kb < min_kb || kb > max_kb)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option %s is %d kB, outside the valid range %d kB to %d kB", name,
+							   kb, min_kb, max_kb)));
+}
+
 static void
 check_channel(const PpPipeline *p)
 {
@@ -251,6 +282,7 @@ static void
 check_values_of_options(const PpPipeline *p)
 {
 	check_option_range(p, "batch_size", 1, 100000);
+	check_memory(p, "batch_bytes", 64, 1024 * 1024);
 	check_boolean(p, "allow_unlogged");
 	check_error_options(p);
 	check_boolean(p, "claim_foreign");

@@ -103,7 +103,8 @@ static void
 apply_settings(PpWorker *w)
 {
 	w->batch_size = pp_pipeline_option_int(w->def, "batch_size", pp_guc_batch_size);
-	w->batch_bytes = (size_t) pp_guc_batch_bytes * 1024;
+	w->batch_bytes =
+		(size_t) pp_pipeline_option_kb(w->def, "batch_bytes", pp_guc_batch_bytes) * 1024;
 	w->count = w->count == 0 ? w->batch_size : Min(w->count, w->batch_size);
 	pp_take_over_configure(w);
 	pp_chores_configure(w);

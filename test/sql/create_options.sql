@@ -20,6 +20,7 @@ END $$;
 -- what is right
 SELECT options, try(options::jsonb) FROM (VALUES
     ('{}'), ('{"batch_size": 1}'), ('{"batch_size": "500"}'), ('{"batch_size": 100000}'),
+    ('{"batch_bytes": 64}'), ('{"batch_bytes": "1GB"}'), ('{"batch_bytes": "2000000B"}'),
     ('{"statement_timeout": 0}'), ('{"statement_timeout": 60000}'),
     ('{"lock_timeout": 0}'), ('{"lock_timeout": 1000}'), ('{"lock_timeout": "2s"}'),
     ('{"synchronous_commit": "off"}'), ('{"synchronous_commit": "remote_apply"}'), ('{"synchronous_commit": true}'),
@@ -34,6 +35,7 @@ SELECT options, try(options::jsonb) FROM (VALUES
 SELECT options, try(options::jsonb) FROM (VALUES
     ('{"batch_size": 0}'), ('{"batch_size": -1}'), ('{"batch_size": 100001}'), ('{"batch_size": 99999999999}'), ('{"batch_size": 1.5}'),
     ('{"batch_size": "many"}'), ('{"batch_size": true}'), ('{"batch_size": [10]}'), ('{"batch_size": {}}'),
+    ('{"batch_bytes": 63}'), ('{"batch_bytes": "2GB"}'), ('{"batch_bytes": "much"}'), ('{"batch_bytes": "1h"}'), ('{"batch_bytes": true}'),
     ('{"statement_timeout": -1}'), ('{"statement_timeout": "soon"}'), ('{"statement_timeout": []}'),
     ('{"lock_timeout": -1}'), ('{"lock_timeout": "soon"}'), ('{"lock_timeout": []}'),
     ('{"synchronous_commit": "perhaps"}'), ('{"synchronous_commit": 7}'),
@@ -57,6 +59,7 @@ EXCEPTION WHEN invalid_parameter_value THEN
 END $$;
 SELECT why(options::jsonb) FROM (VALUES
     ('{"batch_size": "abc"}'), ('{"batch_size": ""}'), ('{"batch_size": 1.5}'), ('{"batch_size": true}'), ('{"batch_size": 99999999999}'), ('{"max_retries": "1 "}'),
+    ('{"batch_bytes": "63kB"}'), ('{"batch_bytes": "1h"}'),
     ('{"ledger_retention": "abc"}'), ('{"ledger_retention": ""}'), ('{"ledger_retention": true}'), ('{"ledger_retention": "59 s"}'), ('{"reap_consumers": "soon"}'),
     ('{"dead_letter_retention": "abc"}'), ('{"dead_letter_retention": "P1X"}'),
     ('{"ledger_retention": "1000000 years"}'), ('{"reap_consumers": "-1 s"}'), ('{"dead_letter_retention": "10000 years"}')) v (options);

@@ -82,6 +82,19 @@ $redis->command('CONFIG', 'SET', 'maxmemory', 0);
 $redis->xadd('stream:full', id => 500);
 wait_sql($node, 'postgres', 'SELECT max(id) FROM full_up', '500', '... until it can be written');
 
+# --- Large entries are read in smaller numbers: as many as the setting allows together, or the option of a pipeline.
+my %batches = (usual => 2, small => 11);
+$hits->sql("CREATE TABLE $_ (id int); SELECT postpipe_create_pipeline('$_', 'stream:large', target => '$_', enabled => false)") for keys %batches;
+$hits->sql(q(SELECT postpipe_alter_pipeline('usual', options => '{"batch_size": 10}');
+	SELECT postpipe_alter_pipeline('small', options => '{"batch_size": 10, "batch_bytes": "64kB"}')));
+$redis->xadd('stream:large', id => $_, text => 'x' x 40_000) for 1 .. 20;
+for my $name (sort keys %batches)
+{
+	$hits->sql("SELECT postpipe_resume('$name')");
+	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", '20', "$name: large entries are applied");
+	wait_sql($node, 'postgres', "SELECT batches FROM postpipe_stats WHERE pipeline = '$name'", $batches{$name}, "... in $batches{$name} batches, once it is known how large they are");
+}
+
 # --- Waiting for a state costs no memory, however many states pass by.
 my $out = '';
 my $wait = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q(SELECT pg_backend_pid()), '-c', q(SELECT postpipe_wait_state('hits', 'paused', '1 hour')) ], '<', \undef, '>', \$out);
