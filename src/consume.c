@@ -110,10 +110,10 @@ receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, P
 
 	if (failed(w, reply, error) || !pp_stream_parse_read(reply, batch, error))
 		return false;
+	pp_pipe_read(w->pipe, batch);
 	if (batch->n == 0)
 		return true;
 	PP_FAULT("after_read");
-	pp_pipe_read(w->pipe, batch);
 	batch->look_up = !pp_held_take(w->pipe, (int) (batch - w->batches), batch->entries[0].id,
 								   batch->entries[batch->n - 1].id);
 	/* Which of them are settled is not known before they are looked up. */

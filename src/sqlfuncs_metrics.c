@@ -124,7 +124,7 @@ static const char metrics_query[] =
 	"('postpipe_oldest_pending_timestamp_seconds', '{}', oldest_pending, 'gauge', 'When the oldest "
 	"pending entry was added.'), "
 	"('postpipe_last_read_timestamp_seconds', '{}', extract(epoch FROM last_read_at), 'gauge', 'When "
-	"entries were read last.'), "
+	"Redis answered a read last, be it with nothing.'), "
 	"('postpipe_last_commit_timestamp_seconds', '{}', extract(epoch FROM last_applied_at), 'gauge', "
 	"'When a batch was committed last.'), "
 	"('postpipe_measured_timestamp_seconds', '{}', extract(epoch FROM measured_at), 'gauge', 'When "

@@ -179,7 +179,6 @@ pp_report_batch(const PpBatch *batch)
 		info->batch_bytes = (int64) batch->bytes;
 		info->batch_first_id = batch->entries[0].id;
 		info->batch_last_id = batch->entries[batch->n - 1].id;
-		info->last_read_at = info->batch_started_at;
 	}
 	else
 	{
@@ -274,15 +273,23 @@ pp_pipe_settled(PpPipe *pipe)
 		   pg_atomic_read_u64(&pipe->counters[PP_COUNT_LOST]);
 }
 
-/* A batch was read. */
+/*
+ * Redis has answered a read, be it with nothing: who watches an idle pipeline sees by that that it hears from
+ * Redis still.
+ */
 void
 pp_pipe_read(PpPipe *pipe, const PpBatch *batch)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	pp_count(pipe, PP_COUNT_READ, batch->n);
 	pp_count(pipe, PP_COUNT_BYTES, batch->bytes);
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
-	pipe->last_read_at = GetCurrentTimestamp();
+	pipe->last_read_at = now;
 	LWLockRelease(&pipe->lock);
+	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
+	pp_my_proc->info.last_read_at = now;
+	LWLockRelease(&pp_my_proc->lock);
 }
 
 /* Has worker 1 to read its own pending entries again?  Somebody has given it more. */

@@ -75,6 +75,10 @@ wait_sql($node, 'postgres', "SELECT state FROM postpipe_workers WHERE backend_ty
 is(metric('post_persist_total', status => 'ok'), 20, 'the counters are kept');
 is(sql(q(SELECT sum FROM postpipe_histograms WHERE labels ->> 'status' = 'processed')), 25, '... and the histograms');
 
+# A pipeline without anything to read shows that it hears from Redis.
+my $read = sql('SELECT max(last_read_at) FROM postpipe_stats');
+wait_sql($node, 'postgres', "SELECT s.last_read_at > '$read' AND w.last_read_at > '$read' AND value > extract(epoch FROM timestamptz '$read') FROM postpipe_stats s, postpipe_workers w, postpipe_metrics WHERE w.backend_type = 'worker' AND name = 'postpipe_last_read_timestamp_seconds'", 't', 'an empty answer to a read is one');
+
 # Set back to 0, for one pipeline and for all; what is counted inside is not fooled, and the audit not touched.
 sql(q(CREATE TABLE t2 (id int); SELECT postpipe_create_pipeline('other', 'stream:other', target => 't2')));
 $redis->xadd('stream:other', id => 1);

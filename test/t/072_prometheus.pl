@@ -66,7 +66,7 @@ for my $db (sort keys %streams)
 my $wrong;
 wait_for { !($wrong = $prometheus->differences($node, sort keys %streams)) } 'Prometheus has the samples of postpipe_metrics' or diag($wrong);
 is(join(' ', names_without_value()), '', 'each name was seen with a value');
-wait_for { @{ query('postpipe_measured_timestamp_seconds > time() - 600') } == 2 } 'when it was measured, which changes meanwhile';
+wait_for { @{ query("postpipe_${_}_timestamp_seconds > time() - 600") } == 2 } "$_, which changes meanwhile" for qw(measured last_read);
 my $metadata = $prometheus->api('metadata');
 for my $line (split /\n/, sql('postgres', q(SELECT DISTINCT CASE WHEN type = 'histogram' THEN regexp_replace(name, '_(bucket|sum|count)$', '') ELSE name END, type FROM postpipe_metrics ORDER BY 1)))
 {

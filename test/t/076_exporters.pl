@@ -186,7 +186,7 @@ sub values_of
 {
 	my ($job) = @_;
 	my $json = JSON::PP->new->canonical;
-	return { map { $json->encode($_->{metric}) => $_->{value}[1] } grep { $_->{metric}{__name__} ne 'postpipe_measured_timestamp_seconds' } @{ $prometheus->samples($job) } };
+	return { map { $json->encode($_->{metric}) => $_->{value}[1] } grep { $_->{metric}{__name__} !~ /^postpipe_(?:measured|last_read)_timestamp_seconds$/ } @{ $prometheus->samples($job) } };
 }
 
 sub mtime { my ($file) = @_; return query(qq(node_textfile_mtime_seconds{file="$file"}))->[0]{value}[1] }

@@ -133,7 +133,7 @@ sub samples
 }
 
 # differences(node, databases ..., { job => 'postpipe' }): a line for each sample that Prometheus has and postpipe_metrics has
-# not, or the other way round, or with another value. The time of the last measurement changes meanwhile.
+# not, or the other way round, or with another value. The times of the last measurement and of the last read change meanwhile.
 sub differences
 {
 	my ($self, $node, @databases) = @_;
@@ -150,7 +150,7 @@ sub differences
 	}
 	return join "\n", map {
 		my ($h, $t) = ($here{$_} // 'nothing', $there{$_} // 'nothing');
-		$h eq $t || (/^postpipe_measured/ && "$h$t" !~ /nothing/) || ("$h$t" !~ /nothing/ && abs($h - $t) < 1e-9 * abs($h)) ? () : "$_: $h here, $t there"
+		$h eq $t || (/^postpipe_(?:measured|last_read)_timestamp_seconds/ && "$h$t" !~ /nothing/) || ("$h$t" !~ /nothing/ && abs($h - $t) < 1e-9 * abs($h)) ? () : "$_: $h here, $t there"
 	} sort keys %{ { %here, %there } };
 }
 
