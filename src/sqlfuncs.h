@@ -48,7 +48,7 @@ extern void pp_function_refuse_deferred(const char *function);
 extern PpApply *pp_function_apply_begin(MemoryContext cxt, const PpExtension *ext, PpPipeline *p);
 extern void pp_function_apply_end(PpApply *a);
 extern void pp_function_run(PpApply *a, PpBatch *batch);
-extern void pp_function_isolate(PpApply *a, PpBatch *batch);
+extern int pp_function_isolate(PpApply *a, PpBatch *batch);
 extern void pp_function_hash_letters(const PpExtension *ext, PpPipeline *p);
 extern bool pp_function_record_ingested(const PpExtension *ext, const PpPipeline *p, const PpId *id,
 										int64 applied);

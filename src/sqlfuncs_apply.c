@@ -167,9 +167,9 @@ pp_function_run(PpApply *a, PpBatch *batch)
 /*
  * pp_function_isolate
  *		Runs the statement over the open entries and gives those that fail the verdict "dead"; an error
- *		that is not an entry's is thrown.
+ *		that is not an entry's is thrown.  Returns how many of those that passed met a row with their key.
  */
-void
+int
 pp_function_isolate(PpApply *a, PpBatch *batch)
 {
 	PpApplyResult result = {0};
@@ -182,6 +182,7 @@ pp_function_isolate(PpApply *a, PpBatch *batch)
 	SPI_finish();
 	if (error != NULL)
 		pp_function_throw(error);
+	return result.conflicted;
 }
 
 /*

@@ -202,7 +202,7 @@ run_page(Backfill *b, PpBatch *batch)
 		pp_event_normalize(&batch->entries[i], b->p->event_types);
 	if (!b->elsewhere)
 		choose(b, batch);
-	pp_function_isolate(b->a, batch);
+	(void) pp_function_isolate(b->a, batch);
 	b->entries += batch->n;
 	count(b, batch);
 }

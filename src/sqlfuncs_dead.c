@@ -107,7 +107,7 @@ replay_chunk(PpApply *a, PpLetterKey *keys, int n, PpBatch *batch, PpApplyResult
 	pp_store_begin(&store, a->ext);
 	taken = pp_retry_make_batch(a, keys, Min(n, CHUNK), CHUNK_BYTES, batch);
 	pp_store_end(&store);
-	pp_function_isolate(a, batch);
+	total->conflicted += pp_function_isolate(a, batch);
 	pp_store_begin(&store, a->ext);
 	pp_retry_record(a, batch, true);
 	pp_overtaken_mark(a, batch);
@@ -175,6 +175,7 @@ postpipe_replay(PG_FUNCTION_ARGS)
 	{
 		replay(&ext, p, keys, n, &total);
 		pp_function_count(p->name, PP_COUNT_APPLIED, total.applied);
+		pp_function_count(p->name, PP_COUNT_CONFLICTED, total.conflicted);
 		pp_function_count(p->name, PP_COUNT_FILTERED, total.filtered);
 	}
 	values[0] = Int64GetDatum(n);

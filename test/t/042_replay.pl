@@ -58,8 +58,10 @@ sql(qq(BEGIN; SELECT postpipe_replay('item', ids => '{$id{4}}'); ROLLBACK));
 is(sql('SELECT count(*) FROM item WHERE id = 4'), 0, 'a replay that is rolled back');
 letters('item', 6);
 is(sql('SELECT entries_applied FROM postpipe_stats'), $applied, '... counts nothing');
+sql(q(INSERT INTO item (id) VALUES (4)));
 sql(qq(SELECT postpipe_replay('item', ids => '{$id{4}}')));
 is(sql('SELECT entries_applied FROM postpipe_stats'), $applied + 1, '... and one that is not counts one');
+is(sql('SELECT entries_conflicted FROM postpipe_stats'), 1, '... which has met a row with its key, as one of a batch may');
 
 # --- What the pipeline is to blame for is thrown, and nothing is noted.
 sql('ALTER TABLE item RENAME TO away');
