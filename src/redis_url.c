@@ -4,7 +4,7 @@
  *		unix://[user:password@]/path/to/socket[?db=n].
  *
  * The forms are those of the IANA registration of redis:// and of the common clients.  rediss://
- * (TLS) needs hiredis's ssl library, which this build does not use; it is refused in words.
+ * (TLS) is refused in words: it needs hiredis's ssl library, which no build uses.
  */
 #include "redis_url.h"
 
@@ -172,8 +172,8 @@ pp_redis_url_parse(const char *url, PpRedisUrl *out, char *why, size_t why_len)
 	out->port = DEFAULT_PORT;
 	if (strncmp(url, "rediss://", 9) == 0)
 		return fail(why, why_len,
-					"TLS (rediss://) is not supported by this build: it needs hiredis 1.0 or later "
-					"with its ssl library.");
+					"TLS (rediss://) is not supported: reach Redis through a tunnel, such as "
+					"stunnel, at an address of this machine.");
 	if (!is_unix && strncmp(url, "redis://", 8) != 0)
 		return fail(why, why_len,
 					"It must begin with redis:// or unix://, for example redis://localhost:6379.");
