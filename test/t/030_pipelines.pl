@@ -59,6 +59,17 @@ for my $name (@kinds)
 {
 	wait_for { pending($redis, 'stream:kinds', "postpipe_$name") == 0 } "$name: everything is acknowledged";
 }
+# One key several times in a batch, which an upsert and a MERGE refuse as a whole (21000): no entry is to blame, the last one wins.
+sql("SELECT postpipe_pause('$_')") for @kinds;
+wait_state($_, 'paused') for @kinds;
+add('stream:kinds', map { { id => 1 + $_ % 3, v => sprintf('x%02d', $_) } } 1 .. 30);
+sql("SELECT postpipe_resume('$_')") for @kinds;
+settled($_, 60) for @kinds;
+for my $table (qw(target merged conflicts first_table))
+{
+	is(sql("SELECT string_agg(v, ' ' ORDER BY id) FROM $table WHERE id <= 3"), 'x30 x28 x29', "$table: one key several times in a batch, the last entry wins");
+}
+is(sql('SELECT count(*) FROM postpipe_dlq'), 0, '... and nothing is dead');
 
 # --- Two databases, one name: different tables, different streams; and two groups on one stream.
 $node->safe_psql('other', 'CREATE TABLE target (id int PRIMARY KEY, v text)');
@@ -73,7 +84,7 @@ is(sql(q(SELECT count(DISTINCT consumer) FROM postpipe_workers WHERE pipeline = 
 $node->safe_psql('other', q(SELECT postpipe_drop_pipeline('tgt')));
 wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'tgt'), '1', 'a drop there');
 add('stream:kinds', { id => 21, v => 'x' });
-settled('tgt', 31);
+settled('tgt', 61);
 sql("SELECT postpipe_drop_pipeline('$_')") for @kinds;
 $node->safe_psql('other', 'DROP EXTENSION postpipe');
 
