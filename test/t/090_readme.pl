@@ -71,7 +71,7 @@ entries();
 $redis->command('XADD', 'stream:posts:parsed', '*', post_id => "left$_", channel_id => 'c1', telegram_message_id => 100 + $_, text => 'x') for 1 .. 5;
 wait_sql($node, 'postgres', q(SELECT count(*) FROM posts WHERE id LIKE 'left%'), '5', 'entries are applied');
 $redis->command('XGROUP', 'CREATECONSUMER', 'stream:posts:parsed', 'post_persist_workers', 'python-worker-3');
-is($manual->run(slurp_file("$FindBin::RealBin/../../docs/operations.md")), 45, 'all blocks of docs/operations.md were found');
+is($manual->run(slurp_file("$FindBin::RealBin/../../docs/operations.md")), 47, 'all blocks of docs/operations.md were found');
 is(consumers($redis, 'stream:posts:parsed', 'post_persist_workers'), 1, 'and after all of it only ours is left');
 
 $node->stop('fast');
