@@ -289,6 +289,9 @@ count_at_commit(XactEvent event, void *arg)
 		for (int i = 0; i < PP_COUNT_NUM && pipe != NULL; i++)
 			if (c->n[i] > 0)
 				pp_count(pipe, i, c->n[i]);
+		/* What a function makes dead it has skipped (sqlfuncs_skip.c). */
+		for (uint64 i = 0; i < c->n[PP_COUNT_DEAD] && pipe != NULL; i++)
+			pp_pipe_count_error(pipe, ERRCODE_OPERATOR_INTERVENTION);
 	}
 	counts_at_commit = NIL; /* it lives in the transaction's memory */
 }

@@ -154,6 +154,8 @@ like(sql("SELECT state, next_retry_at IS NULL, sqlstate, message, detail, hint F
 	qr/^dead\|t\|57000\|skipped by "[^"]+"\|Its last error was 23514: .*violates check constraint.*\|To apply it after all, run postpipe_replay\('item', ids => '\{$bad\}'\)\.$/,
 	'... with its last error, and what to do to apply it');
 is(sql("SELECT postpipe_skip('item', '$bad')"), 'f', '... once');
+is(sql(q(SELECT sum(value) FROM postpipe_metrics WHERE labels ->> 'pipeline' = 'item' AND name = 'post_persist_dlq_total')),
+	sql(q(SELECT entries_dead FROM postpipe_stats WHERE pipeline = 'item')), '... and counts among the dead by their SQLSTATE');
 
 # --- Skipped, then the server crashes; a new epoch begins; and the stream is rewound: the letter stays in force.
 pause('item');
