@@ -191,6 +191,14 @@ tell_inserted(const char *upsert, Relation target)
 	return psprintf("%s\nRETURNING (t.xmax = 0) AS inserted", upsert);
 }
 
+/* Does tell_inserted() tell of each row that was inserted?  A trigger may leave some out. */
+static bool
+returns_what_it_inserts(Relation target)
+{
+	return target->rd_rel->relkind == RELKIND_RELATION &&
+		   (target->trigdesc == NULL || !target->trigdesc->trig_insert_before_row);
+}
+
 static char *
 show_rows(const char *sql)
 {
@@ -307,6 +315,7 @@ pp_generate(const PpExtension *ext, const PpPipeline *definition, Relation targe
 	has_arbiter = find_arbiter(target, columns, &nulls_alike);
 	upsert = make_upsert(insert, p, columns, pp_generate_newer(ext, p, columns), nulls_alike);
 	g->forms[PP_FORM_WHOLE] = tell_inserted(upsert, target);
+	g->leaves_conflicts = strcmp(p->on_conflict, "nothing") == 0 && returns_what_it_inserts(target);
 	g->forms[PP_FORM_SHOW] = show_rows(upsert);
 	if (has_arbiter && !upsert_does_more(target))
 		g->forms[PP_FORM_PLAIN] = insert;

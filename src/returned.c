@@ -43,6 +43,7 @@ receive(TupleTableSlot *slot, DestReceiver *self)
 	PpReturned *returned = (PpReturned *) self;
 	bool isnull;
 
+	returned->num_rows++;
 	if (returned->bad != NULL)
 		returned->bad[DatumGetInt32(slot_getattr(slot, 1, &isnull)) - 1] = true;
 	if (returned->inserted_column > 0)

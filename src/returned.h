@@ -14,7 +14,8 @@
 typedef struct PpReturned
 {
 	DestReceiver pub;
-	bool any;            /* it is a statement that returns rows */
+	bool any; /* it is a statement that returns rows */
+	int num_rows;
 	int inserted_column; /* of a boolean "inserted"; 0: there is none */
 	int not_inserted;    /* rows that say so */
 	bool *bad;           /* NULL, or the first column is the position of an entry, from 1 */

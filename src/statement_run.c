@@ -225,8 +225,8 @@ static void run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturne
 /*
  * pp_statement_run
  *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
- *		connected, in this form, which there must be.  Returns how many rows the statement said it
- *		did not insert.  Throws what the statement throws; the caller's (sub)transaction abort puts
+ *		connected, in this form, which there must be.  Returns of how many entries it is known that
+ *		they met a row with their key.  Throws what the statement throws; the caller's (sub)transaction abort puts
  *		role and settings back.
  */
 int
@@ -236,6 +236,8 @@ pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form)
 
 	pp_returned_init(&returned);
 	run(s, entries, n, form, &returned);
+	if (form == PP_FORM_WHOLE && s->made->leaves_conflicts)
+		return n - returned.num_rows;
 	return returned.not_inserted;
 }
 

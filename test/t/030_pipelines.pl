@@ -301,6 +301,20 @@ is(sql('SELECT sum(n), min(n), max(n) > 100 FROM sizes'), '4503|1|t', 'there wer
 is(sql(q(SELECT count(*), count(*) FILTER (WHERE v LIKE '%+'), count(*) FILTER (WHERE v = 'new++') FROM known)), '20500|1503|500', 'and all is as it should be');
 sql(q(SELECT postpipe_drop_pipeline('plans')));
 
+# --- on_conflict nothing: the row stays, and the entries that met it are told; not where a trigger may have left them out.
+sql('CREATE TABLE stays (id int PRIMARY KEY, v text); CREATE TABLE hides (LIKE stays INCLUDING ALL)');
+sql(q(CREATE FUNCTION hide() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN CASE WHEN NEW.id < 5 THEN NEW END; END';
+	CREATE TRIGGER hide BEFORE INSERT ON hides FOR EACH ROW EXECUTE FUNCTION hide()));
+make($_, 'stream:stays', target => $_, on_conflict => 'nothing') for qw(stays hides);
+add('stream:stays', map { { id => $_, v => 'first' } } 1 .. 9);
+settled($_, 9) for qw(stays hides);
+add('stream:stays', map { { id => $_ % 10, v => 'later' } } 5 .. 14);
+settled($_, 19) for qw(stays hides);
+is(sql(q(SELECT string_agg(id::text, ' ' ORDER BY id) FILTER (WHERE v = 'later'), count(*) FROM stays)), '0|10', 'on_conflict nothing: the rows stay');
+is(stat_of('stays', 'entries_conflicted'), 9, '... and conflicts are told');
+is(stat_of('hides', 'entries_conflicted'), 0, '... but not where a trigger leaves rows out');
+sql("SELECT postpipe_drop_pipeline('$_')") for qw(stays hides);
+
 # --- event_types: the others are counted as filtered.
 sql('CREATE TABLE typed (entry text, kind text)');
 make('typed', 'stream:typed', statement => q(INSERT INTO typed SELECT id, event ->> 'event_type' FROM postpipe_batch), event_types => '{made,changed}');
