@@ -138,6 +138,8 @@ static const char metrics_query[] =
 	"entries that were settled already.'), "
 	"('postpipe_entries_filtered_total', '{}', entries_filtered, 'counter', 'Entries of other event "
 	"types.'), "
+	"('postpipe_entries_ingested_total', '{}', entries_ingested, 'counter', 'Events that were applied "
+	"from SQL, and not by the stream.'), "
 	"('postpipe_bytes_read_total', '{}', bytes_read, 'counter', 'Bytes of the entries read.'), "
 	"('postpipe_batches_total', '{}', batches, 'counter', 'Batches committed.'), "
 	"('postpipe_workers', '{}', workers, 'gauge', 'Workers running.'), "

@@ -30,6 +30,8 @@ is(sql(q(SELECT value > 500 FROM postpipe_metrics WHERE name = 'postpipe_stream_
 is(metric('post_persist_dlq_total', error_code => '23514', base_event => 'm.parsed'), 1, 'the dead ones by their SQLSTATE');
 is(sql(q(SELECT sum(value) FROM postpipe_metrics WHERE name = 'postpipe_state')), 1, 'one state');
 is(metric('postpipe_state', state => 'idle'), 1, '... idle');
+is(sql(q(SELECT postpipe_ingest('m', '[{"id": 1001}, {"id": 1002}]'))), 2, 'two events that come another way');
+is(metric('postpipe_entries_ingested_total'), 2, '... are counted');
 for my $pair (qw(postpipe_entries_read_total=entries_read postpipe_batches_total=batches postpipe_bytes_read_total=bytes_read postpipe_workers=workers postpipe_workers_wanted=workers_wanted postpipe_redis_reconnects_total=reconnects))
 {
 	my ($name, $column) = split /=/, $pair;
