@@ -226,8 +226,8 @@ static void run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturne
  * pp_statement_run
  *		Runs the statement over `n` entries (0: an empty relation), in a transaction, with SPI
  *		connected, in this form, which there must be.  Returns of how many entries it is known that
- *		they met a row with their key.  Throws what the statement throws; the caller's (sub)transaction abort puts
- *		role and settings back.
+ *		they met a row with their key.  Throws what the statement throws; the caller's (sub)transaction
+ *		abort puts role and settings back.
  */
 int
 pp_statement_run(PpStatement *s, PpEntry **entries, int n, PpForm form)
