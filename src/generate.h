@@ -23,8 +23,7 @@ typedef struct PpGenerated
 {
 	char *forms[PP_FORMS]; /* NULL: there is none */
 	List *key;             /* PpKeyColumn; NIL: a row cannot conflict with another */
-	bool
-		leaves_conflicts; /* the whole one returns a row of each entry that met none, and of no other */
+	bool leaves_conflicts; /* the whole form returns nothing of an entry that met a row */
 } PpGenerated;
 
 extern PpGenerated *pp_generate(const PpExtension *ext, const PpPipeline *p, Relation target);
