@@ -60,6 +60,7 @@ pp_take_over_configure(PpWorker *w)
 	t->claim_foreign = pp_pipeline_option_is_on(w->def, "claim_foreign");
 	t->claim_idle = pp_pipeline_option_ms(w->def, "claim_idle", pp_guc_claim_idle);
 	t->reap_idle = pp_pipeline_option_interval(w->def, "reap_consumers", -1);
+	t->claim_at = t->reap_at = 0; /* planned by what the settings were before */
 }
 
 static bool
