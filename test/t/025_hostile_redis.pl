@@ -74,6 +74,14 @@ wait_sql($node, 'postgres', q(SELECT state, reason_code FROM postpipe_stats WHER
 $hits->sql(q(SELECT postpipe_drop_pipeline('new')));
 $fake->set('XINFO GROUPS' => undef, XPENDING => undef);
 
+# The owner's key was written by somebody else between a look at it and the transaction that writes it.
+$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+$fake->set(EXEC => "*-1\r\n");
+$hits->sql(q(SELECT postpipe_resume('hits')));
+$hits->shows(qr/^retrying\|owner_changed\|another owner of consumer group "postpipe_hits" came first/, 'another owner came first');
+$fake->set(EXEC => undef);
+$hits->shows(qr/^idle/, '... and has gone');
+
 # --- Names and numbers that are shown are text, whatever Redis sends.
 my $info = "# Server\r\nredis_version:7\xff\t1\r\nrun_id:" . 'f' x 40 . "\r\nrole:ma\xc3(er\r\n";
 $fake->set(INFO => '$' . length($info) . "\r\n$info\r\n", HGETALL => Postpipe::Test::Resp::encode(nonce => 'x', owner => "1:2:\xff\nLOG:  forged", instance => "h\xfe"));

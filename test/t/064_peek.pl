@@ -6,7 +6,7 @@ use warnings;
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('peek', redis => $redis, conf => "postpipe.max_retries = 100\npostpipe.retry_delay = 1h");
+my $node = pp_node('peek', redis => $redis, conf => "postpipe.max_retries = 100\npostpipe.retry_delay = 1h\nmax_files_per_process = 100");
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql(q(CREATE TABLE looked (v text CHECK (v <> 'later'))));
@@ -58,6 +58,20 @@ is(sql(q(SELECT DISTINCT coalesce(status, 'null') FROM postpipe_peek('lonely')))
 $redis->command('SET', 'stream:string', 'x');
 sql(q(SELECT postpipe_create_pipeline('typed', 'stream:string', target => 'looked', enabled => false)));
 like(error(q(SELECT * FROM postpipe_peek('typed'))), qr/WRONGTYPE/, 'a key of another type');
+
+# --- A session that asks often: each connection is given back, of a call that fails, too. All files of extensions together have
+# a limit, which is far below a hundred here.
+for my $case ([ 'lonely', 'succeed' ], [ 'typed', 'fail' ])
+{
+	is(sql(<<SQL), 1, "a hundred calls in a session that $case->[1]");
+DO \$\$ BEGIN
+	FOR i IN 1 .. 100 LOOP
+		BEGIN PERFORM postpipe_peek('$case->[0]'); EXCEPTION WHEN OTHERS THEN NULL; END;
+	END LOOP;
+END \$\$;
+SELECT count(*) FROM postpipe_peek('lonely', max_entries => 1);
+SQL
+}
 
 # --- What cannot be asked.
 like(error(q(SELECT * FROM postpipe_peek('looked', 'yesterday'))), qr/invalid from_id "yesterday".*HINT:.*entry ID/s, 'an ID that is none');

@@ -99,6 +99,11 @@ wait_sql($node, 'postgres', q(SELECT applied, dead, balance FROM postpipe_audit 
 sql('SELECT postpipe_reset_stats()');
 is(sql('SELECT sum(entries_applied) FROM postpipe_stats'), 0, 'all of them');
 sql(q(SELECT postpipe_drop_pipeline('other')));
+wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'other'), 0, 'one that was set back is dropped');
+sql(q(SELECT postpipe_create_pipeline('next', 'stream:next', target => 't2')));
+$redis->xadd('stream:next', id => 1);
+wait_sql($node, 'postgres', q(SELECT entries_read, entries_applied, batches FROM postpipe_stats WHERE pipeline = 'next'), '1|1|1', '... and the next one has numbers of its own');
+sql(q(SELECT postpipe_drop_pipeline('next')));
 
 # Redis is away: what it alone knows is NULL, and not in the text. Also of an entry that was pending then.
 my $session = pp_session($node);

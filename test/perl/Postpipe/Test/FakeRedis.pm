@@ -206,12 +206,13 @@ sub _answer
 	return $self->_flush($client);
 }
 
-# What is said within MULTI is queued, and done at EXEC.
+# What is said within MULTI is queued, and done at EXEC, unless the test has a reply of its own to that.
 sub _reply_in_turn
 {
 	my ($self, $client, @command) = @_;
 	my $name = uc $command[0];
 
+	delete $client->{queue} if $name eq 'EXEC' && exists $self->{replies}{EXEC};
 	if ($name eq 'EXEC' && $client->{queue})
 	{
 		my @replies = map { my $reply = $self->_reply(@$_); ref $reply ? $reply : { send => $reply } } @{ delete $client->{queue} };
