@@ -152,7 +152,7 @@ choose(Backfill *b, PpBatch *batch)
 			b->left++;
 		else if (skipped[i])
 			b->deduplicated++;
-		else if (entry->verdict == PP_VERDICT_OPEN && !b->again &&
+		else if (entry->verdict != PP_VERDICT_FILTERED && !b->again &&
 				 (settled[i] || !pp_function_record_ingested(&b->ext, b->p, &entry->id, 1)))
 			b->deduplicated++;
 		else

@@ -115,6 +115,17 @@ for my $workers (1, 3)
 	wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$p' ORDER BY epoch DESC LIMIT 1", 0, '... and the audit balances');
 }
 
+# --- What is no event is not on record by a backfill, so it takes no record away: that of a call that was given its ID stays.
+$redis->command('XGROUP', 'CREATE', 'stream:named', 'postpipe_named', 0, 'MKSTREAM');
+my $named = $redis->xadd('stream:named', data => '[1]');
+$redis->command('XREADGROUP', 'GROUP', 'postpipe_named', 'python', 'NOACK', 'STREAMS', 'stream:named', '>');
+sql(q(CREATE TABLE named (id text); SELECT postpipe_create_pipeline('named', 'stream:named', target => 'named')));
+wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'named'), 'idle', 'a group in which another one has read what is no event');
+is(sql("SELECT postpipe_ingest('named', '{\"id\": 1}', '$named')"), 1, 'it is mended by hand');
+is(backfill('named'), '1|0|1|0', 'a backfill finds it on record');
+is(sql("SELECT postpipe_ingest('named', '{\"id\": 1}', '$named')"), 0, '... and so does the same call again');
+is(sql(q(SELECT ingested FROM postpipe_audit WHERE pipeline = 'named')), 1, '... and the audit');
+
 # --- What cannot be.
 like(error(q(SELECT postpipe_backfill('item', 'x'))), qr/invalid from_id "x"/, 'an ID that is none');
 like(error(q(BEGIN READ ONLY; SELECT postpipe_backfill('item'))), qr/cannot execute postpipe_backfill\(\) in a read-only transaction/, 'read-only');
