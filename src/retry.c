@@ -133,7 +133,6 @@ run_parts(PpApply *a, PpBatch *batch, PpApplyResult *total)
 		total->conflicted += result.conflicted;
 		total->filtered += result.filtered;
 		total->dead += result.dead;
-		total->duplicates += result.duplicates;
 		total->error = result.error;
 		if (outcome == PP_OUTCOME_DONE && pp_inflight_suspects_exist())
 			XLogFlush(result.lsn); /* before the next suspect can crash */
@@ -178,8 +177,6 @@ pp_retry_run(PpApply *a, size_t max_bytes, PpApplyResult *result, TimestampTz *n
 	a->retrying = false;
 	pp_inflight_source(PP_INFLIGHT_STREAM);
 	*next = GetCurrentTimestamp();
-	if (outcome == PP_OUTCOME_DONE && result->duplicates == batch.n)
-		*next = TimestampTzPlusMilliseconds(*next, LOCKED_MS);
 	MemoryContextReset(a->retry_cxt); /* one letter may have been large */
 	return outcome;
 }
