@@ -105,6 +105,20 @@ $redis->xadd('stream:next', id => 1);
 wait_sql($node, 'postgres', q(SELECT entries_read, entries_applied, batches FROM postpipe_stats WHERE pipeline = 'next'), '1|1|1', '... and the next one has numbers of its own');
 sql(q(SELECT postpipe_drop_pipeline('next')));
 
+# More SQLSTATEs than there is room for: fifteen have a number of their own, and the others one together.
+sql(<<'SQL');
+CREATE TABLE codes (code text);
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION USING ERRCODE = NEW.code; END';
+CREATE TRIGGER fail BEFORE INSERT ON codes FOR EACH ROW EXECUTE FUNCTION fail();
+SELECT postpipe_create_pipeline('codes', 'stream:codes', target => 'codes');
+SQL
+$redis->xadd('stream:codes', code => sprintf 'U%04d', $_) for 1 .. 20, 1, 20;
+wait_sql($node, 'postgres', q(SELECT entries_dead FROM postpipe_stats WHERE pipeline = 'codes'), 22, '22 entries with twenty SQLSTATEs are dead');
+my $codes = q(FROM postpipe_metrics WHERE name = 'post_persist_dlq_total' AND labels ->> 'pipeline' = 'codes');
+is(sql("SELECT count(*), sum(value) $codes"), '16|22', '... counted in sixteen numbers');
+is(sql("SELECT string_agg(concat_ws(' ', labels ->> 'error_code', value), ', ' ORDER BY value) $codes AND value > 1"), 'U0001 2, other 6', '... of which the last one is that of all others');
+sql(q(SELECT postpipe_drop_pipeline('codes', discard_dead => true)));
+
 # Redis is away: what it alone knows is NULL, and not in the text. Also of an entry that was pending then.
 my $session = pp_session($node);
 $session->('BEGIN; LOCK TABLE t');

@@ -101,6 +101,18 @@ $redis->xadd('stream:failing', id => $_) for 1, -1, 2;
 settled('failing', '2|1');
 like(sql(q(SELECT context FROM postpipe_dlq WHERE pipeline = 'failing')), qr/^SQL statement "INSERT INTO positive/, 'the context of an error');
 
+# A program that it starts does not get the connection to Redis, which would stay open as long as the program runs.
+sql(<<'SQL');
+CREATE TABLE started (id int);
+CREATE TABLE inherited (file text);
+CREATE FUNCTION start_program() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN COPY public.inherited FROM PROGRAM 'ls -l /proc/self/fd | grep -e "-> [ps]"'; RETURN NULL; END $$;
+CREATE TRIGGER start_program AFTER INSERT ON started FOR EACH ROW EXECUTE FUNCTION start_program();
+SELECT postpipe_create_pipeline('starting', 'stream:starting', target => 'started');
+SQL
+$redis->xadd('stream:starting', id => 1);
+settled('starting', '1|0');
+is(sql(q(SELECT count(*) FILTER (WHERE file ~ 'socket:'), count(*) > 0 FROM inherited)), '0|t', 'a program has pipes, and no connection to Redis');
+
 # Who has waited for a table sees what it was waited for, also with a plan that is kept.  (Neither table has an index or a TOAST
 # table: those would be rebuilt, which others are told at once, and not when it is committed.)
 sql(<<'SQL');

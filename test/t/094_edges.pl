@@ -52,6 +52,25 @@ hand_over('holes', $anew[0]);
 rows('holes', 2009, '... and applied when they are handed over');
 drop('holes');
 
+# --- More entries are pending for another consumer than are noted as holes: nothing is pruned.
+make('full', options => '{"ledger_retention": "1min", "batch_size": 1}');
+pause('full');
+my @full = add('full', 10_002);
+read_by('python', 'full', 10_002);
+resume('full');
+add('full', 3);
+rows('full', 3);
+sql(q(UPDATE postpipe_ledger SET settled_at = settled_at - interval '2 minutes' WHERE pipeline = 'full'));
+my $sealed = sql(q(SELECT xmin FROM postpipe_progress WHERE pipeline = 'full'));
+add('full', 1001);
+rows('full', 1004);
+wait_sql($node, 'postgres', "SELECT xmin <> '$sealed' FROM postpipe_progress WHERE pipeline = 'full'", 't', 'full: what is old is pruned now, if anything is');
+add('full', 1);
+rows('full', 1005);
+hand_over('full', $full[-1]);
+rows('full', 1006, 'full: the last one of those that are pending is applied when it is handed over');
+drop('full');
+
 # --- What a discard leaves in the sums is no batch that was read, and goes when it is old.
 make('sums', options => '{"ledger_retention": "1min", "batch_size": 1, "max_retries": 0}');
 sql(q(ALTER TABLE t_sums ADD CHECK (v <> 'bad')));
