@@ -82,6 +82,35 @@ $hits->shows(qr/^retrying\|owner_changed\|another owner of consumer group "postp
 $fake->set(EXEC => undef);
 $hits->shows(qr/^idle/, '... and has gone');
 
+# --- Functions, which ask for other things: whatever comes, they say that it is not what they have asked for.
+$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+my $found = "*1\r\n$entry";
+my $python = "*1\r\n*6\r\n" . bulk('name') . bulk('python') . bulk('pending') . ":%d\r\n" . bulk('idle') . ":9\r\n";
+my $ends = join '', map { bulk("$_-entry") . "*2\r\n" . bulk($_ eq 'first' ? '1-1' : '9-9') . "*0\r\n" } qw(first last);
+for my $case (
+	[ q(postpipe_consumers('hits')), 'XINFO CONSUMERS' ],
+	[ q(postpipe_pending('hits')), XPENDING => [ "*1\r\n*4\r\n" . bulk('5-0') . ":1\r\n:1\r\n:1\r\n" ] ],
+	[ q(postpipe_claim('hits', min_idle => '0')), EVAL => [ "*3\r\n:1\r\n:1\r\n" . bulk('5-0'), map { "*4\r\n:1\r\n:1\r\n$_" } bulk('5-0') . ":1\r\n", bulk('5-0') . "*1\r\n:1\r\n", bulk('x') . "*0\r\n" ],
+		'XINFO CONSUMERS' => sprintf($python, 1) ],
+	[ q(postpipe_reap_consumers('hits', '0')), EVAL => [ "*0\r\n", "*2\r\n" . "*3\r\n:1\r\n:1\r\n:1\r\n" x 2, "*1\r\n*3\r\n:1\r\n:1\r\n+OK\r\n" ], 'XINFO CONSUMERS' => sprintf($python, 0) ],
+	[ q(postpipe_peek('hits')), XRANGE => [] ],
+	[ q(postpipe_peek('hits')), XPENDING => [], XRANGE => [ $found, "*0\r\n" ] ],
+	[ q(postpipe_backfill('hits')), XRANGE => [] ],
+	[ q(postpipe_backfill('hits')), XPENDING => [], XRANGE => [ $found, "*0\r\n" ] ],
+	[ q(postpipe_skip('hits', '5-0')), XRANGE => [] ],
+	[ q(postpipe_rewind('hits', '5-5')), XRANGE => [], 'XINFO STREAM' => "*8\r\n" . bulk('length') . ":5\r\n" . bulk('last-generated-id') . bulk('9-9') . $ends ])
+{
+	my ($call, $command, $more, %others) = @$case;
+	for my $reply (":5\r\n", "+OK\r\n", "*-1\r\n", "*1\r\n:1\r\n", "*1\r\n*0\r\n", "*1\r\n*1\r\n" . bulk('x'), @{ $more // [] })
+	{
+		$fake->set(%others, $command => $reply);
+		like(error("SELECT * FROM $call"), qr/ERROR:  Redis: .*shape that was not expected/, "$call: $command: " . $reply =~ s/\r\n/ /gr);
+	}
+	$fake->set(map { $_ => undef } $command, keys %others);
+}
+$hits->sql(q(SELECT postpipe_resume('hits')));
+$hits->shows(qr/^idle/, 'nothing has come of it');
+
 # --- Names and numbers that are shown are text, whatever Redis sends.
 my $info = "# Server\r\nredis_version:7\xff\t1\r\nrun_id:" . 'f' x 40 . "\r\nrole:ma\xc3(er\r\n";
 $fake->set(INFO => '$' . length($info) . "\r\n$info\r\n", HGETALL => Postpipe::Test::Resp::encode(nonce => 'x', owner => "1:2:\xff\nLOG:  forged", instance => "h\xfe"));
@@ -139,6 +168,8 @@ is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'), $postmaste
 is(scalar log_lines($node, qr/terminated by signal|PANIC|exited with exit code [^01]/), 0, 'no process crashed');
 $node->stop;
 done_testing();
+
+sub bulk { return '$' . length($_[0]) . "\r\n$_[0]\r\n" }
 
 # The most memory that a process has had, in MB.
 sub memory
