@@ -121,11 +121,33 @@ wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqls
 	$node->reload;
 	local $ENV{PGOPTIONS} = '-c statement_timeout=0';
 	add('later', 'bad');
-	wait_sql($node, 'postgres', q(SELECT string_agg(concat_ws(' ', event->>'v', sqlstate), '; ') FROM postpipe_dlq WHERE pipeline = 'later'), 'bad 57014', 'a statement_timeout that was set meanwhile');
+	# An attempt that has begun before the worker was told goes on for an hour: then it is cancelled, which is no attempt.
+	wait_for {
+		sql(q(SELECT pg_cancel_backend(pid) FROM postpipe_workers JOIN pg_stat_activity a USING (pid) WHERE pipeline = 'later' AND a.xact_start < now() - interval '10 s'));
+		letters('later') eq 'bad 57014 dead';
+	} 'a statement_timeout that was set meanwhile';
 	sql(q(SELECT postpipe_drop_pipeline('later', discard_dead => true)));
 	$node->append_conf('postgresql.conf', 'statement_timeout = 0');
 	$node->reload;
 }
+
+# What is out of reach for different reasons in turn is not so again and again: no entry is judged by that.
+sql(<<'SQL');
+CREATE TABLE in_turn (v text);
+CREATE SEQUENCE turns;
+CREATE FUNCTION turn() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE n int;
+BEGIN
+    IF NEW.v <> 'bad' THEN RETURN NEW; END IF;
+    n := nextval('public.turns');
+    IF n <= 5 THEN RAISE 'away' USING ERRCODE = CASE n % 2 WHEN 0 THEN '08006' ELSE '58030' END; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER turn BEFORE INSERT ON in_turn FOR EACH ROW EXECUTE FUNCTION turn();
+SELECT postpipe_create_pipeline('in_turn', 'stream:in_turn', target => 'in_turn', options => '{"max_retries": 2}');
+SQL
+wait_state('in_turn');
+while_paused('in_turn', sub { add('in_turn', qw(1 2 bad 3)) });
 
 # What is out of reach again and again for one entry alone is that entry's; for all of them it stays the moment's.
 for my $sqlstate (qw(08006 58P01))
@@ -148,6 +170,8 @@ for my $sqlstate (qw(08006 58P01))
 	wait_sql($node, 'postgres', "SELECT count(*) FROM $name", 9, '... until it passes');
 	is(sql("SELECT count(*) FROM postpipe_dlq WHERE pipeline = '$name'"), 2, '... with nothing more dead');
 }
+wait_sql($node, 'postgres', 'SELECT count(*) FROM in_turn', 4, 'out of reach for different reasons: all is applied in the end');
+is(sql(q(SELECT entries_dead, entries_retried FROM postpipe_stats WHERE pipeline = 'in_turn')), '0|0', '... and nothing was a letter meanwhile');
 
 # --- Triggers that do what a trigger should not. Each entry is in the table or a letter, and what forbids them all
 # is the pipeline's: it stops, with nothing dead, and heals by itself.
