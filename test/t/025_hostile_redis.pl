@@ -82,6 +82,14 @@ $hits->shows(qr/^retrying\|owner_changed\|another owner of consumer group "postp
 $fake->set(EXEC => undef);
 $hits->shows(qr/^idle/, '... and has gone');
 
+# To be fenced is for good, so one look at the key is not enough: a reply may have been garbled.
+$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+my ($nonce, $owner) = split /\|/, $hits->sql(q(SELECT nonce, format('%s:%s:hits', system_identifier, oid) FROM postpipe_progress, pg_control_system(), pg_database WHERE pipeline = 'hits' AND datname = 'postgres'));
+$fake->set(HGETALL => [ map { Postpipe::Test::Resp::encode(nonce => $_, owner => $owner) } 'garbled', $nonce ]);
+$hits->sql(q(SELECT postpipe_resume('hits')));
+$hits->shows(qr/^idle\|\|\|the owner of consumer group "postpipe_hits" has just changed/, 'an owner that is another one at the second look');
+$fake->set(HGETALL => undef);
+
 # --- Functions, which ask for other things: whatever comes, they say that it is not what they have asked for.
 $hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
 my $found = "*1\r\n$entry";

@@ -215,6 +215,12 @@ wait_sql($node, 'postgres', q(SELECT count(*) FROM anything WHERE id = 'after'),
 letters('anything', 3);
 wait_sql($node, 'postgres', q(SELECT state, pending FROM postpipe_stats WHERE pipeline = 'anything'), 'idle|0', '... and is well');
 is(scalar log_lines($node, qr/could not copy a dead letter to stream "stream:anything:dead"/), 1, '... which is said once');
+$redis->command('DEL', 'stream:anything:dead');
+$redis->xadd('stream:anything', data => '[]');
+wait_for { $redis->command('XLEN', 'stream:anything:dead') == 1 } 'then it can be made';
+$redis->pipeline([ 'DEL', 'stream:anything:dead' ], [ 'SET', 'stream:anything:dead', 'no stream' ]);
+$redis->xadd('stream:anything', data => '[]');
+wait_for { log_lines($node, qr/could not copy a dead letter to stream "stream:anything:dead"/) == 2 } '... and what goes wrong after that is said again';
 
 # --- Retention: old ones go, in steps, and stay counted; a worker that starts looks at once.
 sql(q(SELECT postpipe_create_pipeline('old', 'stream:old', target => 'item', owner => 'app', options => '{"dead_letter_retention": "1 day", "error_threshold": 1}')));
@@ -366,7 +372,7 @@ letters('unset', 1);
 is(sql(q(SELECT discarded FROM postpipe_audit WHERE pipeline = 'set')), 1, 'discarded by the setting');
 
 # --- Every entry is somewhere.
-my %sums = (item => '7|0|1|2', late => '4|0|0|0', held => '101|0|0|0', many => 2501 - $failed . "|0|$failed|0", anything => '2|0|3|4', old => '0|0|1|2199');
+my %sums = (item => '7|0|1|2', late => '4|0|0|0', held => '101|0|0|0', many => 2501 - $failed . "|0|$failed|0", anything => '2|0|5|4', old => '0|0|1|2199');
 wait_sql($node, 'postgres', "SELECT applied, retrying, dead, discarded, balance FROM postpipe_audit WHERE pipeline = '$_'", "$sums{$_}|0", "$_: the audit balances", 30) for sort keys %sums;
 is(scalar log_lines($node, qr/was terminated by signal|PANIC/), 0, 'nothing has crashed');
 pp_balanced($node);

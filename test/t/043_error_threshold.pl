@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Fault;
 use Postpipe::Test::Pipelines qw(while_paused wait_state);
 
 my $id = 0;
@@ -68,6 +69,14 @@ done_with('most');
 table('some', '"batch_size": 100');
 while_paused('some', sub { for (1 .. 500) { add('some', 4, 'good'); add('some', 1, 'bad') } });
 done_with('some', '2000|500');
+
+# --- What is rolled back for another reason was no failure: it is not counted once for each attempt.
+table('rolled', '"error_threshold": 0.1');
+my $fault = Postpipe::Test::Fault->new($node);
+while_paused('rolled', sub { $fault->set('before_commit:error:2'); add('rolled', 90, 'bad'); add('rolled', 510, 'good') });
+done_with('rolled', '510|90');
+is($fault->fired, 2, 'rolled: two attempts failed at their end');
+is(scalar log_lines($node, qr/pipeline "rolled", worker 1: failed/), 0, '... which did not stop it');
 
 # --- The same for what is no event at all; pause and resume do not change that, the option does.
 table('shape');

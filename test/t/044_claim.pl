@@ -230,6 +230,10 @@ EXCEPTION WHEN division_by_zero THEN
 END $$
 SQL
 	is(pending_of('stream:hand', 'hand', 'python-1'), 4, '... does so, too');
+	sql(q(BEGIN; SAVEPOINT a; SAVEPOINT b; SELECT postpipe_claim('hand', 'python-1', '0'); RELEASE b; ROLLBACK TO a; COMMIT));
+	is(lost('hand'), '', '... and one that was in it, and was not itself');
+	# What is sent at commit is sent before the session says so.
+	is(pending_of('stream:hand', 'hand', 'python-1'), 4, '... leaves what is gone pending as well');
 	my $caught = pp_session($node);
 	$caught->('BEGIN');
 	$caught->(q(DO $$ BEGIN

@@ -89,6 +89,9 @@ $node->stop('fast');
 	$kept->command('FLUSHALL');
 	wait_for { $kept->command('HGET', 'postpipe:{stream:t}:g', 'owner') } 'FLUSHALL: the owner writes its key again';
 	$add->('... and reads on');
+	$kept->command('DEL', 'postpipe:{stream:t}:g');
+	$add->('the key alone is deleted, and an entry comes');
+	wait_for { $kept->command('HGET', 'postpipe:{stream:t}:g', 'owner') } '... then the owner writes it again, too';
 	$kept->command('SAVE');
 	my $nonce = $kept->command('HGET', 'postpipe:{stream:t}:g', 'nonce');
 	for (1 .. 3)

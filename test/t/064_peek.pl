@@ -52,6 +52,14 @@ is(sql(q(SELECT count(DISTINCT id) FROM postpipe_peek('looked', max_entries => 1
 $redis->command('XADD', 'stream:looked', '*', 'v', 'x' x 20_000_000) for 1 .. 3;
 is(sql(q(SELECT count(*), max(length(event ->> 'v')) FROM postpipe_peek('looked', max_entries => 2000))), '1012|20000000', 'large entries');
 
+# --- More entries are pending than are there: those that are gone lie between.
+$redis->command('XGROUP', 'CREATE', 'stream:gaps', 'postpipe_gaps', 0, 'MKSTREAM');
+sql(q(SELECT postpipe_create_pipeline('gaps', 'stream:gaps', target => 'looked', enabled => false)));
+my @gaps = $redis->pipeline(map { [ 'XADD', 'stream:gaps', '*', 'v', $_ ] } 1 .. 1004);
+$redis->command('XREADGROUP', 'GROUP', 'postpipe_gaps', 'python', 'COUNT', 1003, 'STREAMS', 'stream:gaps', '>');
+$redis->command('XDEL', 'stream:gaps', @gaps[ 2 .. 1001 ]);
+is(sql(q(SELECT string_agg(status, ' ' ORDER BY id) FROM postpipe_peek('gaps'))), 'pending pending pending unread', 'both sides of a thousand that are gone are pending');
+
 # --- A group that is gone, and then a stream that is none.
 sql(q(SELECT postpipe_create_pipeline('lonely', 'stream:looked', target => 'looked', enabled => false)));
 is(sql(q(SELECT DISTINCT coalesce(status, 'null') FROM postpipe_peek('lonely'))), 'unread', 'no group yet: all is unread');

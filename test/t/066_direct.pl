@@ -142,6 +142,13 @@ wait_for
 	sql(q(SELECT count(*) < 50 FROM postpipe_ingested WHERE pipeline = 'counted' AND id IS NULL)) eq 't';
 }
 'rows are added up';
+{
+	my $other = pp_session($node);
+	$other->(q(BEGIN; SELECT FROM postpipe_ingested FOR UPDATE));
+	is(sql(q(SET lock_timeout = '5s'; SELECT count(postpipe_ingest('counted', '{"id": 5}')) FROM generate_series(1, 300))), 300, '... without waiting for somebody else who does that');
+	$other->('COMMIT');
+	$other->(undef);
+}
 is(sql(q(SELECT ingested - (SELECT sum(n) FROM counted) FROM postpipe_audit WHERE pipeline = 'counted')), 0, '... and nothing is lost of them');
 is(sql(q(SELECT postpipe_ingest('counted', '{"id": 1}', '7-1'))), 0, '... and the IDs stay');
 sql(q(UPDATE postpipe_ingested SET ingested_at = now() - interval '8 days'));
