@@ -111,6 +111,8 @@ ALTER TABLE @extschema@.postpipe_ledger ALTER COLUMN ids SET STORAGE EXTERNAL;  
 -- Rows that may be merged lie in one index, and those that stay in others: what is merged away leaves whole pages empty.
 CREATE INDEX postpipe_ledger_open ON @extschema@.postpipe_ledger (pipeline, last_id, first_id) WHERE NOT summed;
 CREATE INDEX postpipe_ledger_range ON @extschema@.postpipe_ledger (pipeline, last_id, first_id) WHERE summed;
+-- A publication FOR ALL TABLES has ours as well: without it no row could be updated or deleted (also below).
+ALTER TABLE @extschema@.postpipe_ledger REPLICA IDENTITY FULL;
 -- What is to be pruned (src/compact.c), and the last batch of each worker.
 CREATE INDEX postpipe_ledger_age ON @extschema@.postpipe_ledger (pipeline, settled_at) WHERE summed;
 CREATE INDEX postpipe_ledger_sequence ON @extschema@.postpipe_ledger (pipeline, worker, sequence) WHERE summed;
@@ -158,6 +160,7 @@ CREATE TABLE @extschema@.postpipe_lost_range (
     cause           text NOT NULL,
     noticed_at      timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
+ALTER TABLE @extschema@.postpipe_lost_range REPLICA IDENTITY FULL;
 
 -- Internal: calls of postpipe_ingest and entries of postpipe_backfill, and sums of them (src/sqlfuncs_ingest.c).
 CREATE TABLE @extschema@.postpipe_ingested (
@@ -168,6 +171,7 @@ CREATE TABLE @extschema@.postpipe_ingested (
     ingested_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
     UNIQUE (pipeline, id)
 );
+ALTER TABLE @extschema@.postpipe_ingested REPLICA IDENTITY FULL;
 CREATE INDEX postpipe_ingested_age ON @extschema@.postpipe_ingested (pipeline, ingested_at) WHERE id IS NOT NULL;
 
 ---------------------------------------------------------------------------------------------------------------------------
