@@ -59,7 +59,8 @@ CREATE TABLE @extschema@.postpipe_pipeline (
     system_identifier bigint, database_oid oid,            -- where it is armed; another place: disarmed
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     altered_at      timestamptz,
-    dropped         boolean NOT NULL DEFAULT false         -- only of `posts`, which would exist without a row
+    dropped         boolean NOT NULL DEFAULT false,        -- only of `posts`, which would exist without a row
+    extension_oid   oid                                    -- as database_oid: a dump may come back to its database, which has another ledger then
 );
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.postpipe_pipeline', '');
 

@@ -225,7 +225,7 @@ has_gone_back(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key)
 
 /*
  * A group that others have read is ours now, and nothing of what they read is on record here: it is in
- * another database, a live one, or the one that this one was restored from.
+ * another database, a live one, or the one that this one was restored from, or went with the extension before.
  */
 static void
 warn_no_record(PpWorker *w, const char *owner)
@@ -292,7 +292,8 @@ pp_owner_claim(PpWorker *w, PpRedisError *error)
 	{
 		pp_worker_transact(w, pp_owner_note_claimed, NULL);
 		strlcpy(w->nonce, known.next_nonce, sizeof(w->nonce));
-		if (known.take_over && known.nonce[0] == '\0' && key.others_began && !w->went_back)
+		if (known.nonce[0] == '\0' && key.others_began && !w->went_back &&
+			(known.take_over || strcmp(key.owner, w->owner) == 0))
 			warn_no_record(w, key.owner);
 	}
 	else if (may_keep(w, &known, &key, error))

@@ -83,9 +83,9 @@ write_identity(const PpWorker *w, char *identity, Size size)
 	snprintf(identity, size, "%u:" INT64_FORMAT, w->ext.oid, w->def->created_at);
 }
 
-/* "<identity> <ID> <number>", as pp_owner_note_begin() has written it; of another pipeline: nothing. */
-static void
-parse_begin(const PpWorker *w, const PpReply *reply, PpOwnerKey *key)
+/* "<identity> <ID> <number>", as pp_owner_note_begin() has written it; false: of another pipeline, or not there. */
+static bool
+parse_begin(const PpWorker *w, const PpReply *reply, PpBase *begin)
 {
 	char ours[64];
 	char identity[64];
@@ -93,12 +93,12 @@ parse_begin(const PpWorker *w, const PpReply *reply, PpOwnerKey *key)
 	long long added;
 
 	write_identity(w, ours, sizeof(ours));
-	key->begin_known = pp_reply_is(reply, PP_REPLY_STRING, 1) &&
-					   sscanf(reply->str, "%63s %41s %lld", identity, id, &added) == 3 &&
-					   strcmp(identity, ours) == 0 &&
-					   pp_id_parse(id, strlen(id), &key->begin.settled);
-	if (key->begin_known)
-		key->begin.added = added;
+	if (!pp_reply_is(reply, PP_REPLY_STRING, 1) ||
+		sscanf(reply->str, "%63s %41s %lld", identity, id, &added) != 3 ||
+		strcmp(identity, ours) != 0 || !pp_id_parse(id, strlen(id), &begin->settled))
+		return false;
+	begin->added = added;
+	return true;
 }
 
 bool
@@ -123,11 +123,11 @@ pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error)
 		key->sequences[i] = get_number(reply, name);
 	}
 	snprintf(name, sizeof(name), "begin:%s", w->owner);
-	parse_begin(w, pp_reply_lookup(reply, name), key);
+	key->begin_known = parse_begin(w, pp_reply_lookup(reply, name), &key->begin);
 	for (size_t i = 0; i < reply->len; i += 2)
 		key->others_began |= pp_reply_is(&reply->items[i], PP_REPLY_STRING, 1) &&
 							 strncmp(reply->items[i].str, "begin:", strlen("begin:")) == 0 &&
-							 strcmp(reply->items[i].str, name) != 0;
+							 (strcmp(reply->items[i].str, name) != 0 || !key->begin_known);
 	return true;
 }
 

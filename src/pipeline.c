@@ -52,7 +52,8 @@ enum
 	COL_CREATED_AT,
 	COL_ALTERED_AT,
 	COL_DROPPED,
-	COL_COUNT = COL_DROPPED
+	COL_EXTENSION_OID,
+	COL_COUNT = COL_EXTENSION_OID
 };
 
 static char *
@@ -105,7 +106,7 @@ pp_pipeline_redis(const PpPipeline *p, PpRedisUrl *url)
 }
 
 static PpPipeline *
-read_row(HeapTuple tuple, TupleDesc desc)
+read_row(const PpExtension *ext, HeapTuple tuple, TupleDesc desc)
 {
 	PpPipeline *p = palloc0(sizeof(PpPipeline));
 	Datum values[COL_COUNT];
@@ -137,6 +138,10 @@ read_row(HeapTuple tuple, TupleDesc desc)
 		nulls[COL_SYSTEM_IDENTIFIER - 1] ? 0 : DatumGetInt64(values[COL_SYSTEM_IDENTIFIER - 1]);
 	p->database_oid =
 		nulls[COL_DATABASE_OID - 1] ? InvalidOid : DatumGetObjectId(values[COL_DATABASE_OID - 1]);
+	p->extension_oid =
+		nulls[COL_EXTENSION_OID - 1] ? InvalidOid : DatumGetObjectId(values[COL_EXTENSION_OID - 1]);
+	p->at_home = p->system_identifier == (int64) GetSystemIdentifier() &&
+				 p->database_oid == MyDatabaseId && p->extension_oid == ext->oid;
 	p->created_at = nulls[COL_CREATED_AT - 1] ? 0 : DatumGetTimestampTz(values[COL_CREATED_AT - 1]);
 	p->altered_at = nulls[COL_ALTERED_AT - 1] ? 0 : DatumGetTimestampTz(values[COL_ALTERED_AT - 1]);
 	p->dropped = DatumGetBool(values[COL_DROPPED - 1]);
@@ -164,7 +169,7 @@ pp_pipeline_list(const PpExtension *ext)
 
 	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
 	{
-		PpPipeline *p = read_row(tuple, RelationGetDescr(rel));
+		PpPipeline *p = read_row(ext, tuple, RelationGetDescr(rel));
 
 		posts_stored |= strcmp(p->name, PP_POSTS_PIPELINE) == 0;
 		if (!p->dropped)
@@ -214,13 +219,13 @@ pp_pipeline_get(const PpExtension *ext, const char *name)
 
 /*
  * Is it at home here?  A dump, a template copy or a pg_upgrade carries its row to another cluster
- * or database; there it must not start to take production's entries by itself.
+ * or database; there it must not start to take production's entries by itself.  Nor where a dump is restored over
+ * the database that it was made of, as by pg_restore --clean: the tables are as they were, and there is no ledger.
  */
 bool
 pp_pipeline_is_armed(const PpPipeline *p)
 {
-	return p->builtin || (p->system_identifier == (int64) GetSystemIdentifier() &&
-						  p->database_oid == MyDatabaseId);
+	return p->builtin || p->at_home;
 }
 
 static void
@@ -250,11 +255,11 @@ static const Oid column_types[COL_COUNT] = {
 	TEXTOID,      REGROLEOID,     TEXTOID,        TEXTOID,  TEXTOID,      TEXTOID,
 	TEXTARRAYOID, TEXTOID,        TEXTOID,        JSONBOID, TEXTARRAYOID, TEXTOID,
 	TEXTOID,      INT4OID,        BOOLOID,        TEXTOID,  JSONBOID,     INT8OID,
-	OIDOID,       TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID};
+	OIDOID,       TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,  OIDOID};
 
 /* The row of a definition, at home where it was, or here if it is new. */
 static void
-set_row(const PpPipeline *p, Datum *values, bool *nulls)
+set_row(const PpExtension *ext, const PpPipeline *p, Datum *values, bool *nulls)
 {
 	bool is_new = p->created_at == 0;
 
@@ -284,6 +289,7 @@ set_row(const PpPipeline *p, Datum *values, bool *nulls)
 	nulls[COL_ALTERED_AT - 1] = p->altered_at == 0;
 	values[COL_ALTERED_AT - 1] = TimestampTzGetDatum(p->altered_at);
 	values[COL_DROPPED - 1] = BoolGetDatum(p->dropped);
+	values[COL_EXTENSION_OID - 1] = ObjectIdGetDatum(is_new ? ext->oid : p->extension_oid);
 }
 
 /* Stores a definition as a new row; the table's own constraints and trigger apply. */
@@ -294,7 +300,7 @@ pp_pipeline_insert(const PpExtension *ext, const PpPipeline *p)
 	bool nulls[COL_COUNT] = {0};
 	StringInfoData sql;
 
-	set_row(p, values, nulls);
+	set_row(ext, p, values, nulls);
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "INSERT INTO %s.postpipe_pipeline VALUES (", ext->schema_name);
 	for (int i = 1; i <= COL_COUNT; i++)
@@ -327,7 +333,7 @@ pp_pipeline_update(const PpExtension *ext, const PpPipeline *p)
 		pp_pipeline_insert(ext, p);
 		return;
 	}
-	set_row(p, values, nulls);
+	set_row(ext, p, values, nulls);
 	pp_pipeline_check_written(pp_store_execute(
 		ext,
 		psprintf(

@@ -49,6 +49,8 @@ typedef struct PpPipeline
 	Jsonb *options;
 	int64 system_identifier; /* where it is armed; 0: nowhere */
 	Oid database_oid;
+	Oid extension_oid;
+	bool at_home;           /* that is here */
 	TimestampTz created_at; /* 0: not stored */
 	TimestampTz altered_at; /* 0: never */
 	bool dropped;           /* the built-in pipeline was dropped; nothing else is kept of it */

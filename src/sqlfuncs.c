@@ -106,11 +106,13 @@ void
 pp_require_armed(const PpPipeline *p)
 {
 	if (!pp_pipeline_is_armed(p))
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("pipeline \"%s\" comes from another server or database", p->name),
-						errhint("If it is to read from here, and nowhere else any more, run "
-								"postpipe_resume('%s', take_over => true).",
-								p->name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("pipeline \"%s\" comes from another server or database, or from a dump",
+						p->name),
+				 errhint("If it is to read from here, and nowhere else any more, run "
+						 "postpipe_resume('%s', take_over => true).",
+						 p->name)));
 }
 
 /* Where a group may begin. */
@@ -280,8 +282,9 @@ set_enabled(const PpExtension *ext, PpPipeline *p, bool enabled, const char *rea
 		return;
 	}
 	if (arm)
-		home = psprintf(", system_identifier = " INT64_FORMAT ", database_oid = %u",
-						(int64) GetSystemIdentifier(), MyDatabaseId);
+		home = psprintf(", system_identifier = " INT64_FORMAT
+						", database_oid = %u, extension_oid = %u",
+						(int64) GetSystemIdentifier(), MyDatabaseId, ext->oid);
 	pp_pipeline_check_written(pp_store_execute(
 		ext,
 		psprintf("UPDATE %s.postpipe_pipeline SET enabled = $2, enabled_reason = $3, "

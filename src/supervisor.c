@@ -75,8 +75,8 @@ pp_supervisor_reason_to_rest(const PpPipeline *p, PpState *state, const char **c
 	{
 		*state = PP_STATE_DISARMED;
 		*code = "disarmed";
-		return "the definition comes from another server or database; to read from here, run "
-			   "postpipe_resume(pipeline, take_over => true)";
+		return "the definition comes from another server or database, or from a dump; to read from "
+			   "here, run postpipe_resume(pipeline, take_over => true)";
 	}
 	return NULL;
 }

@@ -25,8 +25,8 @@ like($stderr, qr/too many pipelines/, '... also two in one transaction that drop
 
 # It can come from a restore, all the same.
 my $from = log_offset($node);
-$many->(q(INSERT INTO postpipe_pipeline (pipeline, owner, stream, consumer_group, statement, search_path, system_identifier, database_oid)
-	SELECT 'late', owner, 'stream:late', 'late', statement, search_path, system_identifier, database_oid FROM postpipe_pipeline LIMIT 1));
+$many->(q(INSERT INTO postpipe_pipeline (pipeline, owner, stream, consumer_group, statement, search_path, system_identifier, database_oid, extension_oid)
+	SELECT 'late', owner, 'stream:late', 'late', statement, search_path, system_identifier, database_oid, extension_oid FROM postpipe_pipeline LIMIT 1));
 wait_sql($node, 'postgres', "$status 'late'", 'waiting no_pipeline_slot', 'one that was restored waits, and says for what');
 my $commits = q(SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres');
 my $before = $node->safe_psql('watch', $commits);

@@ -70,6 +70,38 @@ $old->stop;
 	$away->stop;
 }
 
+# --- A dump, restored over the database that it was made of: the tables are as they were, and the ledger is gone.
+{
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/same.dump';
+	my $definition = q(SELECT postpipe_create_pipeline('f', 'stream:f', statement => 'INSERT INTO t_f SELECT id FROM postpipe_batch'));
+	my $f = sub { return $main->safe_psql('app', $_[0]) };
+	$f->("CREATE TABLE t_f (v text); $definition");
+	idle($main, 'f', undef, 'app');
+	my $last = (add('f', 20))[-1];
+	wait_sql($main, 'app', 'SELECT count(*) FROM t_f', 20, 'f: read before the dump');
+	command_ok([ 'pg_dump', '-Fc', '-d', $main->connstr('app'), '-f', $file ], 'pg_dump');
+	add('f', 10);
+	wait_sql($main, 'app', 'SELECT count(*) FROM t_f', 30, 'f: read after it');
+	wait_for { pending($redis, 'stream:f', 'postpipe_f') == 0 } 'f: all is acknowledged';
+	$main->safe_psql('postgres', 'ALTER SYSTEM SET postpipe.enabled = off');
+	$main->reload;
+	wait_sql($main, 'app', q(SELECT count(*) FROM postpipe_workers WHERE backend_type = 'worker'), 0, 'no worker runs');
+	command_ok([ 'pg_restore', '--clean', '--if-exists', '--exit-on-error', '-d', $main->connstr('app'), $file ], 'pg_restore --clean');
+	my $from = log_offset($main);
+	$main->safe_psql('postgres', 'ALTER SYSTEM RESET postpipe.enabled');
+	$main->reload;
+	wait_sql($main, 'app', q(SELECT state FROM postpipe_stats WHERE pipeline = 'f'), 'disarmed', 'f: disarmed, also in the database that it comes from');
+	$f->(q(SELECT postpipe_resume('f', take_over => true)));
+	idle($main, 'f', undef, 'app');
+	is(scalar log_lines($main, qr/WARNING.*"f": consumer group .* this database has no record of what was read/, $from), 1, '... and then there is a WARNING');
+	$f->(q(SELECT postpipe_pause('f')));
+	$f->(q(SELECT postpipe_wait_state('f', 'paused')));
+	$f->("SELECT postpipe_rewind('f', to_id => '$last')");
+	$f->(q(SELECT postpipe_resume('f')));
+	wait_sql($main, 'app', 'SELECT count(*), count(DISTINCT v) FROM t_f', '30|30', 'f: rewound to the time of the dump, each entry is there once');
+	pp_balanced($main, 'app');
+}
+
 # --- The database goes back in time: what Redis knows as acknowledged is read again.
 {
 	$main->safe_psql('postgres', q(SELECT postpipe_drop_pipeline('a')));
