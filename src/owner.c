@@ -207,7 +207,7 @@ check_right(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key, PpRed
 /*
  * Has the database gone back in time?  Redis knows of batches of ours that the ledger has not, or the
  * key was written by this very pipeline, but not by what we remember of it: another copy of it has
- * read since.  What another pipeline has read is in its own tables.
+ * read since, or the original.  What another pipeline has read is in its own tables.
  */
 static bool
 has_gone_back(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key)
@@ -217,7 +217,8 @@ has_gone_back(PpWorker *w, const PpOwnerKnown *known, const PpOwnerKey *key)
 	/* It has never owned it, as far as it knows, but the key knows of its first epoch. */
 	if (known->nonce[0] == '\0')
 		return key->begin_known;
-	if (key->nonce[0] != '\0' && strcmp(key->owner, w->owner) == 0 && !is_our_nonce(known, key))
+	if (key->nonce[0] != '\0' && (strcmp(key->owner, w->owner) == 0 || key->is_original) &&
+		!is_our_nonce(known, key))
 		return true;
 	pp_worker_transact(w, pp_owner_compare_sequences, &comparison);
 	return comparison.went_back;

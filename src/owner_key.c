@@ -101,6 +101,22 @@ parse_begin(const PpWorker *w, const PpReply *reply, PpBase *begin)
 	return true;
 }
 
+/*
+ * Is the owner this pipeline by another name, in the database that this one was copied from, by CREATE DATABASE ...
+ * TEMPLATE?  The extension has the same OID there.
+ */
+static bool
+is_copied_from(const PpWorker *w, const PpReply *hash, const char *owner)
+{
+	char name[sizeof(((PpOwnerKey *) NULL)->owner) + 32];
+	PpBase begin;
+	Oid database;
+
+	snprintf(name, sizeof(name), "begin:%s", owner);
+	return strcmp(owner, w->owner) != 0 && pp_owner_parse(owner, &database) != NULL &&
+		   database != MyDatabaseId && parse_begin(w, pp_reply_lookup(hash, name), &begin);
+}
+
 bool
 pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error)
 {
@@ -124,6 +140,7 @@ pp_owner_key_get(PpWorker *w, PpOwnerKey *key, PpRedisError *error)
 	}
 	snprintf(name, sizeof(name), "begin:%s", w->owner);
 	key->begin_known = parse_begin(w, pp_reply_lookup(reply, name), &key->begin);
+	key->is_original = is_copied_from(w, reply, key->owner);
 	for (size_t i = 0; i < reply->len; i += 2)
 		key->others_began |= pp_reply_is(&reply->items[i], PP_REPLY_STRING, 1) &&
 							 strncmp(reply->items[i].str, "begin:", strlen("begin:")) == 0 &&

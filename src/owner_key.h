@@ -17,7 +17,8 @@ typedef struct PpOwnerKey
 	int64 turns;
 	int64 sequences[PP_MAX_WORKERS_PER_PIPELINE + 1]; /* ours */
 	bool others_began;                                /* to read the group */
-	bool begin_known;                                 /* what our epoch began with is there */
+	bool is_original; /* the owner, of which this database is a copy */
+	bool begin_known; /* what our epoch began with is there */
 	PpBase begin;
 } PpOwnerKey;
 

@@ -102,6 +102,24 @@ $old->stop;
 	pp_balanced($main, 'app');
 }
 
+# --- A copy on the same server, by its own name: what the original has read since is missing in it.
+{
+	$main->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE app');
+	add('f', 10);
+	wait_sql($main, 'app', 'SELECT count(*) FROM t_f', 40, 'f: the original reads');
+	wait_for { pending($redis, 'stream:f', 'postpipe_f') == 0 } 'f: all is acknowledged';
+	$main->safe_psql('postgres', q(ALTER SYSTEM SET postpipe.databases = 'postgres, app, copy'));
+	$main->reload;
+	wait_sql($main, 'copy', q(SELECT state FROM postpipe_stats WHERE pipeline = 'f'), 'disarmed', 'f: the copy is disarmed');
+	my $from = log_offset($main);
+	$main->safe_psql('copy', q(SELECT postpipe_resume('f', take_over => true)));
+	idle($main, 'f', 'f: the copy takes over', 'copy');
+	is(scalar log_lines($main, qr/WARNING.*"f": the database has gone back in time/, $from), 1, '... and says that it lacks what the original has read');
+	$main->safe_psql('postgres', q(ALTER SYSTEM SET postpipe.databases = 'postgres, app'));
+	$main->reload;
+	$main->safe_psql('postgres', 'DROP DATABASE copy');
+}
+
 # --- The database goes back in time: what Redis knows as acknowledged is read again.
 {
 	$main->safe_psql('postgres', q(SELECT postpipe_drop_pipeline('a')));
