@@ -24,6 +24,7 @@
 #include "owner.h"
 #include "process.h"
 #include "stream_group.h"
+#include "trimmed.h"
 
 #define COUNT_PAGE 1000 /* entries that Redis counts at once: a millisecond if they are small */
 
@@ -339,6 +340,13 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	if (!ledger->base_known && !begin_with(w, &facts, error))
 		return false;
 	if (!pp_repair(w, &facts, &position, error))
+		return false;
+	/*
+	 * What was read has turned out to be settled by an older epoch, and then the stream has fewer entries than were
+	 * settled: it is one that was there before, and has got higher IDs since.  From the beginning, then; once, because
+	 * that begins an epoch.
+	 */
+	if (cause == NULL && !pp_trimmed_fits(ledger, &facts))
 		return false;
 	pp_watch_begin(w, &facts, position);
 	return true;

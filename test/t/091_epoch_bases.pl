@@ -103,6 +103,25 @@ for my $workers (1, 2)
 	is(lost($p), '', '... and nothing is lost');
 	drop($p);
 
+	# --- The same while it reads, and what is new comes in the same moment: no lower ID tells.
+	$p = "swapped_$workers";
+	make($p, workers => $workers);
+	add($p, 50);
+	rows($p, 50);
+	$redis->command('RENAME', "stream:$p", 'away');
+	wait_sql($node, 'postgres', "SELECT base_known FROM postpipe_epoch WHERE pipeline = '$p' AND epoch = 2", 't', "$p: the stream is gone");
+	add($p, 30);
+	rows($p, 80);
+	wait_for { pending($redis, "stream:$p", "postpipe_$p") == 0 } "$p: all is acknowledged";
+	$redis->pipeline(['MULTI'], [ 'RENAME', 'away', "stream:$p" ], xadds($p, 10), ['EXEC']);
+	rows($p, 90);
+	wait_sql($node, 'postgres', "SELECT string_agg(cause, ' ' ORDER BY epoch) FROM postpipe_epoch WHERE pipeline = '$p'", 'first stream_gone stream_went_back', "$p: the stream is back");
+	add($p, 5);
+	rows($p, 95);
+	wait_sql($node, 'postgres', "SELECT balance FROM postpipe_audit WHERE pipeline = '$p' ORDER BY epoch DESC LIMIT 1", 0, '... and the audit balances');
+	is(lost($p), '', '... and nothing is lost');
+	drop($p);
+
 	# --- A rewind: what was trimmed before it is lost in the epoch that ends, what is trimmed after it in the new one.
 	for my $when (qw(before after))
 	{
