@@ -47,6 +47,8 @@ pp_process_start(Datum main_arg)
 	else
 		BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	SetConfigOption("application_name", MyBgworkerEntry->bgw_name, PGC_USERSET, PGC_S_SESSION);
+	/* A role that the database sets for its sessions may not write our tables. */
+	SetConfigOption("role", "none", PGC_SUSET, PGC_S_SESSION);
 #if PG_VERSION_NUM >= 170000
 	/* It ends the process, whatever the transaction was about. */
 	SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_SESSION);

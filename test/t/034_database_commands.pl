@@ -124,6 +124,13 @@ $hits->publish(5);
 $hits->settled('the others go on');
 is($hits->sql(q(SELECT postpipe_drop_pipeline('leaver'))), 't', 'and a superuser drops what he left');
 
+# --- A role that the database sets for its sessions is not that of our processes.
+$hits->sql(q(ALTER DATABASE one SET role = 'owner_only'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'one' AND backend_type = 'postpipe worker'));
+$one->publish(5);
+wait_sql($node, 'one', 'SET ROLE NONE; SELECT count(*) FROM one', scalar @{ $one->{ids} }, 'a database that sets a role: the worker goes on');
+$hits->sql('ALTER DATABASE one RESET role');
+$one->settled('... and applies each entry once');
+
 done_testing();
 
 sub stderr_of
