@@ -77,7 +77,13 @@ is(consumers($redis, $hits->stream, $hits->group), 1, '... as the only one');
 my $new = PostgreSQL::Test::Cluster->new('new');
 $new->init;
 $new->append_conf('postgresql.conf', "shared_preload_libraries = 'postpipe'\npostpipe.databases = 'postgres, app, template1'\npostpipe.redis_url = '" . $redis->url . "'\n");
+# What a worker has in hand when the old server stops is pending for a consumer of that server.
+my $session = $hits->session;
+$session->('BEGIN; LOCK TABLE hits');
+$hits->publish(5);
+$hits->stuck;
 $node->stop;
+$session->(undef);
 $connections = connections();
 my ($bindir) = split /\n/, `pg_config --bindir`;
 chdir(PostgreSQL::Test::Utils::tempdir()) or die $!;
@@ -91,7 +97,9 @@ wait_sql($new, 'app', q(SELECT string_agg(pipeline || ' ' || state, ', ' ORDER B
 $hits->publish(5);
 $new->safe_psql('app', q(SELECT postpipe_resume('hits', take_over => true)));
 $hits->{node} = $new;
-$hits->settled('... until they are told to go on');
+wait_sql($new, 'app', 'SELECT count(*) FROM hits', @{ $hits->{ids} } - 5, '... until they are told to go on');
+is($new->safe_psql('app', q(SELECT postpipe_claim('hits', min_idle => '0'))), 5, '... and to claim what the old server had in hand');
+$hits->settled('after pg_upgrade');
 
 done_testing();
 
