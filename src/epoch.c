@@ -79,13 +79,16 @@ pp_ledger_load_epochs(PpLedger *ledger)
 		"i.again AND i.cause <> 'other_consumers_left')")
 #define SEQUENCE PP_LEDGER_MAX("max", "sequence", "l.worker = $3")
 
-/* What the epoch has settled so far, and where it began. */
-static void
-read_sums(PpLedger *ledger)
+/*
+ * What the epoch has settled so far, and where it began; and the highest ID on record since the epoch
+ * `rewound`, 0-0 if there is none.
+ */
+static PpId
+read_sums(PpLedger *ledger, int rewound)
 {
-	Oid types[] = {TEXTOID, INT4OID, INT4OID};
+	Oid types[] = {TEXTOID, INT4OID, INT4OID, INT4OID};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(ledger->epoch),
-					  Int32GetDatum(ledger->worker)};
+					  Int32GetDatum(ledger->worker), Int32GetDatum(rewound)};
 	const char *s = ledger->ext->schema_name;
 	TupleDesc desc;
 	HeapTuple row;
@@ -99,11 +102,12 @@ read_sums(PpLedger *ledger)
 			"coalesce((SELECT sum(entries) FROM %1$s.postpipe_lost_range r "
 			"WHERE r.pipeline = $1 AND r.epoch = $2 AND cause = 'trimmed_before_read'), 0)"
 			")::bigint, " TOP ", " SEQUENCE ", p.pruned_id, cardinality(p.holes)::bigint, "
-			"p.shared::int::bigint, p.sealed_id "
-			"FROM %1$s.postpipe_epoch e JOIN %1$s.postpipe_progress p USING (pipeline) "
-			"WHERE e.pipeline = $1 AND e.epoch = $2",
+			"p.shared::int::bigint, p.sealed_id, " PP_LEDGER_HIGHEST(
+				"$4") " "
+					  "FROM %1$s.postpipe_epoch e JOIN %1$s.postpipe_progress p USING (pipeline) "
+					  "WHERE e.pipeline = $1 AND e.epoch = $2",
 			s),
-		3, types, values, NULL, false, 0);
+		lengthof(types), types, values, NULL, false, 0);
 	row = SPI_tuptable->vals[0];
 	desc = SPI_tuptable->tupdesc;
 	ledger->base = pp_store_get_number(row, desc, 1);
@@ -114,6 +118,7 @@ read_sums(PpLedger *ledger)
 	ledger->num_holes = pp_store_get_number(row, desc, 6);
 	ledger->shared = pp_store_get_number(row, desc, 7) != 0;
 	ledger->sealed = pp_store_get_id(row, desc, 8);
+	return pp_store_get_id(row, desc, 9);
 }
 
 /*
@@ -124,8 +129,8 @@ read_sums(PpLedger *ledger)
 PpId
 pp_ledger_open(PpLedger *ledger)
 {
-	Oid types[] = {TEXTOID, INT4OID};
-	Datum values[2] = {CStringGetTextDatum(ledger->pipeline)};
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(ledger->pipeline)};
 	const char *s = ledger->ext->schema_name;
 	const PpRewind *last;
 	PpId mark;
@@ -138,14 +143,10 @@ pp_ledger_open(PpLedger *ledger)
 						  1, types, values, NULL, false, 0);
 	pp_ledger_load_epochs(ledger);
 	last = ledger->num_rewinds > 0 ? &ledger->rewinds[ledger->num_rewinds - 1] : NULL;
-	values[1] = Int32GetDatum(last ? last->epoch : 0);
-	SPI_execute_with_args(psprintf("SELECT " PP_LEDGER_HIGHEST("$2"), s), 2, types, values, NULL,
-						  false, 0);
-	mark = pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	mark = read_sums(ledger, last ? last->epoch : 0);
 	ledger->reached = mark;
 	if (last != NULL && pp_id_compare(last->since, mark) > 0)
 		mark = last->since;
-	read_sums(ledger);
 	if (pp_id_compare(ledger->top, ledger->reached) < 0)
 		ledger->reached = ledger->top;
 	if (pp_id_compare(ledger->pruned, mark) > 0)
