@@ -74,24 +74,27 @@ pp_pipeline_option_float(const PpPipeline *p, const char *name, double unset)
 	return value && parse_real(value, &number, 0, NULL) ? number : unset;
 }
 
+static int
+get_quantity(const PpPipeline *p, const char *name, int unit, int unset)
+{
+	char *value = pp_pipeline_option(p, name);
+	int number;
+
+	return value && parse_int(value, &number, unit, NULL) ? number : unset;
+}
+
 /* An option that is a time, in milliseconds; with a unit or without, as a setting. */
 int
 pp_pipeline_option_ms(const PpPipeline *p, const char *name, int unset)
 {
-	char *value = pp_pipeline_option(p, name);
-	int ms;
-
-	return value && parse_int(value, &ms, GUC_UNIT_MS, NULL) ? ms : unset;
+	return get_quantity(p, name, GUC_UNIT_MS, unset);
 }
 
 /* An option that is an amount of memory, in kilobytes; with a unit or without, as a setting. */
 int
 pp_pipeline_option_kb(const PpPipeline *p, const char *name, int unset)
 {
-	char *value = pp_pipeline_option(p, name);
-	int kb;
-
-	return value && parse_int(value, &kb, GUC_UNIT_KB, NULL) ? kb : unset;
+	return get_quantity(p, name, GUC_UNIT_KB, unset);
 }
 
 /* The length of an interval in milliseconds, a month taken as 30 days. */

@@ -38,6 +38,21 @@ static const char *const known_options[] = {"batch_size",
 											"ledger_retention",
 											"notify"};
 
+static char *
+list_options(void)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; i < (int) lengthof(known_options); i++)
+		appendStringInfo(&list, "%s%s",
+						 i == 0                                   ? ""
+						 : i == (int) lengthof(known_options) - 1 ? " and "
+																  : ", ",
+						 known_options[i]);
+	return list.data;
+}
+
 /* Those that are known; what they may be is checked with the definition. */
 void
 pp_check_options(const Jsonb *options, bool may_be_null)
@@ -68,11 +83,7 @@ pp_check_options(const Jsonb *options, bool may_be_null)
 		if (!known)
 			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							errmsg("unrecognized option \"%s\"", name),
-							errhint("Options are batch_size, batch_bytes, statement_timeout, "
-									"lock_timeout, synchronous_commit, allow_unlogged, "
-									"claim_foreign, claim_idle, reap_consumers, max_retries, "
-									"retry_delay, error_threshold, dead_letter_retention, "
-									"dead_letter_stream, ledger_retention and notify.")));
+							errhint("Options are %s.", list_options())));
 	}
 }
 
@@ -168,39 +179,37 @@ check_error_options(const PpPipeline *p)
 						errhint("Give the dead letters a stream of their own.")));
 }
 
-/* A time in milliseconds, or with a unit, as a setting has it. */
+/* Is the option set?  Then it is a number of these units (GUC_UNIT_…), or has its own, as a setting. */
+static bool
+get_quantity(const PpPipeline *p, const char *name, int unit, int *value)
+{
+	char *text = pp_pipeline_option(p, name);
+	const char *hint = NULL;
+
+	if (text != NULL && !parse_int(text, value, unit, &hint))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid value for option %s: \"%s\"", name, text),
+						hint ? errhint("%s", _(hint)) : 0));
+	return text != NULL;
+}
+
 static void
 check_time(const PpPipeline *p, const char *name, int min_ms)
 {
-	char *value = pp_pipeline_option(p, name);
-	const char *hint = NULL;
 	int ms;
 
-	if (value != NULL && !parse_int(value, &ms, GUC_UNIT_MS, &hint))
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("invalid value for option %s: \"%s\"", name, value),
-						hint ? errhint("%s", _(hint)) : 0));
-	if (value != NULL && ms < min_ms)
+	if (get_quantity(p, name, GUC_UNIT_MS, &ms) && ms < min_ms)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("option %s is %d ms, less than the least valid value, %d ms", name,
 							   ms, min_ms)));
 }
 
-/* An amount of memory in kilobytes, or with a unit, as a setting has it. */
 static void
 check_memory(const PpPipeline *p, const char *name, int min_kb, int max_kb)
 {
-	char *value = pp_pipeline_option(p, name);
-	const char *hint = NULL;
 	int kb;
 
-	if (value == NULL)
-		return;
-	if (!parse_int(value, &kb, GUC_UNIT_KB, &hint))
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("invalid value for option %s: \"%s\"", name, value),
-						hint ? errhint("%s", _(hint)) : 0));
-	if (kb < min_kb || kb > max_kb)
+	if (get_quantity(p, name, GUC_UNIT_KB, &kb) && (kb < min_kb || kb > max_kb))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("option %s is %d kB, outside the valid range %d kB to %d kB", name,
 							   kb, min_kb, max_kb)));
