@@ -181,12 +181,18 @@ make_upsert(const char *insert, const PpPipeline *p, List *columns, const char *
 	return sql.data;
 }
 
+/* A partitioned table's rows have no system columns to tell an insert from an update. */
+static bool
+can_tell_inserted(Relation target)
+{
+	return target->rd_rel->relkind == RELKIND_RELATION;
+}
+
 /* The same, which tells which rows it did not insert, where that can be told. */
 static char *
 tell_inserted(const char *upsert, Relation target)
 {
-	/* A partitioned table's rows have no system columns to tell an insert from an update. */
-	if (target->rd_rel->relkind != RELKIND_RELATION)
+	if (!can_tell_inserted(target))
 		return pstrdup(upsert);
 	return psprintf("%s\nRETURNING (t.xmax = 0) AS inserted", upsert);
 }
@@ -195,7 +201,7 @@ tell_inserted(const char *upsert, Relation target)
 static bool
 returns_what_it_inserts(Relation target)
 {
-	return target->rd_rel->relkind == RELKIND_RELATION &&
+	return can_tell_inserted(target) &&
 		   (target->trigdesc == NULL || !target->trigdesc->trig_insert_before_row);
 }
 

@@ -113,8 +113,8 @@ is_copied_from(const PpWorker *w, const PpReply *hash, const char *owner)
 	Oid database;
 
 	snprintf(name, sizeof(name), "begin:%s", owner);
-	return strcmp(owner, w->owner) != 0 && pp_owner_parse(owner, &database) != NULL &&
-		   database != MyDatabaseId && parse_begin(w, pp_reply_lookup(hash, name), &begin);
+	return pp_owner_parse(owner, &database) != NULL && database != MyDatabaseId &&
+		   parse_begin(w, pp_reply_lookup(hash, name), &begin);
 }
 
 bool
