@@ -52,7 +52,7 @@ for my $case (@hostile)
 {
 	my ($what, $reply, $shown) = @$case;
 	my $status = '';
-	$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+	$hits->pause;
 	$fake->set(XREADGROUP => $reply);
 	$hits->sql(q(SELECT postpipe_resume('hits')));
 	wait_for { ($status = $hits->status) =~ /^retrying/ } "$what: noticed";
@@ -75,7 +75,7 @@ $hits->sql(q(SELECT postpipe_drop_pipeline('new')));
 $fake->set('XINFO GROUPS' => undef, XPENDING => undef);
 
 # The owner's key was written by somebody else between a look at it and the transaction that writes it.
-$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+$hits->pause;
 $fake->set(EXEC => "*-1\r\n");
 $hits->sql(q(SELECT postpipe_resume('hits')));
 $hits->shows(qr/^retrying\|owner_changed\|another owner of consumer group "postpipe_hits" came first/, 'another owner came first');
@@ -83,7 +83,7 @@ $fake->set(EXEC => undef);
 $hits->shows(qr/^idle/, '... and has gone');
 
 # To be fenced is for good, so one look at the key is not enough: a reply may have been garbled.
-$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+$hits->pause;
 my ($nonce, $owner) = split /\|/, $hits->sql(q(SELECT nonce, format('%s:%s:hits', system_identifier, oid) FROM postpipe_progress, pg_control_system(), pg_database WHERE pipeline = 'hits' AND datname = 'postgres'));
 $fake->set(HGETALL => [ map { Postpipe::Test::Resp::encode(nonce => $_, owner => $owner) } 'garbled', $nonce ]);
 $hits->sql(q(SELECT postpipe_resume('hits')));
@@ -91,7 +91,7 @@ $hits->shows(qr/^idle\|\|\|the owner of consumer group "postpipe_hits" has just 
 $fake->set(HGETALL => undef);
 
 # --- Functions, which ask for other things: whatever comes, they say that it is not what they have asked for.
-$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+$hits->pause;
 my $found = "*1\r\n$entry";
 my $python = "*1\r\n*6\r\n" . bulk('name') . bulk('python') . bulk('pending') . ":%d\r\n" . bulk('idle') . ":9\r\n";
 my $ends = join '', map { bulk("$_-entry") . "*2\r\n" . bulk($_ eq 'first' ? '1-1' : '9-9') . "*0\r\n" } qw(first last);
@@ -128,7 +128,7 @@ $hits->shows(qr/^fenced\|fenced\|[^|]*belongs to 1:2:\?\?LOG:  forged/, 'an owne
 is($hits->worker(q(redis_version || ' ' || redis_role)), '7??1 ma?(er', 'a version and a role that are none');
 is(scalar log_lines($node, qr/\xff|\xfe|^LOG:  forged/, $from), 0, '... and not in the log');
 $fake->set(INFO => undef, HGETALL => undef);
-$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+$hits->pause;
 
 # --- The supervisor, which alone talks to Redis now. What comes after the last reply is not waited for.
 my $good = "*4\r\n:0\r\n\$-1\r\n\$-1\r\n*-1\r\n";

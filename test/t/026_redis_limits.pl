@@ -117,7 +117,7 @@ done_testing();
 # A case begins: nothing is read until resume().
 sub before
 {
-	$hits->sql(q(SELECT postpipe_pause('hits'); SELECT postpipe_wait_state('hits', 'paused')));
+	$hits->pause;
 	return;
 }
 

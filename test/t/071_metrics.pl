@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(pause resume);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('metrics', redis => $redis, conf => 'postpipe.max_retries = 0');
@@ -80,9 +81,8 @@ is(sql(q(SELECT sum FROM postpipe_histograms WHERE labels ->> 'status' = 'proces
 # A pipeline without anything to read shows that it hears from Redis.
 my $read = sql('SELECT max(last_read_at) FROM postpipe_stats');
 wait_sql($node, 'postgres', "SELECT s.last_read_at > '$read' AND w.last_read_at > '$read' AND value > extract(epoch FROM timestamptz '$read') FROM postpipe_stats s, postpipe_workers w, postpipe_metrics WHERE w.backend_type = 'worker' AND name = 'postpipe_last_read_timestamp_seconds'", 't', 'an empty answer to a read is one');
-sql(q(SELECT postpipe_pause('m')));
-sql(q(SELECT postpipe_wait_state('m', 'paused')));
-sql(q(SELECT postpipe_resume('m')));
+pause('m');
+resume('m');
 wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'm'), 'idle', 'paused and resumed');
 is(sql(q(SELECT worker_restarts FROM postpipe_stats WHERE pipeline = 'm')), 1, '... which is no restart of a worker, as its end was');
 

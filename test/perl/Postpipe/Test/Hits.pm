@@ -124,13 +124,22 @@ sub attempts
 	return wait_for { my $at = $self->worker('next_attempt_at'); $seen{$at}++ if $at; keys %seen > $n } $what // "$n more attempts";
 }
 
-# A worker with a back-off that begins anew, so that the next case need not wait for what this one left.
-sub fresh
+# Returns when its worker has gone.
+sub pause
 {
 	my ($self) = @_;
 
 	$self->sql("SELECT postpipe_pause('$self->{name}')");
 	$self->sql("SELECT postpipe_wait_state('$self->{name}', 'paused')");
+	return;
+}
+
+# A worker with a back-off that begins anew, so that the next case need not wait for what this one left.
+sub fresh
+{
+	my ($self) = @_;
+
+	$self->pause;
 	$self->sql("SELECT postpipe_resume('$self->{name}')");
 	$self->shows(qr/^idle/, "$self->{name} is idle");
 	return;
