@@ -152,6 +152,8 @@ sql(q(UPDATE postpipe_pipeline SET system_identifier = (SELECT system_identifier
 	};
 	sql(q(SELECT postpipe_create_pipeline('tidy', 'stream:tidy', statement => 'SELECT FROM postpipe_batch', options => '{"reap_consumers": "0s"}')));
 	wait_sql($node, 'postgres', q(SELECT state FROM postpipe_stats WHERE pipeline = 'tidy'), 'idle', 'a pipeline that deletes consumers');
+	# Who reads new entries has looked at the consumers before.
+	$read->('who has looked for the first time');
 	$redis->command('XGROUP', 'CREATECONSUMER', 'stream:tidy', 'postpipe_tidy', "postpipe:$system:$database:tidy:2");
 	# The read that finds it there is the second one at the latest, and what comes with that is read again before the third.
 	$read->('who sees another consumer') for 1 .. 3;
