@@ -50,8 +50,11 @@ sub _show_log
 		my @lines = <$log>;
 		my $shown = 0;
 		my @failures = grep { $shown = /\bnot ok \d/ || ($shown && /^(?:\[.*?\]\(.*?\) )?(?:#|$)/) } @lines;
-		splice(@failures, FAILURE_LINES) if @failures > FAILURE_LINES;
+		# What stops the servers comes after the reason of a death and would hide it.
+		@lines = grep { !/^(?:### |# (?:Running|No postmaster|Postmaster)|waiting for server|server st)/ } @lines;
 		splice(@lines, 0, -(LOG_LINES)) if @lines > LOG_LINES;
+		@failures = @lines if !@failures;
+		splice(@failures, FAILURE_LINES) if @failures > FAILURE_LINES;
 		print "\n--- the end of $name\n", @lines;
 		return ("--- what failed first in $name\n", @failures);
 	}

@@ -33,7 +33,8 @@ sub create
 {
 	my ($self) = @_;
 
-	$self->sql("CREATE EXTENSION IF NOT EXISTS postpipe; SELECT postpipe_pause('posts');
+	# In one transaction, so that no worker of `posts` comes in between and makes its table.
+	$self->sql("BEGIN; CREATE EXTENSION IF NOT EXISTS postpipe; SELECT postpipe_pause('posts'); COMMIT;
 		DO \$\$BEGIN CREATE ROLE hits_owner; EXCEPTION WHEN duplicate_object THEN NULL; END\$\$;
 		CREATE TABLE IF NOT EXISTS public.$self->{name} (id text);
 		ALTER TABLE public.$self->{name} OWNER TO hits_owner;");
