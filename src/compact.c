@@ -24,19 +24,48 @@
 #include "utils/memutils.h"
 
 #include "compact_internal.h"
+#include "guc.h"
 #include "process.h"
 #include "stats.h"
 
-#define MAX_HOLES   10000 /* with more entries pending, nothing is pruned */
-#define BATCHES_DUE 1000
-#define MINUTE_MS   60000
+#define MAX_HOLES 10000 /* with more entries pending, nothing is pruned */
+#define BATCHES_DUE \
+	200 /* entries wait some 2 ms for a round of so many, and 10 ms for one of 1000 */
+#define PRUNE_DUE 1000
+#define MINUTE_MS 60000
 
 /* What is closed. */
 typedef struct Close
 {
 	TimestampTz before;
+	PpId from;
 	bool more;
 } Close;
+
+/* Reads the option that matters here.  At the start, and after a reload, which lets all that is due after a while be due. */
+void
+pp_compact_configure(PpWorker *w)
+{
+	PpCompact *c = &w->compact;
+
+	c->at = c->cxt == NULL ? GetCurrentTimestamp() : 0;
+	if (c->cxt == NULL)
+		c->cxt = AllocSetContextCreate(w->cxt, "postpipe compact", ALLOCSET_DEFAULT_SIZES);
+	c->retention_ms = pp_ledger_retention_ms(w->def);
+	c->every_ms = (int) Min(Max(c->retention_ms, 1000), MINUTE_MS);
+}
+
+/*
+ * pp_compact_by_index
+ *		Lets the planner walk along indexes alone, up to the end of the transaction: that marks what is left in them of
+ *		rows that are gone, and any other scan would read those rows once more in each round until the next vacuum.
+ */
+void
+pp_compact_by_index(void)
+{
+	pp_guc_set_for_call("enable_bitmapscan", "off");
+	pp_guc_set_for_call("enable_seqscan", "off");
+}
 
 /*
  * Closes a page of rows that are too large to be merged, or old.  Their sums go to their epochs: when a
@@ -47,25 +76,28 @@ close_rows(PpApply *a, void *arg)
 {
 	Close *closed = arg;
 	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID, INT4OID, TIMESTAMPTZOID, INT4OID};
+	Oid types[] = {TEXTOID, INT4OID, TIMESTAMPTZOID, INT4OID, pp_id_type_oid(ledger->ext)};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(PP_COMPACT_FULL_BYTES),
-					  TimestampTzGetDatum(closed->before), Int32GetDatum(PP_COMPACT_PAGE_ROWS)};
+					  TimestampTzGetDatum(closed->before), Int32GetDatum(PP_COMPACT_PAGE_ROWS),
+					  PointerGetDatum(&closed->from)};
 
+	pp_compact_by_index();
 	SPI_execute_with_args(
-		psprintf("WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "
-				 "(ARRAY(SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
-				 "AND (octet_length(ids) >= $2 OR settled_at <= $3) LIMIT $4)) RETURNING epoch, "
-				 "applied, filtered, dead, discarded, lost, last_id), "
-				 "sums AS (UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "
-				 "filtered = e.filtered + s.filtered, dead = e.dead + s.dead, "
-				 "discarded = e.discarded + s.discarded, lost = e.lost + s.lost, "
-				 "last_id = greatest(e.last_id, s.last_id) FROM (SELECT epoch, sum(applied) AS "
-				 "applied, sum(filtered) AS filtered, sum(dead) AS dead, sum(discarded) AS "
-				 "discarded, sum(lost) AS lost, %1$s.max(last_id) AS last_id FROM page "
-				 "GROUP BY epoch) s WHERE e.pipeline = $1 AND e.epoch = s.epoch) "
-				 "SELECT count(*) FROM page",
-				 ledger->ext->schema_name),
-		4, types, values, NULL, false, 0);
+		psprintf(
+			"WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "
+			"(ARRAY(SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
+			"AND last_id OPERATOR(%1$s.>=) $5 AND (octet_length(ids) >= $2 OR settled_at <= $3) LIMIT $4)) RETURNING epoch, "
+			"applied, filtered, dead, discarded, lost, last_id), "
+			"sums AS (UPDATE %1$s.postpipe_epoch e SET applied = e.applied + s.applied, "
+			"filtered = e.filtered + s.filtered, dead = e.dead + s.dead, "
+			"discarded = e.discarded + s.discarded, lost = e.lost + s.lost, "
+			"last_id = greatest(e.last_id, s.last_id) FROM (SELECT epoch, sum(applied) AS "
+			"applied, sum(filtered) AS filtered, sum(dead) AS dead, sum(discarded) AS "
+			"discarded, sum(lost) AS lost, %1$s.max(last_id) AS last_id FROM page "
+			"GROUP BY epoch) s WHERE e.pipeline = $1 AND e.epoch = s.epoch) "
+			"SELECT count(*) FROM page",
+			ledger->ext->schema_name),
+		5, types, values, NULL, false, 0);
 	closed->more = pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) ==
 				   PP_COMPACT_PAGE_ROWS;
 }
@@ -222,16 +254,22 @@ get_sealed(PpWorker *w, Prune *prune, PpRedisError *error)
 	return true;
 }
 
-/* Is there anything to do?  After so many batches; and a while after the last one. */
+/* The whole ledger is looked at a while after it was, and when there was more to do than fits into a round. */
+static bool
+is_whole_due(const PpCompact *c)
+{
+	return c->more || TimestampDifferenceExceeds(c->at, GetCurrentTimestamp(), c->every_ms);
+}
+
+/* Is there anything to do? */
 static bool
 is_due(PpWorker *w)
 {
+	PpCompact *c = &w->compact;
 	uint64 batches = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
 
-	if (batches == w->compact.batches)
-		return false;
-	return w->compact.more || batches - w->compact.batches >= BATCHES_DUE ||
-		   TimestampDifferenceExceeds(w->compact.at, GetCurrentTimestamp(), w->compact.every_ms);
+	return c->more || batches - c->batches >= BATCHES_DUE ||
+		   (batches != c->whole && is_whole_due(c));
 }
 
 /* Seals, and prunes if anything is old. False with *error: the connection failed. */
@@ -255,9 +293,31 @@ seal_and_prune(PpWorker *w, TimestampTz before, PpRedisError *error)
 	return true;
 }
 
+/* Is a round due?  Then it begins. */
+static bool
+begin_round(PpWorker *w)
+{
+	PpCompact *c = &w->compact;
+
+	if (!is_due(w))
+		return false;
+	c->found = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
+	if (is_whole_due(c) || c->found - c->pruned >= PRUNE_DUE)
+		c->pruned = c->found;
+	if (is_whole_due(c))
+	{
+		c->from = (PpId){0, 0};
+		c->whole = c->found;
+		c->at = GetCurrentTimestamp();
+	}
+	c->more = false;
+	return true;
+}
+
 /*
  * pp_compact_run
- *		Does a bounded piece of it, if it is due: one step of three, because entries wait meanwhile.
+ *		Does a bounded piece of it, if it is due: one step of three, or of the two before pruning, because entries
+ *		wait meanwhile.
  *		Outside a transaction, with no reply outstanding; a batch may be in hand.  False with *error: the
  *		connection failed.
  */
@@ -270,22 +330,11 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	bool goes_on = false;
 	bool ok = true;
 
-	if (c->cxt == NULL)
-	{
-		c->cxt = AllocSetContextCreate(w->cxt, "postpipe compact", ALLOCSET_DEFAULT_SIZES);
-		c->retention_ms = pp_ledger_retention_ms(w->def);
-		c->every_ms = (int) Min(Max(c->retention_ms, 1000), MINUTE_MS);
-		c->at = GetCurrentTimestamp();
-	}
-	if (c->step == PP_COMPACT_CLOSE)
-	{
-		if (!is_due(w))
-			return true;
-		c->more = false;
-		c->found = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
-	}
+	if (c->step == PP_COMPACT_CLOSE && !begin_round(w))
+		return true;
 	pp_process_activity(true, "compacting the ledger");
 	old = MemoryContextSwitchTo(c->cxt);
+	closed.from = c->from;
 	closed.before = GetCurrentTimestamp() - c->retention_ms * INT64CONST(1000);
 	switch (c->step)
 	{
@@ -294,7 +343,7 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 			c->more |= closed.more;
 			break;
 		case PP_COMPACT_MERGE:
-			goes_on = pp_worker_try(w, pp_compact_merge, &c->more);
+			goes_on = pp_worker_try(w, pp_compact_merge, c) && c->pruned == c->found;
 			break;
 		case PP_COMPACT_PRUNE:
 			ok = seal_and_prune(w, closed.before, error);
@@ -303,7 +352,6 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 	c->step = goes_on ? c->step + 1 : PP_COMPACT_CLOSE;
 	if (!goes_on && !c->more)
 		c->batches = c->found;
-	c->at = GetCurrentTimestamp();
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(c->cxt);
 	pp_redis_reply_target(w->redis, c->cxt, PP_COMPACT_REPLY); /* replies to XACKs may come next */
@@ -315,11 +363,12 @@ pp_compact_run(PpWorker *w, PpRedisError *error)
 long
 pp_compact_due_ms(PpWorker *w, long max_ms)
 {
-	TimestampTz due = TimestampTzPlusMilliseconds(w->compact.at, w->compact.every_ms);
+	PpCompact *c = &w->compact;
 
-	if (w->compact.step != PP_COMPACT_CLOSE || is_due(w))
+	if (c->step != PP_COMPACT_CLOSE || is_due(w))
 		return 0;
-	if (pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]) == w->compact.batches)
+	if (pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]) == c->whole)
 		return max_ms;
-	return Min(max_ms, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due));
+	return Min(max_ms, TimestampDifferenceMilliseconds(
+						   GetCurrentTimestamp(), TimestampTzPlusMilliseconds(c->at, c->every_ms)));
 }

@@ -19,6 +19,9 @@ typedef struct PpIdList
 	int n;
 } PpIdList;
 
+/* compact.c */
+extern void pp_compact_by_index(void);
+
 /* compact_merge.c */
 extern void pp_compact_merge(PpApply *a, void *arg);
 

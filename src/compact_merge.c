@@ -89,38 +89,42 @@ write_group(const PpLedger *ledger, Merged *group, PpId first)
 
 /*
  * pp_compact_merge
- *		Merges a page of the rows that are not closed, and not too large.  *arg becomes true when there
- *		may be more.  In a transaction, with SPI connected.
+ *		Merges a page of the rows that are not closed, and not too large.  Says whether there may be more, or
+ *		else where the first of them lay.  In a transaction, with SPI connected.
  */
 void
 pp_compact_merge(PpApply *a, void *arg)
 {
 	const PpLedger *ledger = pp_apply_ledger(a);
-	Oid types[] = {TEXTOID, INT4OID, INT4OID};
+	PpCompact *c = arg;
+	Oid types[] = {TEXTOID, INT4OID, INT4OID, pp_id_type_oid(ledger->ext)};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), Int32GetDatum(PP_COMPACT_FULL_BYTES),
-					  Int32GetDatum(PP_COMPACT_PAGE_ROWS)};
+					  Int32GetDatum(PP_COMPACT_PAGE_ROWS), PointerGetDatum(&c->from)};
 	SPITupleTable *table;
 	uint64 total;
 	Merged group = {0};
 	PpId first = {0, 0};
+	PpId lowest = PP_ID_MAX;
 
+	pp_compact_by_index();
 	/* As a page is deleted whole and written again, a row alone in its group is written as it was. */
 	SPI_execute_with_args(
-		psprintf("WITH page AS (DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
-				 "SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
-				 "AND octet_length(ids) < $2 ORDER BY epoch, worker, settled_at LIMIT $3)) "
-				 "RETURNING *) SELECT epoch, worker, applied, filtered, dead, discarded, lost, "
-				 "sequence, settled_at, first_id, ids FROM page ORDER BY epoch, worker, settled_at",
-				 ledger->ext->schema_name),
-		3, types, values, NULL, false, 0);
+		psprintf(
+			"WITH page AS (DELETE FROM %1$s.postpipe_ledger WHERE ctid = ANY (ARRAY("
+			"SELECT ctid FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed "
+			"AND last_id OPERATOR(%1$s.>=) $4 AND octet_length(ids) < $2 ORDER BY epoch, worker, settled_at LIMIT $3)) "
+			"RETURNING *) SELECT epoch, worker, applied, filtered, dead, discarded, lost, "
+			"sequence, settled_at, first_id, ids, last_id FROM page ORDER BY epoch, worker, settled_at",
+			ledger->ext->schema_name),
+		4, types, values, NULL, false, 0);
 	table = SPI_tuptable;
 	total = SPI_processed;
-	*(bool *) arg |= total == PP_COMPACT_PAGE_ROWS;
 	for (uint64 i = 0; i <= total; i++)
 	{
 		HeapTuple row = i < total ? table->vals[i] : NULL;
 		int32 epoch = row ? (int32) pp_store_get_number(row, table->tupdesc, 1) : -1;
 		int32 worker = row ? (int32) pp_store_get_number(row, table->tupdesc, 2) : -1;
+		PpId last;
 		bool isnull;
 
 		if (group.rows > 0 && (epoch != group.epoch || worker != group.worker ||
@@ -136,6 +140,9 @@ pp_compact_merge(PpApply *a, void *arg)
 			break;
 		if (group.rows++ == 0)
 			first = pp_store_get_id(row, table->tupdesc, 10);
+		last = pp_store_get_id(row, table->tupdesc, 12);
+		if (pp_id_compare(last, lowest) < 0)
+			lowest = last;
 		group.epoch = epoch;
 		group.worker = worker;
 		for (int s = 0; s < 5; s++)
@@ -144,4 +151,8 @@ pp_compact_merge(PpApply *a, void *arg)
 		group.settled_at = pp_store_get_number(row, table->tupdesc, 9);
 		add_ids(&group, DatumGetByteaPP(SPI_getbinval(row, table->tupdesc, 11, &isnull)));
 	}
+	if (total == PP_COMPACT_PAGE_ROWS)
+		c->more = true;
+	else if (total > 0)
+		c->from = lowest;
 }

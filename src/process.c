@@ -35,9 +35,9 @@ pp_process_start(Datum main_arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	/* A background worker ignores SIGHUP up to here: one that came since the fork is lost. */
-	ConfigReloadPending = true;
 	BackgroundWorkerUnblockSignals();
+	/* A background worker ignores SIGHUP up to here: one that came since the fork is lost. */
+	ProcessConfigFile(PGC_SIGHUP);
 	if (slot > 0)
 		memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
 	if (!pp_proc_attach(slot, generation))

@@ -108,6 +108,7 @@ apply_settings(PpWorker *w)
 	w->count = w->count == 0 ? w->batch_size : Min(w->count, w->batch_size);
 	pp_take_over_configure(w);
 	pp_chores_configure(w);
+	pp_compact_configure(w);
 }
 
 /*

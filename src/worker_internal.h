@@ -61,9 +61,12 @@ typedef struct PpCompact
 	int64 retention_ms;
 	int every_ms;
 	PpCompactStep step; /* the next one */
-	TimestampTz at;     /* the last step */
 	uint64 batches;     /* of the pipeline, when the last round began … */
-	uint64 found;       /* … and this one */
+	uint64 found;       /* … and this one … */
+	uint64 pruned;      /* … and the last one that pruned … */
+	uint64 whole;       /* … and the last one that saw the whole ledger, … */
+	TimestampTz at;     /* … which was then */
+	PpId from;          /* a round sees what lies from here on; 0-0: the whole ledger */
 	bool more;          /* there was more to do */
 	PpId verified;      /* up to here, nothing that is left in the stream was passed over … */
 	bool passed_over;   /* … and after it something was */
@@ -211,6 +214,7 @@ extern void pp_chores_run(PpWorker *w);
 extern long pp_chores_due_ms(PpWorker *w, long max_ms);
 
 /* compact.c */
+extern void pp_compact_configure(PpWorker *w);
 extern bool pp_compact_run(PpWorker *w, PpRedisError *error);
 extern long pp_compact_due_ms(PpWorker *w, long max_ms);
 

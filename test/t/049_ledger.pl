@@ -7,8 +7,10 @@ use Postpipe::Test;
 use Postpipe::Test::Pipelines qw(drop pause resume);
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('ledger', redis => $redis);
+my $node = pp_node('ledger', redis => $redis,
+	conf => "shared_preload_libraries = 'postpipe, pg_stat_statements'\npg_stat_statements.track = all\n");
 sql('CREATE EXTENSION postpipe');
+sql('CREATE EXTENSION pg_stat_statements');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 
 # --- Full batches: 24 bytes for an entry at most, with everything.
@@ -111,6 +113,26 @@ wait_sql($node, 'postgres', 'SELECT count(*) FROM t_long', 20, 'more entries are
 pause('long');
 cmp_ok(read_rows() - $read, '<', 10000, 'a worker from its start to its end does not read them');
 drop('long');
+
+# --- Nor does what keeps it small while entries come one by one: what was merged and is not vacuumed yet is not read in each round.
+sql($_) for 'ALTER SYSTEM SET autovacuum = off', 'SELECT pg_reload_conf()';
+make('dead', 10, options => '{"batch_size": 1}');
+pause('dead');
+sql(<<'SQL');
+WITH gone AS (INSERT INTO postpipe_ledger (pipeline, epoch, worker, first_id, last_id, applied, filtered, dead, lost, sequence, ids)
+SELECT pipeline, epoch, worker, (i || '-0')::postpipe_id, (i || '-0')::postpipe_id, 1, 0, 0, 0, 0, ids
+FROM generate_series(1, 100000) i, (SELECT * FROM postpipe_ledger WHERE pipeline = 'dead' LIMIT 1) one RETURNING 1) SELECT count(*) FROM gone;
+DELETE FROM postpipe_ledger WHERE pipeline = 'dead' AND last_id <= '100000-0';
+SQL
+sql('SELECT pg_stat_statements_reset()');
+resume('dead');
+$redis->pipeline(map { [ 'XADD', 'stream:dead', '*', 'v', $_ ] } 1 .. 4000);
+wait_sql($node, 'postgres', 'SELECT count(*) FROM t_dead', 4010, '4000 batches, with the traces of 100,000 rows');
+pause('dead');
+my ($rounds, $blocks) = split /\|/, sql(q(SELECT max(calls), sum(shared_blks_hit + shared_blks_read) FROM pg_stat_statements WHERE query LIKE 'WITH page AS%postpipe_ledger%'));
+cmp_ok($rounds, '>=', 10, 'ten rounds or more');
+cmp_ok($blocks, '<', 1000 * $rounds, "... without reading what was there before ($blocks blocks)");
+drop('dead');
 
 pp_balanced($node);
 $node->stop;

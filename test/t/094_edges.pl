@@ -29,6 +29,7 @@ rows('holes', 4);
 sql("UPDATE postpipe_ledger l SET settled_at = settled_at - interval '2 minutes' WHERE pipeline = 'holes' AND (last_id = '$ids[0]' OR sequence = (SELECT max(sequence) FROM postpipe_ledger))");
 add('holes', 1001);
 rows('holes', 1005);
+sql('SELECT pg_reload_conf()');    # what is due after a while is due now
 wait_sql($node, 'postgres', "SELECT count(*) FROM postpipe_ledger WHERE pipeline = 'holes' AND first_id = '$ids[0]'", 0, 'the row of the first one is pruned');
 is(holes('holes'), "{$ids[1],$ids[2]}", 'the others are holes still');
 hand_over('holes', $ids[1]);
