@@ -41,7 +41,7 @@ send_ack(PpWorker *w, PpAckList *list)
 	if (list->n == 0 || !pp_durable_wait(list->lsn))
 		return;
 	if (w->acks_in_flight == 0)
-		INSTR_TIME_SET_CURRENT(w->acks_since);
+		w->acks_since = pp_steady_now();
 	pp_stream_send_ack(w->redis, w->def->stream, w->def->group, list->ids, list->n);
 	pp_owner_send_sequence(w, list->sequence);
 	w->acks_in_flight += 2;

@@ -39,7 +39,7 @@ check_start(PpChild *c)
 
 	if (GetBackgroundWorkerPid(c->handle, &pid) == BGWH_STOPPED)
 		pp_proc_release(c->proc, c->generation);
-	else if (TimestampDifferenceExceeds(c->started_at, GetCurrentTimestamp(), START_DEADLINE_MS) &&
+	else if (pp_steady_passed(c->started_at, START_DEADLINE_MS) &&
 			 pp_proc_give_up(c->proc, c->generation))
 		TerminateBackgroundWorker(c->handle);
 }
@@ -48,15 +48,14 @@ check_start(PpChild *c)
 static void
 bury(PpChild *c)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	bool asked = c->stop_asked_at != 0;
+	bool asked = pp_steady_is_set(c->stop_asked_at);
 
-	if (asked || TimestampDifferenceExceeds(c->started_at, now, LONG_LIVED_MS))
+	if (asked || pp_steady_passed(c->started_at, LONG_LIVED_MS))
 		pp_backoff_reset(&c->backoff);
-	c->next_start_at = asked ? now : TimestampTzPlusMilliseconds(now, pp_backoff_next(&c->backoff));
+	c->next_start_at = pp_steady_in(asked ? 0 : pp_backoff_next(&c->backoff));
 	if (asked)
-		c->started_at = 0;
-	c->stop_asked_at = 0;
+		c->started_at = (PpSteady){0};
+	c->stop_asked_at = (PpSteady){0};
 	c->proc = NULL;
 	pfree(c->handle);
 	c->handle = NULL;
@@ -98,7 +97,7 @@ pp_child_start(PpChild *c, PpProc *proc, const char *main_function, const char *
 	worker.bgw_main_arg = Int32GetDatum((int32) (proc - pp_shared->procs));
 	memcpy(worker.bgw_extra, &proc->generation, sizeof(proc->generation));
 	worker.bgw_notify_pid = MyProcPid;
-	c->started_at = GetCurrentTimestamp();
+	c->started_at = pp_steady_now();
 	c->generation = proc->generation;
 	if (RegisterDynamicBackgroundWorker(&worker, &c->handle))
 		c->proc = proc;
@@ -112,23 +111,20 @@ pp_child_start(PpChild *c, PpProc *proc, const char *main_function, const char *
 void
 pp_child_wait(PpChild *c)
 {
-	c->started_at = 0;
-	c->next_start_at =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&c->backoff));
+	c->started_at = (PpSteady){0};
+	c->next_start_at = pp_steady_in(pp_backoff_next(&c->backoff));
 }
 
 /* Asks it to stop in its own time, and ends it by force when that takes longer than deadline_ms. */
 void
 pp_child_stop(PpChild *c, int deadline_ms)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (c->stop_asked_at == 0)
+	if (!pp_steady_is_set(c->stop_asked_at))
 	{
-		c->stop_asked_at = now;
+		c->stop_asked_at = pp_steady_now();
 		pp_proc_ask_stop(c->proc);
 	}
-	else if (TimestampDifferenceExceeds(c->stop_asked_at, now, deadline_ms))
+	else if (pp_steady_passed(c->stop_asked_at, deadline_ms))
 		TerminateBackgroundWorker(c->handle);
 }
 
@@ -136,5 +132,5 @@ pp_child_stop(PpChild *c, int deadline_ms)
 long
 pp_child_due_ms(const PpChild *c)
 {
-	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), c->next_start_at);
+	return pp_steady_left(c->next_start_at);
 }

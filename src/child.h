@@ -10,6 +10,7 @@
 
 #include "backoff.h"
 #include "shmem.h"
+#include "steady.h"
 
 #include "postmaster/bgworker.h"
 
@@ -18,9 +19,9 @@ typedef struct PpChild
 	PpProc *proc;      /* NULL: not there */
 	uint32 generation; /* of the slot when it was reserved */
 	BackgroundWorkerHandle *handle;
-	TimestampTz started_at; /* 0: the next start is no restart */
-	TimestampTz next_start_at;
-	TimestampTz stop_asked_at; /* 0: not asked */
+	PpSteady started_at; /* unset: the next start is no restart */
+	PpSteady next_start_at;
+	PpSteady stop_asked_at; /* unset: not asked */
 	PpBackoff backoff;
 } PpChild;
 

@@ -23,6 +23,7 @@
 #define BACKOFF_FIRST_MS 1000
 #define BACKOFF_CAP_MS   60000
 #define MIN_EXPIRE_MS    60000 /* between two looks for letters that are too old, when none are left */
+#define MAX_EXPIRE_MS    (3600 * 1000) /* … because the clock that tells their age may be set */
 
 /* Reads the setting or the option that matters here. At the start, and after a reload. */
 void
@@ -35,7 +36,7 @@ pp_chores_configure(PpWorker *w)
 	w->chores.retention = pp_pipeline_option(w->def, "dead_letter_retention");
 	if (w->chores.retention == NULL && pp_guc_dead_letter_retention > 0)
 		w->chores.retention = psprintf("%d minutes", pp_guc_dead_letter_retention);
-	w->chores.expire_at = 0;
+	w->chores.expire_at = (PpSteady){0};
 	MemoryContextSwitchTo(old);
 }
 
@@ -45,7 +46,27 @@ begin(PpWorker *w)
 {
 	w->chores.begun = true;
 	pp_backoff_init(&w->chores.backoff, BACKOFF_FIRST_MS, BACKOFF_CAP_MS);
-	pp_pipe_retry_at(w->pipe, GetCurrentTimestamp());
+	w->chores.retry_at = pp_steady_now();
+}
+
+/*
+ * In how many ms are letters to be tried again?  At most max_ms.
+ *
+ * When a letter is due is in its row, and outlives the server there, so it is a time of the wall clock.
+ * That is asked anew at each turn, which takes no longer than an idle read blocks: when the clock is set,
+ * what the row says counts by the new time within seconds, be it that the letter is due now, or that it
+ * has to wait until the clock is there again.  What we plan ourselves is by the steady clock.
+ */
+static long
+retry_due_ms(PpWorker *w, long max_ms)
+{
+	TimestampTz due = pp_pipe_next_retry(w->pipe, false);
+
+	if (due != 0)
+		max_ms = Min(max_ms, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due));
+	if (pp_steady_is_set(w->chores.retry_at))
+		max_ms = Min(max_ms, pp_steady_left(w->chores.retry_at));
+	return max_ms;
 }
 
 /*
@@ -56,7 +77,7 @@ static void
 retry(PpWorker *w)
 {
 	PpApplyResult result;
-	TimestampTz next;
+	PpRetryNext next;
 	PpOutcome outcome;
 
 	(void) pp_pipe_next_retry(w->pipe, true);
@@ -74,10 +95,10 @@ retry(PpWorker *w)
 	else
 	{
 		pp_report_error(w->pipe, result.error->sqlstate, result.error->message);
-		next =
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&w->chores.backoff));
+		next = (PpRetryNext){.look_at = pp_steady_in(pp_backoff_next(&w->chores.backoff))};
 	}
-	pp_pipe_retry_at(w->pipe, next);
+	w->chores.retry_at = next.look_at;
+	pp_pipe_retry_at(w->pipe, next.due_at);
 	pgstat_report_stat(false);
 }
 
@@ -85,12 +106,15 @@ static void
 expire(PpWorker *w)
 {
 	PpExpire e = {.retention = w->chores.retention};
-	TimestampTz next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MIN_EXPIRE_MS);
+	long ms = MIN_EXPIRE_MS;
 
 	pp_process_activity(true, "removing old dead letters");
 	if (pp_worker_try(w, pp_retry_expire, &e))
-		next = e.more ? 0 : Max(next, e.next);
-	w->chores.expire_at = next;
+	{
+		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), e.next);
+		ms = e.more ? 0 : Min(Max(ms, MIN_EXPIRE_MS), MAX_EXPIRE_MS);
+	}
+	w->chores.expire_at = pp_steady_in(ms);
 	pgstat_report_stat(false);
 }
 
@@ -98,19 +122,15 @@ expire(PpWorker *w)
 void
 pp_chores_run(PpWorker *w)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz due;
-
 	if (pp_my_proc->worker > 1)
 		return;
 	if (!w->chores.begun)
 		begin(w);
 	if (w->group_open && pp_repair_is_wanted(w))
 		pp_pipe_close(w->pipe);
-	due = pp_pipe_next_retry(w->pipe, false);
-	if (due != 0 && due <= now)
+	if (retry_due_ms(w, 1) == 0)
 		retry(w);
-	if (w->chores.retention != NULL && w->chores.expire_at <= now)
+	if (w->chores.retention != NULL && pp_steady_is_due(w->chores.expire_at))
 		expire(w);
 }
 
@@ -118,15 +138,10 @@ pp_chores_run(PpWorker *w)
 long
 pp_chores_due_ms(PpWorker *w, long max_ms)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz due = pp_pipe_next_retry(w->pipe, false);
-
 	if (pp_my_proc->worker > 1)
 		return max_ms;
-	max_ms = pp_compact_due_ms(w, max_ms);
-	if (due != 0)
-		max_ms = Min(max_ms, TimestampDifferenceMilliseconds(now, due));
+	max_ms = retry_due_ms(w, pp_compact_due_ms(w, max_ms));
 	if (w->chores.retention != NULL)
-		max_ms = Min(max_ms, TimestampDifferenceMilliseconds(now, w->chores.expire_at));
+		max_ms = Min(max_ms, pp_steady_left(w->chores.expire_at));
 	return Max(max_ms, 1);
 }

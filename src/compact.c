@@ -48,11 +48,11 @@ pp_compact_configure(PpWorker *w)
 {
 	PpCompact *c = &w->compact;
 
-	c->at = c->cxt == NULL ? GetCurrentTimestamp() : 0;
-	if (c->cxt == NULL)
-		c->cxt = AllocSetContextCreate(w->cxt, "postpipe compact", ALLOCSET_DEFAULT_SIZES);
 	c->retention_ms = pp_ledger_retention_ms(w->def);
 	c->every_ms = (int) Min(Max(c->retention_ms, 1000), MINUTE_MS);
+	c->due_at = c->cxt == NULL ? pp_steady_in(c->every_ms) : (PpSteady){0};
+	if (c->cxt == NULL)
+		c->cxt = AllocSetContextCreate(w->cxt, "postpipe compact", ALLOCSET_DEFAULT_SIZES);
 }
 
 /*
@@ -258,7 +258,7 @@ get_sealed(PpWorker *w, Prune *prune, PpRedisError *error)
 static bool
 is_whole_due(const PpCompact *c)
 {
-	return c->more || TimestampDifferenceExceeds(c->at, GetCurrentTimestamp(), c->every_ms);
+	return c->more || pp_steady_is_due(c->due_at);
 }
 
 /* Is there anything to do? */
@@ -308,7 +308,7 @@ begin_round(PpWorker *w)
 	{
 		c->from = (PpId){0, 0};
 		c->whole = c->found;
-		c->at = GetCurrentTimestamp();
+		c->due_at = pp_steady_in(c->every_ms);
 	}
 	c->more = false;
 	return true;
@@ -369,6 +369,5 @@ pp_compact_due_ms(PpWorker *w, long max_ms)
 		return 0;
 	if (pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]) == c->whole)
 		return max_ms;
-	return Min(max_ms, TimestampDifferenceMilliseconds(
-						   GetCurrentTimestamp(), TimestampTzPlusMilliseconds(c->at, c->every_ms)));
+	return Min(max_ms, pp_steady_left(c->due_at));
 }

@@ -29,7 +29,8 @@
 
 /* How long Redis may hold an empty read: at its end it shows that a group was moved. */
 #define BLOCK_MS        3000
-#define ANSWER_MS       5000 /* how long we wait for an answer that is due */
+#define ANSWER_MS       5000  /* how long we wait for an answer that is due */
+#define RESCAN_MS       30000 /* pending entries are looked after at least that often */
 #define MIN_REPLY_LIMIT ((size_t) 64 * 1024 * 1024)
 #define MAX_REPLY_LIMIT ((size_t) 1200 * 1024 * 1024)
 
@@ -53,7 +54,7 @@ no_reply(PpWorker *w)
 static PpReply *
 receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	PpSteady end = pp_steady_in(timeout_ms);
 	uint64 received = pp_redis_received(w->redis);
 	PpReply *reply = NULL;
 
@@ -69,9 +70,9 @@ receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
 		if (pp_redis_received(w->redis) != received)
 		{
 			received = pp_redis_received(w->redis);
-			end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+			end = pp_steady_in(timeout_ms);
 		}
-		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		left = pp_steady_left(end);
 		if (left <= 0)
 		{
 			(void) pp_redis_fail(w->redis, PP_REDIS_CLASS_MOMENT, "redis_timeout",
@@ -319,7 +320,7 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 	}
 	pp_inflight_suspects_settled();
 	w->recovered = true;
-	w->recovered_at = GetCurrentTimestamp();
+	w->rescan_at = pp_steady_in(RESCAN_MS);
 	return true;
 }
 

@@ -55,7 +55,7 @@ count_result(PpWorker *w, const PpApplyResult *r)
 
 /* A part of a batch is settled, by a call that began at `start`. */
 static void
-observe(PpWorker *w, const PpBatch *part, const PpApplyResult *r, instr_time start)
+observe(PpWorker *w, const PpBatch *part, const PpApplyResult *r, PpSteady start)
 {
 	int failed = r->dead + r->retried;
 
@@ -80,9 +80,8 @@ apply_part(PpWorker *w, PpBatch *part, XLogRecPtr *lsn)
 	{
 		PpApplyResult result;
 		PpOutcome outcome;
-		instr_time start;
+		PpSteady start = pp_steady_now();
 
-		INSTR_TIME_SET_CURRENT(start);
 		outcome = pp_apply_batch(w->apply, part, part->look_up, &result);
 		count_result(w, &result);
 		pp_pipe_retry_at(w->pipe, result.retry_at);
@@ -116,9 +115,8 @@ pp_consume_apply(PpWorker *w, PpBatch *batch)
 	XLogRecPtr lsn = InvalidXLogRecPtr;
 	bool done = true;
 	PpEntryError *error;
-	instr_time start;
+	PpSteady start = pp_steady_now();
 
-	INSTR_TIME_SET_CURRENT(start);
 	/* One that fails more often becomes a letter, which has its chances as well. */
 	for (int i = 0; (error = pp_consume_normalize(w, batch)) != NULL && i < NORMALIZE_TRIES; i++)
 	{

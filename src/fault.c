@@ -23,10 +23,10 @@
 #include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
-#include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
 #include "fault.h"
+#include "steady.h"
 
 /* Reads what is to happen; returns false when nothing is. */
 static bool
@@ -64,10 +64,10 @@ count_one(const char *fault, int times)
 static void
 sleep_ms(long ms)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	PpSteady end = pp_steady_in(ms);
 	long left;
 
-	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end)) > 0)
+	while ((left = pp_steady_left(end)) > 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, left,
 						 PG_WAIT_EXTENSION);

@@ -8,6 +8,8 @@
  */
 #include "histogram.h"
 
+#include "datatype/timestamp.h"
+
 /* clang-format off */
 static const double second_bounds[] = {
 	0.0001, 0.000125, 0.00015, 0.0002, 0.00025, 0.0003, 0.0004, 0.0005, 0.0006, 0.0008,
@@ -68,14 +70,14 @@ find_bucket(PpHistogramKind kind, double value)
 }
 
 static int64
-minute_of(TimestampTz now)
+minute_of(PpSteady now)
 {
-	return now / (60 * USECS_PER_SEC);
+	return now.us / (60 * USECS_PER_SEC);
 }
 
 /* Counts one value: seconds or entries. */
 void
-pp_histogram_add(PpHistograms *h, PpHistogramKind kind, double value, TimestampTz now)
+pp_histogram_add(PpHistograms *h, PpHistogramKind kind, double value, PpSteady now)
 {
 	int bucket = find_bucket(kind, value);
 	int64 minute = minute_of(now);
@@ -98,7 +100,7 @@ pp_histogram_add(PpHistograms *h, PpHistogramKind kind, double value, TimestampT
 
 /* Adds up what was observed in the last minutes.  Returns how many values that were. */
 uint64
-pp_histogram_recent(const PpHistograms *h, PpHistogramKind kind, TimestampTz now, PpRecent *sum)
+pp_histogram_recent(const PpHistograms *h, PpHistogramKind kind, PpSteady now, PpRecent *sum)
 {
 	uint64 count = 0;
 

@@ -5,9 +5,7 @@
 #ifndef PP_HISTOGRAM_H
 #define PP_HISTOGRAM_H
 
-#include "postpipe.h"
-
-#include "datatype/timestamp.h"
+#include "steady.h"
 
 typedef enum PpHistogramKind
 {
@@ -31,7 +29,7 @@ typedef struct PpHistogram
 	double sum;
 } PpHistogram;
 
-/* What was observed in one minute. */
+/* What was observed in one minute, which is not one of the wall clock. */
 typedef struct PpRecent
 {
 	int64 minute;
@@ -48,8 +46,8 @@ typedef struct PpHistograms
 
 extern const double *pp_histogram_bounds(PpHistogramKind kind, int *n);
 extern bool pp_histogram_is_shown(PpHistogramKind kind, int bound);
-extern void pp_histogram_add(PpHistograms *h, PpHistogramKind kind, double value, TimestampTz now);
-extern uint64 pp_histogram_recent(const PpHistograms *h, PpHistogramKind kind, TimestampTz now,
+extern void pp_histogram_add(PpHistograms *h, PpHistogramKind kind, double value, PpSteady now);
+extern uint64 pp_histogram_recent(const PpHistograms *h, PpHistogramKind kind, PpSteady now,
 								  PpRecent *sum);
 extern double pp_histogram_quantile(PpHistogramKind kind, const PpRecent *recent, uint64 count,
 									double quantile);

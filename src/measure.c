@@ -60,8 +60,8 @@ typedef struct Server
 	bool memory_refused; /* on this connection */
 	bool busy;           /* something moved since the round before */
 	uint64 received;     /* bytes, when it was looked at last */
-	TimestampTz next_at;
-	TimestampTz deadline;
+	PpSteady next_at;
+	PpSteady deadline; /* for its answer; unset: none is expected */
 } Server;
 
 struct PpMeasure
@@ -150,8 +150,8 @@ give_up(Server *s)
 	say("lag and pending", pp_redis_error(s->redis));
 	pp_redis_close(s->redis);
 	s->asking = false;
-	s->deadline = 0;
-	s->next_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&s->backoff));
+	s->deadline = (PpSteady){0};
+	s->next_at = pp_steady_in(pp_backoff_next(&s->backoff));
 	foreach (lc, s->pipelines)
 		forget(lfirst(lc));
 }
@@ -191,15 +191,15 @@ ask(Server *s)
 	}
 	s->asking = s->n > 0;
 	s->busy = false;
-	s->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS);
+	s->deadline = pp_steady_in(ANSWER_MS);
 }
 
 static void
-add_sample(PpPipe *pipe, TimestampTz now, uint64 settled)
+add_sample(PpPipe *pipe, uint64 settled)
 {
 	PpRateSample *sample = &pipe->samples[pipe->sample_next];
 
-	sample->at = now;
+	sample->at = pp_steady_now();
 	sample->settled = settled;
 	pipe->sample_next = (pipe->sample_next + 1) % PP_RATE_SAMPLES;
 	pipe->sample_count = Min(pipe->sample_count + 1, PP_RATE_SAMPLES);
@@ -229,6 +229,7 @@ answer(Server *s, Question *q)
 	if (pp_stream_parse_facts(q->replies, q->group, &facts, &error))
 	{
 		result.at = GetCurrentTimestamp();
+		result.taken_at = pp_steady_now();
 		result.pending = facts.group_exists ? facts.pending : -1;
 		result.lag = pp_trimmed_lag(q->pipe, pp_redis_run(s->redis), &facts);
 		result.bytes = get_memory(s, q);
@@ -257,7 +258,7 @@ answer(Server *s, Question *q)
 	LWLockAcquire(&q->pipe->lock, LW_EXCLUSIVE);
 	s->busy |= settled != q->pipe->measured.settled || result.pending > 0 || result.lag > 0;
 	q->pipe->measured = result;
-	add_sample(q->pipe, GetCurrentTimestamp(), settled);
+	add_sample(q->pipe, settled);
 	LWLockRelease(&q->pipe->lock);
 }
 
@@ -279,17 +280,16 @@ collect(Server *s)
 		if (++s->answered == s->n)
 		{
 			s->asking = false;
-			s->deadline = 0;
+			s->deadline = (PpSteady){0};
 			pp_backoff_reset(&s->backoff);
-			s->next_at = TimestampTzPlusMilliseconds(
-				GetCurrentTimestamp(),
+			s->next_at = pp_steady_in(
 				Min((s->busy ? BUSY_MS : IDLE_MS) + pp_redis_skimmed(s->redis) / SKIMMED_BYTES_A_MS,
 					MAX_IDLE_MS));
 		}
 	}
 	/* A long answer may take longer, as long as it comes. */
 	if (s->asking && pp_redis_received(s->redis) != s->received)
-		s->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS);
+		s->deadline = pp_steady_in(ANSWER_MS);
 	s->received = pp_redis_received(s->redis);
 	return result != PP_REDIS_FAILED;
 }
@@ -310,20 +310,20 @@ url_changed(Server *s)
 static long
 step(Server *s)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	long left;
 
-	if (s->deadline != 0 && now >= s->deadline)
+	if (pp_steady_is_set(s->deadline) && pp_steady_is_due(s->deadline))
 	{
 		(void) pp_redis_fail(s->redis, PP_REDIS_CLASS_MOMENT, "redis_timeout",
 							 "Redis did not answer within %d ms", ANSWER_MS);
 		give_up(s);
 	}
-	if (s->deadline == 0 && now >= s->next_at)
+	if (!pp_steady_is_set(s->deadline) && pp_steady_is_due(s->next_at))
 	{
 		/* url_changed() reads the password file, so it is asked once a round, not at each turn. */
 		if (url_changed(s))
 			pp_redis_close(s->redis);
-		s->deadline = TimestampTzPlusMilliseconds(now, ANSWER_MS);
+		s->deadline = pp_steady_in(ANSWER_MS);
 		if (!pp_redis_is_open(s->redis))
 		{
 			s->memory_refused = false;
@@ -331,24 +331,24 @@ step(Server *s)
 				give_up(s);
 		}
 	}
-	if (s->deadline != 0)
+	if (pp_steady_is_set(s->deadline))
 	{
 		if (!collect(s))
 			give_up(s);
-		else if (!s->asking && s->deadline != 0 && pp_redis_is_open(s->redis))
+		else if (!s->asking && pp_steady_is_set(s->deadline) && pp_redis_is_open(s->redis))
 		{
 			ask(s);
 			if (!s->asking)
 			{
-				s->deadline = 0;
-				s->next_at = TimestampTzPlusMilliseconds(now, IDLE_MS);
+				s->deadline = (PpSteady){0};
+				s->next_at = pp_steady_in(IDLE_MS);
 			}
 			else if (!collect(s))
 				give_up(s);
 		}
 	}
-	return Max(TimestampDifferenceMilliseconds(now, s->deadline != 0 ? s->deadline : s->next_at),
-			   1);
+	left = pp_steady_left(pp_steady_is_set(s->deadline) ? s->deadline : s->next_at);
+	return Max(left, 1);
 }
 
 /* Puts each pipeline to its server; one that cannot be used is not asked. */
@@ -419,7 +419,7 @@ pp_measure_wait(PpMeasure *m, long timeout_ms, long due_ms)
 	ListCell *lc;
 
 	foreach (lc, m->servers)
-		if (due_ms >= 0 && ((Server *) lfirst(lc))->deadline != 0)
+		if (due_ms >= 0 && pp_steady_is_set(((Server *) lfirst(lc))->deadline))
 			conns[n++] = ((Server *) lfirst(lc))->redis;
 	woken = pp_redis_wait_any(conns, n, wait, PP_WAIT_SUPERVISOR_MAIN);
 	pfree(conns);

@@ -75,33 +75,32 @@ static bool
 is_alive(PpWorker *w, const PpOwnerKey *key, bool other_server, bool *alive, bool *undecided,
 		 PpRedisError *error)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	bool connected;
 
 	*alive = *undecided = false;
 	if (!is_connected(w, key->client, &connected, error))
 		return false;
-	if (!connected && w->owner_seen_at != 0 && other_server)
+	if (!connected && pp_steady_is_set(w->owner_seen_at) && other_server)
 	{
 		/* It was there a moment ago: it may only be restarting. */
-		if (w->owner_gone_at == 0)
-			w->owner_gone_at = now;
-		*undecided = !TimestampDifferenceExceeds(w->owner_gone_at, now, DEAD_MS);
+		if (!pp_steady_is_set(w->owner_gone_at))
+			w->owner_gone_at = pp_steady_now();
+		*undecided = !pp_steady_passed(w->owner_gone_at, DEAD_MS);
 		return true;
 	}
-	w->owner_gone_at = 0;
+	w->owner_gone_at = (PpSteady){0};
 	if (!connected)
-		w->owner_seen_at = 0;
-	else if (w->owner_seen_at == 0)
+		w->owner_seen_at = (PpSteady){0};
+	else if (!pp_steady_is_set(w->owner_seen_at))
 	{
-		w->owner_seen_at = now;
+		w->owner_seen_at = pp_steady_now();
 		w->owner_turns = key->turns;
 		*undecided = true;
 	}
 	else if (key->turns != w->owner_turns)
 		*alive = true;
 	else
-		*undecided = !TimestampDifferenceExceeds(w->owner_seen_at, now, DEAD_MS);
+		*undecided = !pp_steady_passed(w->owner_seen_at, DEAD_MS);
 	return true;
 }
 

@@ -12,7 +12,6 @@
 #include "redis_internal.h"
 
 #include "common/hashfn.h"
-#include "utils/timestamp.h"
 
 #include "shmem.h"
 
@@ -88,14 +87,13 @@ lock_known(const char *host)
 static bool
 nobody_answers(const char *host, char *address, Size size)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	PpKnownHost *shared = lock_known(host);
 	bool silent;
 
 	strlcpy(address, shared->address, size);
-	if (TimestampDifferenceExceeds(shared->asked_at, now, REST_MS))
-		shared->asked_at = now;
-	silent = TimestampDifferenceExceeds(shared->asked_at, now, SLOW_MS);
+	if (pp_steady_passed(shared->asked_at, REST_MS))
+		shared->asked_at = pp_steady_now();
+	silent = pp_steady_passed(shared->asked_at, SLOW_MS);
 	LWLockRelease(&pp_shared->lock);
 	return silent;
 }
@@ -103,7 +101,7 @@ nobody_answers(const char *host, char *address, Size size)
 static void
 note_answer(const char *host)
 {
-	lock_known(host)->asked_at = 0;
+	lock_known(host)->asked_at = (PpSteady){0};
 	LWLockRelease(&pp_shared->lock);
 }
 
@@ -119,7 +117,7 @@ pp_redis_find_address(PpRedis *conn)
 	const char *host = conn->url.host;
 	Address addresses[MAX_ADDRESSES];
 	Address known;
-	TimestampTz start;
+	PpSteady start;
 	int rc;
 	int n;
 
@@ -136,9 +134,9 @@ pp_redis_find_address(PpRedis *conn)
 	else
 	{
 		bound_resolver();
-		start = GetCurrentTimestamp();
+		start = pp_steady_now();
 		rc = look_up(host, AI_ADDRCONFIG, addresses, &n);
-		if (!TimestampDifferenceExceeds(start, GetCurrentTimestamp(), SLOW_MS))
+		if (!pp_steady_passed(start, SLOW_MS))
 			note_answer(host);
 	}
 	if (rc == 0)

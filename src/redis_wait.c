@@ -7,10 +7,10 @@
 
 #include "miscadmin.h"
 #include "storage/latch.h"
-#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "process.h"
+#include "steady.h"
 
 /* What the socket of an open connection is waited for. */
 static int
@@ -66,7 +66,7 @@ pp_redis_wait(PpRedis *conn, long timeout_ms, PpWaitEvent event)
 PpRedisResult
 pp_redis_receive(PpRedis *conn, PpReply **reply, long timeout_ms, PpWaitEvent event)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	PpSteady end = pp_steady_in(timeout_ms);
 
 	for (;;)
 	{
@@ -77,7 +77,7 @@ pp_redis_receive(PpRedis *conn, PpReply **reply, long timeout_ms, PpWaitEvent ev
 			return result;
 		if (reply == NULL && pp_redis_is_open(conn))
 			return PP_REDIS_NOTHING;
-		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		left = pp_steady_left(end);
 		if (left <= 0)
 			return pp_redis_fail(conn, PP_REDIS_CLASS_MOMENT, "redis_timeout",
 								 "Redis did not answer within %ld ms", timeout_ms);

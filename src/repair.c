@@ -291,7 +291,7 @@ pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position, PpRedisError
 	Range range = {.after = pp_id_max(pp_held_seen(w->pipe), ledger->pruned)};
 	int64 missing;
 
-	w->looked_at = GetCurrentTimestamp();
+	w->looked_at = pp_steady_now();
 	if (w->went_back || w->pipe->consumer_gone)
 		range.after = bottom;
 	else if (w->compact.passed_over && pp_id_compare(w->compact.verified, range.after) < 0)
@@ -341,17 +341,16 @@ pp_repair_is_wanted(PpWorker *w)
 {
 	PpLedger *ledger = pp_apply_ledger(w->apply);
 	PpPipe *pipe = w->pipe;
-	TimestampTz now = GetCurrentTimestamp();
 	PpMeasured m;
 
 	LWLockAcquire(&pipe->lock, LW_SHARED);
 	m = pipe->measured;
 	LWLockRelease(&pipe->lock);
-	if (m.at <= w->looked_at || m.pending != 0 || m.lag != 0 || m.standing.added < 0 ||
-		m.standing.added == w->checked_added || !pipe->exclusive || ledger->base < 0 ||
-		!TimestampDifferenceExceeds(w->checked_at, now, CHECK_MS))
+	if (m.at == 0 || !pp_steady_is_before(w->looked_at, m.taken_at) || m.pending != 0 ||
+		m.lag != 0 || m.standing.added < 0 || m.standing.added == w->checked_added ||
+		!pipe->exclusive || ledger->base < 0 || !pp_steady_passed(w->checked_at, CHECK_MS))
 		return false;
-	w->checked_at = now;
+	w->checked_at = pp_steady_now();
 	w->checked_added = m.standing.added;
 	pp_worker_transact(w, reload, NULL);
 	if (m.standing.added == ledger->base + ledger->settled)

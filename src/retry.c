@@ -33,7 +33,7 @@ typedef struct Due
 {
 	PpBatch *batch;
 	size_t max_bytes;
-	TimestampTz next; /* when another one is due, if none is now; 0: never */
+	PpRetryNext next; /* if none is due now */
 } Due;
 
 static int
@@ -107,9 +107,9 @@ load_due(PpApply *a, void *arg)
 								   "WHERE pipeline = $1 AND state = 'retrying'",
 								   a->ext->schema_name),
 						  1, types, values, NULL, false, 1);
-	due->next = pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	if (due->next != 0 && due->next <= now)
-		due->next = TimestampTzPlusMilliseconds(now, LOCKED_MS);
+	due->next.due_at = pp_store_get_number(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (due->next.due_at != 0 && due->next.due_at <= now)
+		due->next = (PpRetryNext){.look_at = pp_steady_in(LOCKED_MS)};
 }
 
 /* Applies the batch: one by one those letters that may have crashed the process (suspect.c). */
@@ -143,19 +143,19 @@ run_parts(PpApply *a, PpBatch *batch, PpApplyResult *total)
 /*
  * pp_retry_run
  *		Tries again what is due, a bounded number of letters of about max_bytes.  *next becomes when
- *		to call again (0: when a letter says so); on anything but DONE it is the caller's business.
+ *		to call again; on anything but DONE it is the caller's business.
  *		*result is as of pp_apply_batch(); what its error points to is valid until the next call.
  */
 PpOutcome
-pp_retry_run(PpApply *a, size_t max_bytes, PpApplyResult *result, TimestampTz *next)
+pp_retry_run(PpApply *a, size_t max_bytes, PpApplyResult *result, PpRetryNext *next)
 {
 	MemoryContext old;
 	PpBatch batch = {0};
-	Due due = {&batch, max_bytes, 0};
+	Due due = {&batch, max_bytes, {0}};
 	PpOutcome outcome;
 
 	memset(result, 0, sizeof(*result));
-	*next = 0;
+	memset(next, 0, sizeof(*next));
 	if (a->retry_cxt == NULL)
 		a->retry_cxt = AllocSetContextCreate(a->cxt, "postpipe retry", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(a->retry_cxt);
@@ -176,7 +176,7 @@ pp_retry_run(PpApply *a, size_t max_bytes, PpApplyResult *result, TimestampTz *n
 	outcome = run_parts(a, &batch, result);
 	a->retrying = false;
 	pp_inflight_source(PP_INFLIGHT_STREAM);
-	*next = GetCurrentTimestamp();
+	next->look_at = pp_steady_now();  /* there may be more */
 	MemoryContextReset(a->retry_cxt); /* one letter may have been large */
 	return outcome;
 }

@@ -15,6 +15,7 @@
 #define PP_SHMEM_H
 
 #include "histogram.h"
+#include "steady.h"
 #include "stream_id.h"
 
 #include "port/atomics.h"
@@ -91,8 +92,7 @@ typedef struct PpProc
 	int worker;                     /* (R) number in its pipeline, from 1 */
 	int pid;                        /* (R) 0: registered, but not attached yet */
 	Latch *latch;                   /* (R) in shared memory as well; NULL with pid 0 */
-	TimestampTz started_at;         /* (R) when it was registered */
-	TimestampTz stop_asked_at;      /* (R) */
+	PpSteady stop_asked_at;         /* (R) */
 	bool stop;                      /* (R) asked to stop when the batch in hand is done */
 	PpStatus status;
 	PpProcInfo info;
@@ -131,7 +131,8 @@ typedef struct PpStanding
 /* What was last measured in Redis, by the supervisor. -1: unknown. */
 typedef struct PpMeasured
 {
-	TimestampTz at; /* 0: never */
+	TimestampTz at;    /* 0: never */
+	PpSteady taken_at; /* the same moment, to be compared with others */
 	int64 pending;
 	int64 lag;
 	PpStanding standing;
@@ -157,7 +158,7 @@ typedef struct PpStreamSeen
 
 typedef struct PpRateSample
 {
-	TimestampTz at;
+	PpSteady at;
 	uint64 settled;
 } PpRateSample;
 
@@ -245,7 +246,7 @@ typedef struct PpPipe
 	uint64 skips; /* how often an entry was skipped; covered by the lock of pp_pipeline_lock() */
 	PpId mark;    /* highest ID that any worker received; 0-0: not known */
 	PpId last_id; /* highest ID settled since start */
-	TimestampTz next_retry_at; /* of a dead letter, as far as is known; 0: none */
+	TimestampTz next_retry_at; /* of a dead letter, as its row says, as far as is known; 0: none */
 	TimestampTz last_read_at;
 	TimestampTz last_applied_at;
 	TimestampTz last_ack_at;
@@ -265,7 +266,7 @@ typedef struct PpKnownHost
 {
 	char host[256];
 	char address[PP_ADDRESS_LEN]; /* at which the last log-in succeeded; '': none */
-	TimestampTz asked_at;         /* a question that was not answered in time; 0: none */
+	PpSteady asked_at;            /* a question that was not answered in time; unset: none */
 } PpKnownHost;
 
 #define PP_KNOWN_HOSTS \

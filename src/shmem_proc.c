@@ -57,9 +57,8 @@ pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname, const char *pip
 		proc->worker = worker;
 		proc->pid = 0;
 		proc->latch = NULL;
-		proc->started_at = GetCurrentTimestamp();
 		proc->stop = false;
-		proc->stop_asked_at = 0;
+		proc->stop_asked_at = (PpSteady){0};
 		LWLockAcquire(&proc->lock, LW_EXCLUSIVE);
 		memset(&proc->status, 0, sizeof(proc->status));
 		memset(&proc->info, 0, sizeof(proc->info));
@@ -68,7 +67,7 @@ pp_proc_reserve(PpProcKind kind, Oid dboid, const char *datname, const char *pip
 		proc->reading = 0;
 		proc->unacknowledged = -1;
 		proc->status.state = PP_STATE_STARTING;
-		proc->status.changed_at = proc->started_at;
+		proc->status.changed_at = GetCurrentTimestamp();
 		LWLockRelease(&proc->lock);
 	}
 	LWLockRelease(&pp_shared->lock);
@@ -108,7 +107,7 @@ static void
 ask_stop_locked(PpProc *proc)
 {
 	if (!proc->stop)
-		proc->stop_asked_at = GetCurrentTimestamp();
+		proc->stop_asked_at = pp_steady_now();
 	proc->stop = true;
 	if (proc->latch != NULL)
 		SetLatch(proc->latch);
@@ -217,15 +216,13 @@ pp_proc_ask_stop(PpProc *proc)
 void
 pp_proc_enforce_stop(Oid dboid, int deadline_ms)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
 	LWLockAcquire(&pp_shared->lock, LW_EXCLUSIVE);
 	for (int i = 1; i < pp_shared->num_procs; i++)
 	{
 		PpProc *proc = &pp_shared->procs[i];
 
 		if (!proc->in_use || proc->dboid != dboid || !proc->stop || proc->pid == MyProcPid ||
-			!TimestampDifferenceExceeds(proc->stop_asked_at, now, deadline_ms))
+			!pp_steady_passed(proc->stop_asked_at, deadline_ms))
 			continue;
 		if (proc->pid != 0)
 			(void) kill(proc->pid, SIGTERM);

@@ -51,7 +51,7 @@ Datum
 postpipe_latency_0_1(PG_FUNCTION_ARGS)
 {
 	static const double quantiles[] = {0.5, 0.95, 0.99};
-	TimestampTz now = GetCurrentTimestamp();
+	PpSteady now = pp_steady_now();
 	PpExtension ext;
 	ListCell *lc;
 

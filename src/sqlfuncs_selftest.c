@@ -39,7 +39,7 @@ typedef struct Selftest
 	PpRedis *conn;
 	PpApply *a;
 	PpBatch batch;
-	TimestampTz end; /* when time is up */
+	PpSteady end; /* when time is up */
 	const char *step;
 } Selftest;
 
@@ -241,7 +241,7 @@ run_steps(void *arg)
 	{
 		s->step = steps[i].name;
 		CHECK_FOR_INTERRUPTS();
-		if (GetCurrentTimestamp() >= s->end)
+		if (pp_steady_is_due(s->end))
 			ereport(ERROR, (errcode(ERRCODE_OPERATOR_INTERVENTION), errmsg("time is up")));
 		emit(s, true, steps[i].run(s));
 	}
@@ -278,7 +278,7 @@ postpipe_selftest(PG_FUNCTION_ARGS)
 	if (ms <= 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("timeout must be greater than zero")));
-	s.end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	s.end = pp_steady_in(ms);
 	s.p.name = psprintf("selftest %d", MyProcPid);
 	s.p.owner = s.ext.owner;
 	s.p.stream = psprintf("postpipe:selftest:%u:%d", MyDatabaseId, MyProcPid);

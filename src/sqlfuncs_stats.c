@@ -145,13 +145,11 @@ pp_pipeline_status(const char *name, PpPipe **pipe)
 static bool
 entries_per_second(const PpPipe *pipe, uint64 settled, double *rate)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
 	for (int back = pipe->sample_count; back > 0; back--)
 	{
 		const PpRateSample *s =
 			&pipe->samples[(pipe->sample_next - back + 2 * PP_RATE_SAMPLES) % PP_RATE_SAMPLES];
-		double seconds = (double) (now - s->at) / USECS_PER_SEC;
+		double seconds = pp_steady_seconds(s->at);
 
 		if (seconds > RATE_WINDOW_SECONDS && back > 1)
 			continue;

@@ -12,8 +12,6 @@
 #include "miscadmin.h"
 #include "storage/condition_variable.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
-#include "utils/timestamp.h"
 
 #include "ledger.h"
 #include "store.h"
@@ -24,14 +22,6 @@ PG_FUNCTION_INFO_V1(postpipe_wait);
 
 /* What is settled by a function in a backend commits without waking anybody. */
 #define LOOK_MS 1000
-
-static TimestampTz
-from_now(const Interval *interval)
-{
-	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												   TimestampTzGetDatum(GetCurrentTimestamp()),
-												   IntervalPGetDatum(interval)));
-}
 
 /* An idle pipeline is one that runs, and has nothing to do. */
 static bool
@@ -47,7 +37,7 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 {
 	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char *state = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	TimestampTz end;
+	PpSteady end;
 	PpExtension ext;
 	bool known = false;
 	bool reached;
@@ -70,11 +60,11 @@ postpipe_wait_state(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid state \"%s\"", state),
 				 errhint("States are starting, running, idle, paused, retrying, failed, disarmed, "
 						 "fenced, waiting and stopped.")));
-	end = from_now(PG_GETARG_INTERVAL_P(2));
+	end = pp_steady_in(pp_interval_ms(PG_GETARG_INTERVAL_P(2)));
 	ConditionVariablePrepareToSleep(&pp_shared->state_cv);
 	while (!(reached = is_state(pp_pipeline_status(name, NULL), state)))
 	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		long left = pp_steady_left(end);
 
 		if (left <= 0)
 			break;
@@ -184,7 +174,7 @@ postpipe_wait(PG_FUNCTION_ARGS)
 {
 	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	PpId id = *(PpId *) PG_GETARG_POINTER(1);
-	TimestampTz end = from_now(PG_GETARG_INTERVAL_P(2));
+	PpSteady end = pp_steady_in(pp_interval_ms(PG_GETARG_INTERVAL_P(2)));
 	PpExtension ext;
 	PpPipe *pipe;
 	bool applied;
@@ -202,7 +192,7 @@ postpipe_wait(PG_FUNCTION_ARGS)
 	ConditionVariablePrepareToSleep(pipe ? &pipe->settled_cv : &pp_shared->state_cv);
 	while (!is_decided(&ext, name, id, &applied))
 	{
-		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		left = pp_steady_left(end);
 		if (left <= 0)
 		{
 			explain(&ext, name, id);

@@ -6,10 +6,10 @@
 #define PP_STATEMENT_INTERNAL_H
 
 #include "statement.h"
+#include "steady.h"
 
 #include "access/tupdesc.h"
 #include "executor/spi.h"
-#include "utils/timestamp.h"
 
 #define PP_PLANS (2 * PP_FORMS) /* for a few and for many entries, of each form */
 
@@ -28,10 +28,10 @@ struct PpStatement
 	Oid target;        /* OID of the target table; InvalidOid with a user's statement */
 	TupleDesc desc;    /* of postpipe_batch */
 	SPIPlanPtr plans[PP_PLANS];
-	int own_timeout_ms;     /* 0: none; -1: the setting counts, as it is when a run begins */
-	int timeout_ms;         /* of the run that is under way, or was last; 0: none */
-	TimestampTz started_at; /* of the run that is under way; 0: none is */
-	bool over_entries;      /* it has some, and has not ended */
+	int own_timeout_ms;  /* 0: none; -1: the setting counts, as it is when a run begins */
+	int timeout_ms;      /* of the run that is under way, or was last; 0: none */
+	PpSteady started_at; /* of the run that is under way; unset: none is */
+	bool over_entries;   /* it has some, and has not ended */
 };
 
 /* What was in force before pp_statement_enter(). */

@@ -203,11 +203,11 @@ set_constraints_immediate(void)
 bool
 pp_statement_failed(PpStatement *s)
 {
-	TimestampTz started_at = s->started_at;
+	PpSteady started_at = s->started_at;
 
-	s->started_at = 0;
-	return started_at != 0 && s->timeout_ms > 0 &&
-		   TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), s->timeout_ms);
+	s->started_at = (PpSteady){0};
+	return pp_steady_is_set(started_at) && s->timeout_ms > 0 &&
+		   pp_steady_passed(started_at, s->timeout_ms);
 }
 
 /* Did what was just caught come up while the statement ran over entries?  Asked once. */
@@ -290,7 +290,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 
 	pp_statement_enter(&scope, s->role, s->pipeline->target ? PP_SAFE_PATH : s->search_path);
 	set_constraints_immediate();
-	s->started_at = GetCurrentTimestamp();
+	s->started_at = pp_steady_now();
 	s->timeout_ms = s->own_timeout_ms < 0 ? StatementTimeout : s->own_timeout_ms;
 	if (s->timeout_ms > 0)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
@@ -301,7 +301,7 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 	s->over_entries = false;
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);
-	s->started_at = 0;
+	s->started_at = (PpSteady){0};
 	pp_statement_leave(&scope);
 	pp_batch_unregister();
 	MemoryContextSwitchTo(old);

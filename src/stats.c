@@ -156,10 +156,12 @@ pp_report_error(PpPipe *pipe, int sqlstate, const char *message)
 	LWLockRelease(&pipe->lock);
 }
 
-/* When the next attempt is due, after a failure. */
+/* After a failure: the next attempt comes in so many ms.  For the views; nobody waits for that moment. */
 void
-pp_report_next_attempt(TimestampTz at)
+pp_report_next_attempt(int ms)
 {
+	TimestampTz at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+
 	LWLockAcquire(&pp_my_proc->lock, LW_EXCLUSIVE);
 	pp_my_proc->info.next_attempt_at = at;
 	LWLockRelease(&pp_my_proc->lock);
@@ -359,7 +361,7 @@ pp_pipe_count_error(PpPipe *pipe, int sqlstate)
 void
 pp_pipe_observe(PpPipe *pipe, PpHistogramKind kind, double value)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	PpSteady now = pp_steady_now();
 
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	pp_histogram_add(&pipe->histograms, kind, value, now);
@@ -368,13 +370,9 @@ pp_pipe_observe(PpPipe *pipe, PpHistogramKind kind, double value)
 
 /* A step that began at `start` has ended. */
 void
-pp_pipe_observe_since(PpPipe *pipe, PpHistogramKind kind, instr_time start)
+pp_pipe_observe_since(PpPipe *pipe, PpHistogramKind kind, PpSteady start)
 {
-	instr_time now;
-
-	INSTR_TIME_SET_CURRENT(now);
-	INSTR_TIME_SUBTRACT(now, start);
-	pp_pipe_observe(pipe, kind, INSTR_TIME_GET_DOUBLE(now));
+	pp_pipe_observe(pipe, kind, pp_steady_seconds(start));
 }
 
 /*
@@ -385,6 +383,7 @@ void
 pp_pipe_observe_ages(PpPipe *pipe, const PpBatch *batch)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	PpSteady at = pp_steady_now();
 
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < batch->n; i++)
@@ -393,7 +392,7 @@ pp_pipe_observe_ages(PpPipe *pipe, const PpBatch *batch)
 
 		if (entry->verdict == PP_VERDICT_APPLIED && entry->id.ms >= MS_OF_2018)
 			pp_histogram_add(&pipe->histograms, PP_HIST_END_TO_END,
-							 Max(0, (double) (now - pp_id_time(entry->id)) / USECS_PER_SEC), now);
+							 Max(0, (double) (now - pp_id_time(entry->id)) / USECS_PER_SEC), at);
 	}
 	LWLockRelease(&pipe->lock);
 }
@@ -411,7 +410,7 @@ pp_pipe_acknowledged(PpPipe *pipe)
 	LWLockRelease(&pp_my_proc->lock);
 }
 
-/* A dead letter is due then, perhaps sooner than all others; 0: there is none. */
+/* A dead letter is due then, as its row says, perhaps sooner than all others; 0: there is none. */
 void
 pp_pipe_retry_at(PpPipe *pipe, TimestampTz at)
 {

@@ -6,7 +6,6 @@
 #define PP_STATS_H
 
 #include "batch.h"
-#include "portability/instr_time.h"
 #include "shmem.h"
 
 extern void pp_report_start(void);
@@ -14,7 +13,7 @@ extern void pp_report_state(PpState state, const char *code, const char *reason,
 extern void pp_report_state_as(PpState state, const char *code, const char *reason,
 							   const char *logged, const char *hint);
 extern void pp_report_error(PpPipe *pipe, int sqlstate, const char *message);
-extern void pp_report_next_attempt(TimestampTz at);
+extern void pp_report_next_attempt(int ms);
 extern void pp_report_batch(const PpBatch *batch);
 extern void pp_report_redis(const char *url, const char *role, const char *version,
 							int64 client_id);
@@ -35,7 +34,7 @@ extern void pp_pipe_set_rescan(PpPipe *pipe, bool wanted);
 extern void pp_pipe_applied(PpPipe *pipe, PpId last);
 extern void pp_pipe_count_error(PpPipe *pipe, int sqlstate);
 extern void pp_pipe_observe(PpPipe *pipe, PpHistogramKind kind, double value);
-extern void pp_pipe_observe_since(PpPipe *pipe, PpHistogramKind kind, instr_time start);
+extern void pp_pipe_observe_since(PpPipe *pipe, PpHistogramKind kind, PpSteady start);
 extern void pp_pipe_observe_ages(PpPipe *pipe, const PpBatch *batch);
 extern void pp_pipe_acknowledged(PpPipe *pipe);
 extern void pp_pipe_retry_at(PpPipe *pipe, TimestampTz at);

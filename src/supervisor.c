@@ -160,7 +160,7 @@ set_up(PpSupervisor *s)
 static void
 supervise(PpSupervisor *s)
 {
-	TimestampTz end;
+	PpSteady end;
 	long next;
 	bool woken;
 
@@ -199,7 +199,7 @@ supervise(PpSupervisor *s)
 	pp_process_activity(false,
 						s->created ? "watching the workers" : "waiting for CREATE EXTENSION");
 	/* Redis's replies are no reason to read the definitions again; the latch and time are. */
-	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), next);
+	end = pp_steady_in(next);
 	do
 	{
 		long due;
@@ -208,7 +208,7 @@ supervise(PpSupervisor *s)
 		MemoryContextReset(s->scratch);
 		due = s->created ? pp_measure_step(s->measure, s->pipelines) : -1;
 		if (next >= 0)
-			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+			left = pp_steady_left(end);
 		if (left == 0)
 			break;
 		woken = pp_measure_wait(s->measure, left, due);

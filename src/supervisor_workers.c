@@ -163,13 +163,13 @@ pp_supervisor_reconcile(PpSupervisor *s)
 		{
 			if (!wanted || t->version != p->version)
 				pp_child_stop(child, PP_STOP_DEADLINE_MS);
-			due = child->stop_asked_at != 0 || child->proc->pid == 0 ? 1000 : -1;
+			due = pp_steady_is_set(child->stop_asked_at) || child->proc->pid == 0 ? 1000 : -1;
 		}
 		else if (wanted)
 		{
 			if (pp_child_due_ms(child) <= 0)
 			{
-				if (child->started_at != 0)
+				if (pp_steady_is_set(child->started_at))
 					count_restart(t);
 				start_worker(s, t);
 			}

@@ -31,8 +31,7 @@
 #define PAGES_PER_TURN 10    /* of foreign consumers */
 #define LEAVE_MS       10000 /* longer than a supervisor lets a worker that it has stopped go on */
 #define REAP_EVERY_MS  60000
-#define RESCAN_MS      30000 /* pending entries are looked after at least that often */
-#define CLAIM_MIN_MS   1000  /* between two looks at foreign consumers */
+#define CLAIM_MIN_MS   1000 /* between two looks at foreign consumers */
 #define CLAIM_MAX_MS   60000
 
 /* A consumer that there may be something to do about. */
@@ -60,7 +59,7 @@ pp_take_over_configure(PpWorker *w)
 	t->claim_foreign = pp_pipeline_option_is_on(w->def, "claim_foreign");
 	t->claim_idle = pp_pipeline_option_ms(w->def, "claim_idle", pp_guc_claim_idle);
 	t->reap_idle = pp_pipeline_option_interval(w->def, "reap_consumers", -1);
-	t->claim_at = t->reap_at = 0; /* planned by what the settings were before */
+	t->claim_at = t->reap_at = (PpSteady){0}; /* planned by what the settings were before */
 }
 
 static bool
@@ -69,35 +68,28 @@ is_under_way(const PpTakeover *t)
 	return t->current < t->num_foreign;
 }
 
-/* When is the next thing due? */
-static TimestampTz
-due_at(const PpWorker *w)
+/* In how many ms is the next thing due?  At most limit_ms. */
+int
+pp_take_over_due_ms(const PpWorker *w, int limit_ms)
 {
 	const PpTakeover *t = &w->takeover;
-	TimestampTz at = TimestampTzPlusMilliseconds(w->recovered_at, RESCAN_MS);
+	long ms = Min(pp_steady_left(w->rescan_at), limit_ms);
 
 	if (pp_my_proc->worker > 1)
-		return at;
+		return (int) ms;
 	if (pp_pipe_wants_rescan(w->pipe))
 		return 0;
 	if (t->claim_foreign)
-		at = Min(at, t->claim_at);
+		ms = Min(ms, pp_steady_left(t->claim_at));
 	if (t->reap_idle >= 0)
-		at = Min(at, t->reap_at);
-	return at;
+		ms = Min(ms, pp_steady_left(t->reap_at));
+	return (int) ms;
 }
 
 bool
 pp_take_over_is_due(const PpWorker *w)
 {
-	return due_at(w) <= GetCurrentTimestamp();
-}
-
-/* In how many ms is it due?  At most limit_ms. */
-int
-pp_take_over_due_ms(const PpWorker *w, int limit_ms)
-{
-	return (int) Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due_at(w)), limit_ms);
+	return pp_take_over_due_ms(w, 1) == 0;
 }
 
 static void
@@ -107,7 +99,7 @@ plan_next_claim(PpTakeover *t)
 
 	t->num_foreign = t->current = 0;
 	t->claimed = 0;
-	t->claim_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	t->claim_at = pp_steady_in(ms);
 }
 
 /* Settles entries that are pending for somebody and not in the stream any more. */
@@ -165,7 +157,7 @@ claim_page(PpWorker *w, const PpString *from, int64 min_idle, PpId *after, int64
 static bool
 claim_dead(PpWorker *w, const PpString *name, PpRedisError *error)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
+	PpSteady end = pp_steady_in(LEAVE_MS);
 	PpId after = {0, 0};
 	int64 total = 0;
 	bool more = true;
@@ -174,7 +166,7 @@ claim_dead(PpWorker *w, const PpString *name, PpRedisError *error)
 	 * It may still be there, with its last batches to acknowledge.  What has the name after that time
 	 * is a worker of a new pipeline of that name, on another stream.
 	 */
-	while (pp_consumer_pid(*name) != 0 && GetCurrentTimestamp() < end)
+	while (pp_consumer_pid(*name) != 0 && !pp_steady_is_due(end))
 	{
 		pp_process_sleep(50, PP_WAIT_PROCESS_EXIT);
 		pp_worker_look_around(w);
@@ -233,7 +225,7 @@ reap(PpWorker *w, const Candidates *c, PpRedisError *error)
 	int done = 0;
 	int own = 0;
 
-	w->takeover.reap_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REAP_EVERY_MS);
+	w->takeover.reap_at = pp_steady_in(REAP_EVERY_MS);
 	for (int i = 0; i < c->n && n < PP_REAP_PAGE; i++)
 		if (c->list[i].consumer.pending == 0 &&
 			pp_consumer_has_no_worker(c->list[i].kind, c->list[i].consumer.name))
@@ -335,9 +327,8 @@ static bool
 look_at_consumers(PpWorker *w, PpRedisError *error)
 {
 	PpTakeover *t = &w->takeover;
-	TimestampTz now = GetCurrentTimestamp();
-	bool to_claim = t->claim_foreign && now >= t->claim_at;
-	bool to_reap = t->reap_idle >= 0 && now >= t->reap_at;
+	bool to_claim = t->claim_foreign && pp_steady_is_due(t->claim_at);
+	bool to_reap = t->reap_idle >= 0 && pp_steady_is_due(t->reap_at);
 	Candidates c = {w};
 
 	MemoryContextReset(t->cxt);
@@ -380,7 +371,7 @@ may_go_on(PpWorker *w, PpRedisError *error)
 					  hint ? errhint("%s", hint) : 0));
 	}
 	t->refused |= error->class != PP_REDIS_CLASS_STRUCTURE;
-	t->reap_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REAP_EVERY_MS);
+	t->reap_at = pp_steady_in(REAP_EVERY_MS);
 	plan_next_claim(t);
 	memset(error, 0, sizeof(*error));
 	return true;
@@ -401,7 +392,7 @@ pp_take_over(PpWorker *w, PpRedisError *error)
 		pp_pipe_set_rescan(w->pipe, false);
 	if (!is_under_way(&w->takeover) && !look_at_consumers(w, error))
 		return may_go_on(w, error);
-	if (w->takeover.claim_foreign && w->takeover.claim_at <= GetCurrentTimestamp() &&
+	if (w->takeover.claim_foreign && pp_steady_is_due(w->takeover.claim_at) &&
 		!claim_foreign(w, error))
 		return may_go_on(w, error);
 	return true;

@@ -216,13 +216,13 @@ may_claim(Node *parsetree, Oid dboid, ProcessUtilityContext context)
 static void
 wait_until_empty(Oid dboid)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STEP_ASIDE_MS);
+	PpSteady end = pp_steady_in(STEP_ASIDE_MS);
 
 	ConditionVariablePrepareToSleep(&pp_shared->state_cv);
 	pp_wake_launcher();
 	while (pp_proc_count(dboid) > 0)
 	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		long left = pp_steady_left(end);
 
 		if (left <= 0 || ConditionVariableTimedSleep(&pp_shared->state_cv, left,
 													 pp_wait_event(PP_WAIT_PROCESS_EXIT)))

@@ -118,7 +118,7 @@ pp_watch_join(PpWorker *w)
 	w->watch.looked = w->watch.delivered = w->pipe->seen;
 	LWLockRelease(&w->pipe->lock);
 	w->watch.consumers = 0;
-	w->watch.look_at = 0;
+	w->watch.look_at = (PpSteady){0};
 	w->watch.reads = 0;
 }
 
@@ -179,7 +179,7 @@ has_forgotten(PpWorker *w, const PpStreamFacts *facts)
 	w->watch.counted |= facts->entries_read >= 0;
 	return facts->entries_read < 0 && w->watch.counted && w->pipe->exclusive &&
 		   pp_my_proc->worker == 1 && w->def->workers > 1 &&
-		   TimestampDifferenceExceeds(w->looked_at, GetCurrentTimestamp(), FORGOTTEN_MS);
+		   pp_steady_passed(w->looked_at, FORGOTTEN_MS);
 }
 
 /*
@@ -278,7 +278,7 @@ pp_watch_send(PpWorker *w)
 {
 	PpWatch *watch = &w->watch;
 
-	watch->looking = GetCurrentTimestamp() >= watch->look_at;
+	watch->looking = pp_steady_is_due(watch->look_at);
 	watch->received = pp_read_begins(w->pipe);
 	LWLockAcquire(&w->pipe->lock, LW_SHARED);
 	watch->corrections = w->pipe->correction.times;
@@ -306,9 +306,8 @@ pp_watch_receive(PpWorker *w, PpRedisError *error)
 	{
 		known = pp_consume_receive_facts(w, &facts, error);
 		watch->owed = false;
-		watch->look_at = TimestampTzPlusMilliseconds(
-			GetCurrentTimestamp(),
-			(w->pipe->exclusive ? LOOK_MS : 0) + pp_redis_skimmed(w->redis) / SKIMMED_BYTES_A_MS);
+		watch->look_at = pp_steady_in((w->pipe->exclusive ? LOOK_MS : 0) +
+									  pp_redis_skimmed(w->redis) / SKIMMED_BYTES_A_MS);
 	}
 	else
 		known = (reply = pp_consume_receive_any(w, error)) != NULL &&
@@ -331,7 +330,7 @@ pp_watch_receive(PpWorker *w, PpRedisError *error)
 long
 pp_watch_due_ms(const PpWorker *w, long max_ms)
 {
-	long due = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), w->watch.look_at);
+	long due = pp_steady_left(w->watch.look_at);
 
 	/* If it is due now, that is done with the read itself. */
 	return w->watch.owed && due > 0 ? Min(max_ms, due) : max_ms;

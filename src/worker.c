@@ -173,7 +173,7 @@ warn_of_eviction(const PpRedis *redis)
 static bool
 connect_redis(PpWorker *w)
 {
-	TimestampTz end;
+	PpSteady end;
 	PpReply *reply;
 	const char *why = pp_pipeline_redis(w->def, &w->url);
 
@@ -187,10 +187,10 @@ connect_redis(PpWorker *w)
 	pp_process_activity(false, "connecting to Redis");
 	if (!pp_redis_start(w->redis, &w->url))
 		return false;
-	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CONNECT_MS);
+	end = pp_steady_in(CONNECT_MS);
 	while (!pp_redis_is_open(w->redis))
 	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		long left = pp_steady_left(end);
 
 		if (pp_redis_poll(w->redis, &reply) == PP_REDIS_FAILED)
 			return false;
@@ -393,10 +393,9 @@ serve(PpWorker *w)
 		return;
 	}
 	/* The group has vanished: look what happened, and make it again. */
-	if (strcmp(error.code, "redis_nogroup") == 0 &&
-		TimestampDifferenceExceeds(w->no_group_at, GetCurrentTimestamp(), NO_GROUP_MS))
+	if (strcmp(error.code, "redis_nogroup") == 0 && pp_steady_passed(w->no_group_at, NO_GROUP_MS))
 	{
-		w->no_group_at = GetCurrentTimestamp();
+		w->no_group_at = pp_steady_now();
 		leave_connection(w);
 		return;
 	}

@@ -19,11 +19,11 @@
 
 /* Until then, or until the worker is to stop, which ends the process. */
 static void
-wait_until(PpWorker *w, TimestampTz end)
+wait_until(PpWorker *w, PpSteady end)
 {
 	long left;
 
-	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end)) > 0)
+	while ((left = pp_steady_left(end)) > 0)
 	{
 		pp_process_sleep(left, PP_WAIT_WORKER_RETRY);
 		pp_worker_look_around(w);
@@ -34,8 +34,10 @@ wait_until(PpWorker *w, TimestampTz end)
 static void
 back_off(PpWorker *w)
 {
-	w->failed_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pp_backoff_next(&w->backoff));
-	pp_report_next_attempt(w->failed_at);
+	int ms = pp_backoff_next(&w->backoff);
+
+	w->failed_at = pp_steady_in(ms);
+	pp_report_next_attempt(ms);
 	wait_until(w, w->failed_at);
 }
 
@@ -44,8 +46,7 @@ back_off(PpWorker *w)
 void
 pp_worker_well(PpWorker *w, bool idle)
 {
-	if (w->backoff.attempts > 0 &&
-		TimestampDifferenceExceeds(w->failed_at, GetCurrentTimestamp(), BACKOFF_FORGET_MS))
+	if (w->backoff.attempts > 0 && pp_steady_passed(w->failed_at, BACKOFF_FORGET_MS))
 		pp_backoff_reset(&w->backoff);
 	pp_report_state(idle ? PP_STATE_IDLE : PP_STATE_RUNNING, "", "", NULL);
 }
@@ -107,7 +108,7 @@ void
 pp_worker_spare_server(PpWorker *w)
 {
 	int crashes = pp_inflight_crashes_in_a_row();
-	TimestampTz end;
+	PpSteady end;
 	PpBackoff backoff;
 	int ms = 0;
 
@@ -116,8 +117,8 @@ pp_worker_spare_server(PpWorker *w)
 	pp_backoff_init(&backoff, SPARE_FIRST_MS, SPARE_CAP_MS);
 	for (int i = CRASHES_IN_A_ROW; i <= crashes && ms < SPARE_CAP_MS; i++)
 		ms = pp_backoff_next(&backoff);
-	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
-	pp_report_next_attempt(end);
+	end = pp_steady_in(ms);
+	pp_report_next_attempt(ms);
 	pp_report_state(PP_STATE_FAILED, "crash_loop",
 					"the server process crashed each time it applied something",
 					"Mend what the statement calls, then run postpipe_pause() and "

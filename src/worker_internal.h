@@ -26,9 +26,10 @@ typedef struct PpAckList
 typedef struct PpChores
 {
 	bool begun;
-	char *retention;       /* of dead letters; NULL: they are kept */
-	TimestampTz expire_at; /* when some may be too old */
-	PpBackoff backoff;     /* after a retry that says nothing of the letters */
+	char *retention;    /* of dead letters; NULL: they are kept */
+	PpSteady retry_at;  /* when some are to be tried, whatever their rows say; unset: never */
+	PpSteady expire_at; /* when some may be too old */
+	PpBackoff backoff;  /* after a retry that says nothing of the letters */
 } PpChores;
 /* Taking over what is pending for others (takeover.c); worker 1 alone does it. */
 typedef struct PpTakeover
@@ -39,12 +40,12 @@ typedef struct PpTakeover
 	int64 reap_idle;    /* in ms; -1: none is deleted */
 	PpString *foreign;  /* consumers that are being gone through, page by page … */
 	int num_foreign;
-	int current;          /* … this one … */
-	PpId after;           /* … from the first after this ID on */
-	int64 claimed;        /* since the first page of the first one */
-	TimestampTz claim_at; /* when foreign consumers are to be looked at, or looked at further */
-	TimestampTz reap_at;  /* when consumers that nobody uses are to be deleted */
-	bool refused;         /* Redis does not let us: said already */
+	int current;       /* … this one … */
+	PpId after;        /* … from the first after this ID on */
+	int64 claimed;     /* since the first page of the first one */
+	PpSteady claim_at; /* when foreign consumers are to be looked at, or looked at further */
+	PpSteady reap_at;  /* when consumers that nobody uses are to be deleted */
+	bool refused;      /* Redis does not let us: said already */
 } PpTakeover;
 
 /* Keeping the ledger small, in rounds of these steps; see compact.c. */
@@ -64,8 +65,8 @@ typedef struct PpCompact
 	uint64 batches;     /* of the pipeline, when the last round began … */
 	uint64 found;       /* … and this one … */
 	uint64 pruned;      /* … and the last one that pruned … */
-	uint64 whole;       /* … and the last one that saw the whole ledger, … */
-	TimestampTz at;     /* … which was then */
+	uint64 whole;       /* … and the last one that saw the whole ledger */
+	PpSteady due_at;    /* when the next one of these is due */
 	PpId from;          /* a round sees what lies from here on; 0-0: the whole ledger */
 	bool more;          /* there was more to do */
 	PpId verified;      /* up to here, nothing that is left in the stream was passed over … */
@@ -76,18 +77,18 @@ typedef struct PpCompact
 typedef struct PpWatch
 {
 	PpStreamSeen stream;
-	PpId looked;         /* where the group stood when the stream was looked at last … */
-	TimestampTz look_at; /* … which is due again then */
-	bool looking;        /* and was asked for with the read that is under way */
-	bool owed;           /* there was something new since */
-	bool counted;        /* the group has told how many entries it has read */
-	PpId delivered;      /* the last entry that was delivered, as far as is known */
-	int64 position;      /* entries ever added up to there; -1: not known */
-	int64 consumers;     /* of the group */
-	uint64 received;     /* by all workers, and … */
-	uint64 corrections;  /* … how often that was corrected, when it was asked last */
-	uint64 reads;        /* reads up to this number may have been given what … */
-	int64 entries_read;  /* … the group had read then; 0 reads: nothing is waited for */
+	PpId looked;        /* where the group stood when the stream was looked at last … */
+	PpSteady look_at;   /* … which is due again then */
+	bool looking;       /* and was asked for with the read that is under way */
+	bool owed;          /* there was something new since */
+	bool counted;       /* the group has told how many entries it has read */
+	PpId delivered;     /* the last entry that was delivered, as far as is known */
+	int64 position;     /* entries ever added up to there; -1: not known */
+	int64 consumers;    /* of the group */
+	uint64 received;    /* by all workers, and … */
+	uint64 corrections; /* … how often that was corrected, when it was asked last */
+	uint64 reads;       /* reads up to this number may have been given what … */
+	int64 entries_read; /* … the group had read then; 0 reads: nothing is waited for */
 } PpWatch;
 
 typedef struct PpWorker
@@ -106,33 +107,33 @@ typedef struct PpWorker
 	PpBatch batches[2]; /* one in hand, one being read; see set_reply_target() */
 	int batch_size;
 	size_t batch_bytes;
-	int count;             /* entries to ask for, fewer when they are large */
-	PpAckList ack_old;     /* committed, XACK not sent yet: what goes first … */
-	PpAckList ack_new;     /* … and what came after it, the last batch at least */
-	int acks_in_flight;    /* replies that have not come: to an XACK, to the number behind it … */
-	instr_time acks_since; /* … the first of them sent then */
-	TimestampTz failed_at; /* the last failure that was backed off from */
-	bool group_open;       /* pp_consume_open() is done */
-	TimestampTz no_group_at;
-	bool recovered; /* own pending entries are done since the last connect */
-	TimestampTz recovered_at;
-	bool went_back; /* Redis knows of batches that the database has not … */
+	int count;           /* entries to ask for, fewer when they are large */
+	PpAckList ack_old;   /* committed, XACK not sent yet: what goes first … */
+	PpAckList ack_new;   /* … and what came after it, the last batch at least */
+	int acks_in_flight;  /* replies that have not come: to an XACK, to the number behind it … */
+	PpSteady acks_since; /* … the first of them sent then */
+	PpSteady failed_at;  /* end of the last back-off */
+	bool group_open;     /* pp_consume_open() is done */
+	PpSteady no_group_at;
+	bool recovered;     /* own pending entries are done since the last connect */
+	PpSteady rescan_at; /* when they are to be looked after again */
+	bool went_back;     /* Redis knows of batches that the database has not … */
 	bool begin_known;
-	PpBase begin;          /* … and, perhaps, what the epoch began with that read them */
-	bool redis_is_older;   /* than when we wrote the owner key last */
-	TimestampTz looked_at; /* this and below: see repair.c */
-	TimestampTz checked_at;
+	PpBase begin;        /* … and, perhaps, what the epoch began with that read them */
+	bool redis_is_older; /* than when we wrote the owner key last */
+	PpSteady looked_at;  /* this and below: see repair.c */
+	PpSteady checked_at;
 	int64 checked_added;
 	PpWatch watch;
 	char *owner_key; /* the name of the key; this and below: see owner.c */
 	char *owner;     /* our name in it */
 	char nonce[PP_NONCE_LEN];
-	bool client_noted;         /* the key names this connection */
-	TimestampTz owner_seen_at; /* the connection of another owner */
+	bool client_noted;      /* the key names this connection */
+	PpSteady owner_seen_at; /* the connection of another owner */
 	int64 owner_turns;
-	int64 turns;               /* of our own, that Redis has counted */
-	TimestampTz owner_gone_at; /* that connection */
-	PpChores chores;           /* of worker 1 */
+	int64 turns;            /* of our own, that Redis has counted */
+	PpSteady owner_gone_at; /* that connection */
+	PpChores chores;        /* of worker 1 */
 	bool mirror_complained;
 	PpTakeover takeover;
 	PpCompact compact; /* of worker 1 */
