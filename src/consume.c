@@ -23,6 +23,7 @@
 #include "held.h"
 #include "owner.h"
 #include "inflight.h"
+#include "news.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
@@ -265,7 +266,8 @@ pp_consume_create_group(PpWorker *w, PpRedisError *error)
 	reply = receive(w, ANSWER_MS, PP_WAIT_REDIS_REPLY);
 	if (failed(w, reply, error) && (reply == NULL || strcmp(error->code, "redis_busygroup") != 0))
 		return false;
-	if (reply->type != PP_REPLY_ERROR)
+	if (reply->type != PP_REPLY_ERROR &&
+		pp_is_news(ledger->epoch == 1 && !ledger->base_known ? "group_made" : "group_made_again"))
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: made consumer group \"%s\" of "
 							 "stream \"%s\"",
 							 w->def->name, pp_my_proc->worker, w->def->group, w->def->stream)));

@@ -16,6 +16,7 @@
 #include "utils/memutils.h"
 
 #include "ledger_ids.h"
+#include "news.h"
 
 #define DEFAULT_DAYS 7
 
@@ -90,7 +91,7 @@ mark_duplicates(const PpLedger *ledger, int epoch, const bytea *ids, PpEntry **e
 		entry->verdict = PP_VERDICT_DUPLICATE;
 		entry->on_record = Max(entry->on_record, epoch);
 	}
-	if (other == NULL || ever)
+	if (other == NULL || ever || !pp_is_news("other_entry"))
 		return;
 	pp_id_print(other->id, id);
 	ereport(WARNING,

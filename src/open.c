@@ -21,6 +21,7 @@
 
 #include "consumer.h"
 #include "held.h"
+#include "news.h"
 #include "owner.h"
 #include "process.h"
 #include "stream_group.h"
@@ -325,8 +326,9 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 		pp_worker_transact(w, begin_epoch, (void *) cause);
 		/* Durable before the group is made: that it was gone, only this will tell. */
 		XLogFlush(XactLastCommitEnd);
-		ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: %s", w->def->name,
-							 ledger->epoch, cause)));
+		if (pp_is_news(cause))
+			ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: %s", w->def->name,
+								 ledger->epoch, cause)));
 	}
 	if (!facts.group_exists && (!pp_consume_create_group(w, error) || !get_facts(w, &facts, error)))
 		return false;

@@ -22,6 +22,7 @@
 
 #include "durable.h"
 #include "held.h"
+#include "news.h"
 #include "process.h"
 #include "stats.h"
 
@@ -159,7 +160,7 @@ read_range(PpWorker *w, const PpStreamFacts *facts, Range *range, PpRedisError *
 	if (!apply_range(w, range->after, facts->last_delivered, &range->entries, error))
 		return false;
 	applied = pp_pipe_settled(w->pipe) - before;
-	if (applied > 0)
+	if (applied > 0 && pp_is_news(w->went_back ? "went_back" : "passed_over"))
 		ereport(w->went_back ? WARNING : LOG,
 				(errmsg("postpipe pipeline \"%s\": " UINT64_FORMAT " entries that the group had "
 						"passed over were read from the stream",

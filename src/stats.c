@@ -3,7 +3,7 @@
  *		What this process tells the others about itself: its slot, and its pipeline's numbers.
  *
  * One log line for each change of state; between running and idle a worker goes to and fro with
- * every entry, so that is no change worth a line.
+ * every entry, so that is no change worth a line (news.c has what else is none).
  */
 #include "stats.h"
 
@@ -13,6 +13,7 @@
 #include "utils/memutils.h"
 
 #include "events.h"
+#include "news.h"
 
 #define MS_OF_2018 UINT64CONST(1514764800000)
 
@@ -46,29 +47,6 @@ static bool
 is_well(PpState state)
 {
 	return state == PP_STATE_RUNNING || state == PP_STATE_IDLE;
-}
-
-/*
- * Was this cause said since the process was last well?  While it is not, each cause is worth one
- * line, also when several take turns.
- */
-static bool
-said_before(PpState state, const char *code)
-{
-	static char said[16][PP_REASON_CODE_LEN];
-	static int n = 0;
-
-	if (is_well(state))
-	{
-		n = 0;
-		return false;
-	}
-	for (int i = 0; i < n; i++)
-		if (strcmp(said[i], code) == 0)
-			return true;
-	if (n < lengthof(said))
-		strlcpy(said[n++], code, sizeof(said[0]));
-	return false;
 }
 
 static void
@@ -115,11 +93,15 @@ pp_report_state_as(PpState state, const char *code, const char *reason, const ch
 		proc->info.next_attempt_at = 0;
 	LWLockRelease(&proc->lock);
 	if (!changed)
+	{
+		if (pp_news_overdue())
+			log_state(state, logged, hint);
 		return;
+	}
 	if (!(is_well(before) && is_well(state)))
 	{
 		pp_event_state(proc->pipeline, state, code, reason, hint);
-		if (!said_before(state, code))
+		if (pp_news_state(is_well(state), code))
 			log_state(state, logged, hint);
 	}
 	ConditionVariableBroadcast(&pp_shared->state_cv);

@@ -17,6 +17,7 @@
 #include "worker_internal.h"
 
 #include "held.h"
+#include "news.h"
 
 #define LOOK_MS            1000 /* in a group that is ours alone; else with each read, or gaps are missed */
 #define FORGOTTEN_MS       10000 /* between two looks for that reason: it may be a frequent one */
@@ -129,9 +130,10 @@ consumer_gone(PpWorker *w)
 	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
 	w->pipe->consumer_gone = true;
 	LWLockRelease(&w->pipe->lock);
-	ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: a consumer of group \"%s\" was "
-						 "deleted by somebody; looking for what was pending for it",
-						 w->def->name, pp_my_proc->worker, w->def->group)));
+	if (pp_is_news("consumer_deleted"))
+		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: a consumer of group \"%s\" was "
+							 "deleted by somebody; looking for what was pending for it",
+							 w->def->name, pp_my_proc->worker, w->def->group)));
 	return false;
 }
 

@@ -11,6 +11,7 @@
 #include "worker_internal.h"
 
 #include "held.h"
+#include "news.h"
 #include "stats.h"
 #include "trimmed.h"
 
@@ -33,6 +34,8 @@ record(PpWorker *w, PpTrimmed *lost)
 
 	pp_worker_transact(w, record_lost, lost);
 	pp_count(w->pipe, PP_COUNT_LOST, known ? lost->entries : 0);
+	if (!pp_is_news("trimmed_before_read"))
+		return;
 	pp_id_print(lost->first, first);
 	pp_id_print(lost->last, last);
 	ereport(WARNING,
