@@ -100,6 +100,14 @@ look(void *arg)
 }
 
 static void
+list_pipelines(void *arg)
+{
+	PpCheck *c = arg;
+
+	c->pipelines = pp_pipeline_list(c->ext);
+}
+
+static void
 connect(void *arg)
 {
 	PpCheck *c = arg;
@@ -152,6 +160,8 @@ postpipe_check(PG_FUNCTION_ARGS)
 {
 	char *only = pp_text_arg(fcinfo, 0);
 	static const PpCheckRule library = {"library", NULL};
+	static const PpCheckRule definitions = {"definitions", NULL};
+	PpEntryError *error;
 	PpCheck c = {.fcinfo = fcinfo, .rule = &library};
 	PpExtension ext;
 	ListCell *lc;
@@ -168,7 +178,14 @@ postpipe_check(PG_FUNCTION_ARGS)
 	}
 	pp_require_extension(&ext);
 	c.ext = &ext;
-	c.pipelines = pp_pipeline_list(&ext);
+	error = pp_function_attempt(list_pipelines, &c);
+	if (error != NULL)
+	{
+		/* They are too old for the library, or locked: all else is looked at, and says so, perhaps. */
+		c.rule = &definitions;
+		pp_check_error(&c, error->message, error->hint);
+		found = true;
+	}
 	look_at_connection(&c);
 	run_rules(&c, pp_check_server_rules);
 	run_rules(&c, pp_check_redis_rules);

@@ -13,7 +13,7 @@ use Postpipe::Test;
 
 my ($bin, $share, $lib) = map { chomp(my $dir = qx(pg_config --$_)); $dir } qw(bindir sharedir pkglibdir);
 my ($now) = slurp_file("$share/extension/postpipe.control") =~ /^default_version *= *'(.*)'/m;
-my ($before, $after) = ('0.0.1', $now =~ s/(\d+)$/$1 + 1/er);
+my ($old, $before, $after) = ('0.0.0', '0.0.1', $now =~ s/(\d+)$/$1 + 1/er);
 my $extension = install();
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('update', redis => $redis, databases => 'postgres, checked', install_path => dirname(place($bin)));
@@ -29,7 +29,7 @@ for my $version (grep { $_ ne $now } map { basename($_) =~ /^postpipe--([^-]+)\.
 {
 	ok(scalar(grep { $_ eq $version } @real), "there is a path from $version to $now");
 }
-is_deeply([ sort @versions ], [ sort @real, $before ], 'paths are from the real versions and the one that is made here');
+is_deeply([ sort @versions ], [ sort @real, $old, $before ], 'paths are from the real versions and the one that is made here');
 updated($_, $now, $fresh) for @versions;
 
 # --- A later one: the same, and a difference would be seen.
@@ -71,6 +71,30 @@ works("with the objects of $after");
 is(version_line() =~ s/\|ALTER.*//r, "error|the library has version $now, the SQL objects have $after", 'postpipe_check says that the library is old');
 $node->restart;
 works('after a restart');
+
+# --- Objects that are too old for the library: each definition is refused with what to do, which costs nobody else anything, and
+# nothing is applied, or lost, until it is done.
+my $from = log_offset($node);
+my $database = sql(q(CREATE DATABASE checked)) . $node->safe_psql('checked', <<"SQL");
+CREATE EXTENSION postpipe VERSION '$old';
+CREATE TABLE late (v text);
+INSERT INTO postpipe_pipeline (pipeline, owner, stream, consumer_group, statement, search_path, system_identifier, database_oid)
+	SELECT 'late', current_user::regrole, 'stream:late', 'late', 'INSERT INTO public.late SELECT event ->> ''v'' FROM postpipe_batch', 'public', system_identifier, oid FROM pg_control_system(), pg_database WHERE datname = 'checked';
+SQL
+$redis->xadd('stream:late', v => $_) for 1 .. 3;
+for my $query ('SELECT * FROM postpipe_stats', 'SELECT * FROM postpipe_pipelines', q(SELECT postpipe_pause('late')), q(SELECT postpipe_ingest('late', '{}')))
+{
+	like(error($query, 'checked'), qr/^[^\n]*ERROR:  extension postpipe is older than its library \Q$now\E\n(?:CONTEXT.*\n)?HINT:  Run ALTER EXTENSION postpipe UPDATE\./m, "older than the library: $query");
+}
+wait_for { log_lines($node, qr/ERROR:  extension postpipe is older than its library/, $from) > 1 } '... and the supervisor says so';
+is($node->safe_psql('checked', 'SELECT count(*) FROM late'), 0, '... and applies nothing');
+works('beside a database that has such objects');
+is($node->safe_psql('checked', q(SELECT status FROM postpipe_check() WHERE check_name = 'version')), 'error', 'postpipe_check answers there');
+$node->safe_psql('checked', "ALTER EXTENSION postpipe UPDATE TO '$now'");
+is(objects('checked'), objects('postgres'), 'an update there adds what is missing');
+wait_sql($node, 'checked', 'SELECT count(*), count(DISTINCT v) FROM late', '3|3', '... and the pipeline runs');
+is(scalar log_lines($node, qr/terminated by signal|PANIC/, $from), 0, '... and nothing has crashed');
+$node->safe_psql('checked', q(SELECT postpipe_drop_pipeline('late')));
 
 is(sql(q(SELECT string_agg(pipeline, ' ' ORDER BY pipeline) FROM postpipe_pipelines)), 'hits item', 'the pipelines are there');
 pp_balanced($node);
@@ -115,6 +139,10 @@ sub install
 	symlink($_, "$extensions/" . basename($_)) for glob("$share/extension/*");
 	write_file("$extensions/postpipe--$before.sql", script($now));
 	write_file("$extensions/postpipe--$before--$now.sql", "-- Nothing has changed.\n");
+	# One that lacks the last column of the definitions.
+	write_file("$extensions/postpipe--$old.sql", script($now) =~ s/,( *--[^\n]*\n) *extension_oid +oid[^\n]*\n/$1/r);
+	write_file("$extensions/postpipe--$old--$now.sql", "ALTER TABLE \@extschema\@.postpipe_pipeline ADD COLUMN extension_oid oid;
+UPDATE \@extschema\@.postpipe_pipeline SET extension_oid = (SELECT oid FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'postpipe');\n");
 	write_file("$extensions/postpipe--$now--$after.sql", "-- Nothing has changed.\n");
 	return $extensions;
 }
