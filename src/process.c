@@ -18,6 +18,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 
+#include "fault.h"
 #include "stats.h"
 
 void (*pp_process_meanwhile)(void) = NULL;
@@ -42,6 +43,7 @@ pp_process_start(Datum main_arg)
 		memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
 	if (!pp_proc_attach(slot, generation))
 		return false;
+	PP_FAULT("at_attach");
 	if (OidIsValid(pp_my_proc->dboid))
 		BackgroundWorkerInitializeConnectionByOid(pp_my_proc->dboid, InvalidOid, 0);
 	else

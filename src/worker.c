@@ -20,6 +20,7 @@
 #include "utils/snapmgr.h"
 
 #include "consumer.h"
+#include "fault.h"
 #include "guc.h"
 #include "held.h"
 #include "inflight.h"
@@ -184,6 +185,7 @@ connect_redis(PpWorker *w)
 		(void) pp_redis_fail(w->redis, PP_REDIS_CLASS_SETTING, "redis_server", "%s", why);
 		return false;
 	}
+	PP_FAULT("at_connect");
 	pp_process_activity(false, "connecting to Redis");
 	if (!pp_redis_start(w->redis, &w->url))
 		return false;
@@ -322,6 +324,7 @@ prepare(PpApply *a, void *worker)
 {
 	PpWorker *w = worker;
 
+	PP_FAULT("at_prepare");
 	pp_apply_prepare(a);
 	pp_report_consumer(w->consumer, GetUserNameFromId(pp_apply_role(a), true));
 }
@@ -414,6 +417,7 @@ postpipe_worker_main(Datum main_arg)
 	pp_report_start();
 	PG_TRY();
 	{
+		PP_FAULT("at_start");
 		set_up(&worker);
 		pp_worker_spare_server(&worker);
 		for (;;)
