@@ -20,12 +20,12 @@ make('xids', options => '{"batch_size": 20}');
 sql(q(ALTER TABLE t_xids ADD CHECK (v <> 'bad')));
 add('xids', 1);
 rows('xids', 1);
-my ($xids, $batches) = burned('xids', sub { add('xids', 2000) });
+my ($xids, $batches) = burned('xids', 2000, sub { add('xids', 2000) });
 rows('xids', 2001);
 cmp_ok($batches, '>=', 100, '2000 entries are a hundred batches or more');
 cmp_ok($xids, '>=', $batches, '... each with a transaction ID');
 cmp_ok($xids, '<=', $batches + 20, '... and nearly none besides');
-($xids, $batches) = burned('xids', sub { for (1 .. 10) { add('xids', 10); $redis->xadd('stream:xids', v => 'bad'); add('xids', 9) } });
+($xids, $batches) = burned('xids', 200, sub { for (1 .. 10) { add('xids', 10); $redis->xadd('stream:xids', v => 'bad'); add('xids', 9) } });
 letters('xids', 10);
 # 2 log2(20) + 2 runs of the statement for one that is bad, each in a subtransaction.
 cmp_ok($xids, '<=', $batches + 10 * 12 + 20, 'ten entries that are bad take few');
@@ -156,17 +156,19 @@ done_testing();
 sub add { my ($name, $n) = @_; return $redis->pipeline(map { [ 'XADD', "stream:$name", '*', 'v', 's' . ++$serial ] } 1 .. $n) }
 sub next_xid { return sql('SELECT pg_snapshot_xmax(pg_current_snapshot())') }
 
-# Transaction IDs and batches of what is done while the pipeline is paused, and read then.
+# Transaction IDs and batches of n entries that are added while the pipeline is paused, and read then.
 sub burned
 {
-	my ($name, $do) = @_;
+	my ($name, $n, $do) = @_;
+	my $settled = "SELECT entries_applied + entries_dead FROM postpipe_stats WHERE pipeline = '$name'";
+	my $all = sql($settled) + $n;
 	my $has = "SELECT batches FROM postpipe_stats WHERE pipeline = '$name'";
 	pause($name);
 	my $since = next_xid();
 	my $batches_before = sql($has);
 	$do->();
 	resume($name);
-	wait_sql($node, 'postgres', "SELECT lag, pending FROM postpipe_stats WHERE pipeline = '$name'", '0|0', "$name: all is read");
+	wait_sql($node, 'postgres', $settled, $all, "$name: all is settled");
 	return (next_xid() - $since - 2, sql($has) - $batches_before); # pause and resume
 }
 
