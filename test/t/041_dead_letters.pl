@@ -49,6 +49,23 @@ wait_sql($node, 'postgres', q(SELECT state, attempts, next_retry_at, message FRO
 is(sql(q(SELECT last_failed_at - first_failed_at >= '600ms' FROM postpipe_dlq WHERE pipeline = 'counted')), 't', '... 200 ms and 400 ms apart');
 is(stats('counted', 'entries_applied, entries_dead, entries_retried'), '1|1|1', '... and counted as both, once');
 
+# --- The wait doubles up to an hour, and stays there however often an entry has failed.
+sql(q(SELECT postpipe_create_pipeline('rare', 'stream:rare', options => '{"max_retries": 1000, "retry_delay": "40min"}',
+	statement => 'INSERT INTO counted SELECT event ->> $$id$$, 1 FROM postpipe_batch')));
+wait_state('rare');
+$redis->xadd('stream:rare', id => 'bad');
+letters('rare', 1);
+my $waits = join ', ', map { "next_retry_at - last_failed_at >= '$_ min'" } 40, 60, 80;
+is(sql("SELECT $waits FROM postpipe_dlq WHERE pipeline = 'rare'"), 't|f|f', 'a wait of 40 minutes');
+for my $attempts (2, 3, 65)
+{
+	sql(q(SELECT postpipe_pause('rare')));
+	wait_state('rare', 'paused');
+	sql("UPDATE postpipe_dead_letter SET attempts = $attempts - 1, next_retry_at = now() WHERE pipeline = 'rare'");
+	sql(q(SELECT postpipe_resume('rare')));
+	wait_sql($node, 'postgres', "SELECT attempts, state, $waits FROM postpipe_dlq WHERE pipeline = 'rare'", "$attempts|retrying|t|t|f", "... and of an hour after attempt $attempts");
+}
+
 # --- What can never be applied is dead at once; with max_retries 0 everything is.
 sql(q(SELECT postpipe_create_pipeline('once', 'stream:once', target => 'child', options => '{"max_retries": 0}')));
 my $broken = $redis->xadd('stream:child', data => '[1]');
