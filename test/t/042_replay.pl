@@ -323,6 +323,72 @@ sql(q(DELETE FROM late WHERE v = 'held'));
 	is($n, "1\n", '... for a letter that was changed, and discards it');
 }
 
+# --- Two sessions with the same letters at once: the second one waits, and then has what the first one has left.
+sql(<<'SQL');
+CREATE TABLE twice (v text, CONSTRAINT v CHECK (v NOT LIKE 'bad%'));
+SELECT postpipe_create_pipeline('twice', 'stream:twice', statement => 'INSERT INTO twice SELECT event ->> $$v$$ FROM postpipe_batch');
+SQL
+wait_state('twice');
+my %function = (replay => 'matched, applied, failed FROM postpipe_replay', discard => '* FROM postpipe_discard');
+my @cases = ([ 'replay', 'COMMIT', 'replay', '1|1|0', 2 ], [ 'replay', 'ROLLBACK', 'replay', '2|2|0', 2 ], [ 'replay', 'COMMIT', 'discard', 1, 1 ], [ 'replay', 'ROLLBACK', 'discard', 2, 0 ],
+	[ 'discard', 'COMMIT', 'replay', '1|1|0', 1 ], [ 'discard', 'ROLLBACK', 'replay', '2|2|0', 2 ], [ 'discard', 'COMMIT', 'discard', 1, 0 ]);
+my @twice = map { $redis->xadd('stream:twice', v => "bad $_") } 0 .. 2 * @cases - 1;
+letters('twice', scalar @twice);
+sql('ALTER TABLE twice DROP CONSTRAINT v');
+my $rows = 0;
+for my $i (0 .. $#cases)
+{
+	my ($first, $end, $second, $result, $passed) = @{ $cases[$i] };
+	my @both = @twice[ 2 * $i, 2 * $i + 1 ];
+	my $session = pp_session($node);
+	like($session->("BEGIN; SELECT $function{$first}('twice', ids => '{$both[0]}')"), qr/^1\b/, "$first of a letter");
+	my $other = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT $function{$second}('twice', ids => '{@{[join ',', @both]}}')" ],
+		'>', \my $out, '2>&1', IPC::Run::timeout(60));
+	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%''twice''%' AND wait_event_type = 'Lock'), 1, "... a $second of it and another one waits");
+	$session->($end);
+	$session->(undef);
+	$other->finish;
+	is($out, "$result\n", "... and has what is left after $end");
+	$rows += $passed;
+	is(sql('SELECT count(*), count(DISTINCT v) FROM twice'), "$rows|$rows", '... and none is applied twice');
+	is(sql("SELECT count(*) FROM postpipe_dlq WHERE id = ANY ('{@{[join ',', @both]}}')"), 0, '... and none is left');
+}
+wait_sql($node, 'postgres', q(SELECT applied, dead, discarded, balance FROM postpipe_audit WHERE pipeline = 'twice'), "$rows|0|@{[@twice - $rows]}|0", 'each is counted once');
+
+# The same beside the worker, which has a letter in hand that it tries again.
+sql(<<'SQL');
+CREATE TABLE door (closed bool);
+INSERT INTO door VALUES (true);
+CREATE FUNCTION pass_door() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF (SELECT closed FROM public.door) THEN RAISE 'closed'; END IF;
+	PERFORM pg_advisory_xact_lock(42);
+	RETURN NEW;
+END $$;
+CREATE TRIGGER pass_door BEFORE INSERT ON twice FOR EACH ROW EXECUTE FUNCTION pass_door();
+SELECT postpipe_alter_pipeline('twice', options => '{"max_retries": 1000, "retry_delay": "10ms"}');
+SQL
+wait_state('twice');
+for my $function (qw(replay discard))
+{
+	my $session = pp_session($node);
+	$session->('SELECT pg_advisory_lock(42)');
+	sql('UPDATE door SET closed = true');
+	$redis->xadd('stream:twice', v => $function);
+	letters('twice', 1);
+	sql('UPDATE door SET closed = false');
+	my $waits = q(SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND);
+	wait_sql($node, 'postgres', "$waits application_name LIKE '%twice/1'", 1, 'the worker tries a letter again');
+	my $other = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT $function{$function}('twice')" ], '>', \my $out, '2>&1', IPC::Run::timeout(60));
+	wait_sql($node, 'postgres', "$waits query LIKE '%''twice''%'", 1, "... a $function waits for it");
+	$session->('SELECT pg_advisory_unlock(42)');
+	$session->(undef);
+	$other->finish;
+	is($out, $function eq 'replay' ? "0|0|0\n" : "0\n", '... and has nothing to do then');
+	is(sql("SELECT count(*) FROM twice WHERE v = '$function'"), 1, '... as it is applied, once');
+}
+sql(q(SELECT postpipe_drop_pipeline('twice')));
+
 # --- Two letters under one ID, of different entries: the later one stays, the other one counts as discarded.
 $redis->xadd('stream:hand', data => '[1]');
 letters('hand', 1);
