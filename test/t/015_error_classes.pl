@@ -245,6 +245,38 @@ cmp_ok($most, '<=', 64, 'with at most 64 subtransactions in a transaction');
 cmp_ok($most, '>', 8, '... which were counted');
 cmp_ok($transactions, '>', 1, '... of several transactions');
 
+# What such a transaction has committed stays when a later one of the same batch is rolled back, and is not run again.
+sql(<<'SQL');
+CREATE TABLE parts (v text);
+CREATE FUNCTION wait_or_raise() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.v LIKE 'bad%' THEN RAISE 'bad'; END IF;
+    IF NEW.v = 'wait' THEN PERFORM pg_advisory_xact_lock(78); END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER wait_or_raise BEFORE INSERT ON parts FOR EACH ROW EXECUTE FUNCTION wait_or_raise();
+SELECT postpipe_create_pipeline('parts', 'stream:parts', statement => 'INSERT INTO parts SELECT event->>$$v$$ FROM postpipe_batch');
+SQL
+wait_state('parts');
+$session->('SELECT pg_advisory_lock(78)');
+while_paused('parts', sub { add('parts', map({ ($_, "bad $_") } 1 .. 50), 'wait', map { ($_, "bad $_") } 51 .. 60) });
+my $waits = q(SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%parts/1' AND wait_event_type = 'Lock');
+my $pid = wait_for { sql($waits) } 'the worker waits in the middle of a batch';
+my $had = sql('SELECT count(*) FROM parts');
+cmp_ok($had, '>', 0, '... of which some entries are committed');
+cmp_ok($had, '<', 50, '... and others are not');
+cmp_ok(sql(q(SELECT count(*) FROM postpipe_dlq WHERE pipeline = 'parts')), '>', 0, '... and some are dead');
+sql("SELECT pg_cancel_backend($pid)");
+wait_sql($node, 'postgres', q(SELECT last_error_sqlstate FROM postpipe_stats WHERE pipeline = 'parts'), '57014', 'what is open is rolled back');
+wait_for { sql($waits) } '... and run again';
+is(sql('SELECT count(*) FROM parts'), $had, '... and what is committed is not');
+sql("SELECT pg_terminate_backend($pid)");
+wait_for { my $new = sql($waits); $new && $new != $pid } 'another process runs what is left';
+is(sql('SELECT count(DISTINCT v) FROM parts'), $had, '... too');
+$session->('SELECT pg_advisory_unlock(78)');
+wait_sql($node, 'postgres', 'SELECT count(*), count(DISTINCT v) FROM parts', '61|61', 'in the end each is applied once');
+wait_sql($node, 'postgres', q(SELECT applied, dead, balance FROM postpipe_audit WHERE pipeline = 'parts'), '61|60|0', '... or dead');
+
 # --- DDL under load: nothing is dead, nothing lost.
 table('ddl');
 for my $case (
