@@ -5,6 +5,7 @@ use warnings;
 use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
+use Postpipe::Test::Fault;
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('claim', redis => $redis, databases => 'postgres, other');
@@ -121,6 +122,46 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	wait_for { pending($redis, 'stream:dead', 'dead') == 0 } '... all of them';
 	drop('postgres', 'dead');
 }
+
+# --- A consumer has the name of a worker that runs, but of another stream by now: that one will not settle what is pending for it.
+# It is waited for, for a while; meanwhile to other cases.
+make('postgres', 'moved', 'stream:moved');
+fill('stream:former', 'former', "postpipe:$system:$database:moved:1", 5);
+wait_state('postgres', 'moved', 'idle');
+make('postgres', 'former', 'stream:former', consumer_group => 'former');
+
+# --- A worker of a pipeline that was dropped is on its way out, with a batch that is committed and not acknowledged: whoever has
+# the group from now on waits until it has left, and applies nothing that it has applied.
+{
+	make('postgres', 'leaver', 'stream:heir', consumer_group => 'heir', workers => 2);
+	make('postgres', 'heir', 'stream:heir', consumer_group => 'heir', enabled => 'false');
+	wait_state('postgres', 'leaver', 'idle');
+	my ($first, $second) = map { "postpipe:$system:$database:leaver:$_" } 1, 2;
+	wait_for { $redis->cli('CLIENT', 'LIST') =~ /name=\Q$_\E .*flags=b/ } 'a worker waits in Redis' for $first, $second;
+	# Redis may give one entry to the one that is stopped, and no other.
+	my $stopped = sql(qq(SELECT pid FROM postpipe_workers WHERE consumer = '$first'));
+	kill('STOP', $stopped);
+	my $fault = Postpipe::Test::Fault->new($node);
+	$fault->set('after_commit:sleep:2000');
+	add('stream:heir', 1) for 1 .. 2;
+	wait_for { $fault->fired } 'the second worker has committed';
+	kill('CONT', $stopped);
+	my $applied = $redis->command('XPENDING', 'stream:heir', 'heir', '-', '+', 1, $second)->[0][0];
+	drop('postgres', 'leaver');
+	is(sql(qq(SELECT count(*) FROM leaver WHERE entry = '$applied')), 1, 'an entry is applied by a pipeline that is dropped');
+	sql(q(SELECT postpipe_resume('heir', take_over => true)));
+	wait_state('postgres', 'heir', 'idle');
+	wait_for { pending($redis, 'stream:heir', 'heir') == 0 } '... and acknowledged, as it leaves';
+	add('stream:heir', 1);
+	wait_sql($node, 'postgres', 'SELECT count(*) > 0 FROM heir', 't', 'another one goes on');
+	is(sql('SELECT count(*) FROM heir JOIN leaver USING (entry)'), 0, '... and applies nothing again');
+	$fault->set('');
+	drop('postgres', 'heir');
+}
+
+wait_sql($node, 'postgres', 'SELECT count(*), count(DISTINCT entry) FROM former', '5|5', 'what is pending for a worker that reads another stream now is applied');
+wait_for { pending($redis, 'stream:former', 'former') == 0 } '... and acknowledged';
+drop('postgres', $_) for qw(former moved);
 
 # --- A pipeline of another database on the same group: one of the two is fenced, and touches nothing.
 {
