@@ -117,7 +117,8 @@ drop('long');
 # --- Nor does what keeps it small while entries come one by one: what was merged and is not vacuumed yet is not read in each round.
 # Whatever plan its statistics, or settings as this one, would suggest.
 sql($_) for 'ALTER SYSTEM SET autovacuum = off', 'ALTER SYSTEM SET random_page_cost = 1000', 'SELECT pg_reload_conf()';
-make('dead', 10, options => '{"batch_size": 1}');
+make('dead', 10, options => '{"batch_size": 1}',
+	statement => q(INSERT INTO t_dead SELECT current_setting('enable_bitmapscan') || ' ' || current_setting('enable_seqscan') FROM postpipe_batch));
 pause('dead');
 sql(<<'SQL');
 WITH gone AS (INSERT INTO postpipe_ledger (pipeline, epoch, worker, first_id, last_id, applied, filtered, dead, lost, sequence, ids)
@@ -134,6 +135,7 @@ pause('dead');
 my ($rounds, $blocks) = split /\|/, sql(q(SELECT max(calls), sum(shared_blks_hit + shared_blks_read) FROM pg_stat_statements WHERE query LIKE 'WITH page AS%postpipe_ledger%'));
 cmp_ok($rounds, '>=', 10, 'ten rounds or more');
 cmp_ok($blocks, '<', 1000 * $rounds, "... without reading what was there before ($blocks blocks)");
+is(sql('SELECT DISTINCT v FROM t_dead'), 'on on', '... and the statement is planned as it was');
 drop('dead');
 
 pp_balanced($node);
