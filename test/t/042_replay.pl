@@ -342,13 +342,11 @@ for my $i (0 .. $#cases)
 	my @both = @twice[ 2 * $i, 2 * $i + 1 ];
 	my $session = pp_session($node);
 	like($session->("BEGIN; SELECT $function{$first}('twice', ids => '{$both[0]}')"), qr/^1\b/, "$first of a letter");
-	my $other = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT $function{$second}('twice', ids => '{@{[join ',', @both]}}')" ],
-		'>', \my $out, '2>&1', IPC::Run::timeout(60));
+	my $other = pp_start($node, "SELECT $function{$second}('twice', ids => '{@{[join ',', @both]}}')");
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%''twice''%' AND wait_event_type = 'Lock'), 1, "... a $second of it and another one waits");
 	$session->($end);
 	$session->(undef);
-	$other->finish;
-	is($out, "$result\n", "... and has what is left after $end");
+	is($other->(), $result, "... and has what is left after $end");
 	$rows += $passed;
 	is(sql('SELECT count(*), count(DISTINCT v) FROM twice'), "$rows|$rows", '... and none is applied twice');
 	is(sql("SELECT count(*) FROM postpipe_dlq WHERE id = ANY ('{@{[join ',', @both]}}')"), 0, '... and none is left');
@@ -379,12 +377,11 @@ for my $function (qw(replay discard))
 	sql('UPDATE door SET closed = false');
 	my $waits = q(SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND);
 	wait_sql($node, 'postgres', "$waits application_name LIKE '%twice/1'", 1, 'the worker tries a letter again');
-	my $other = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT $function{$function}('twice')" ], '>', \my $out, '2>&1', IPC::Run::timeout(60));
+	my $other = pp_start($node, "SELECT $function{$function}('twice')");
 	wait_sql($node, 'postgres', "$waits query LIKE '%''twice''%'", 1, "... a $function waits for it");
 	$session->('SELECT pg_advisory_unlock(42)');
 	$session->(undef);
-	$other->finish;
-	is($out, $function eq 'replay' ? "0|0|0\n" : "0\n", '... and has nothing to do then');
+	is($other->(), $function eq 'replay' ? '0|0|0' : '0', '... and has nothing to do then');
 	is(sql("SELECT count(*) FROM twice WHERE v = '$function'"), 1, '... as it is applied, once');
 }
 sql(q(SELECT postpipe_drop_pipeline('twice')));

@@ -43,23 +43,23 @@ my ($stdout, $stderr);
 (undef, $stdout, $stderr) = $node->psql('postgres', "SELECT postpipe_wait('p', '$late', '0')");
 is($stdout, 'f', 'no time at all');
 like($stderr, qr/NOTICE:  pipeline "p" is paused/, '... and it is said that it is paused');
-my @waiting = map { start_psql("SELECT postpipe_wait('p', '$late', '100 s')") } 1 .. 3;
+my @waiting = map { pp_start($node, "SELECT postpipe_wait('p', '$late', '100 s')") } 1 .. 3;
 my $asleep = q(SELECT count(*) FROM pg_stat_activity WHERE query ~ 'postpipe_wait\W' AND pid <> pg_backend_pid() AND wait_event_type = 'Extension' AND state = 'active');
 wait_sql($node, 'postgres', $asleep, 3, 'three wait');
 is(sql(q(SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE query ~ 'postpipe_wait\W' AND a.pid <> pg_backend_pid() AND locktype = 'relation' AND mode <> 'AccessShareLock')), 0, '... and lock nothing');
 sql(q(SELECT postpipe_resume('p')));
-is(finish($_), 't', 'resumed: it is there') for @waiting;
+is($_->(), 't', 'resumed: it is there') for @waiting;
 
 # The worker is terminated meanwhile.
 my $lock = pp_session($node);
 $lock->('BEGIN; LOCK TABLE t');
 my $held = $redis->xadd('stream:p', id => ++$n, event_type => 'wanted');
-my $waiter = start_psql("SELECT postpipe_wait('p', '$held', '100 s')");
+my $waiter = pp_start($node, "SELECT postpipe_wait('p', '$held', '100 s')");
 wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted), 1, 'the worker is held up');
 wait_sql($node, 'postgres', $asleep, 1, 'one waits');
 sql(q(SELECT pg_terminate_backend(pid) FROM postpipe_workers WHERE pipeline = 'p'));
 $lock->('COMMIT');
-is(finish($waiter), 't', 'another worker has applied it');
+is($waiter->(), 't', 'another worker has applied it');
 
 # What will never be applied is told at once; what may be, is waited for.
 my $bad = $redis->xadd('stream:p', id => 'x', event_type => 'wanted');
@@ -69,10 +69,10 @@ like($stderr, qr/WARNING:  entry $bad of pipeline "p" was not applied: it is dea
 sql('ALTER TABLE t ADD CONSTRAINT known CHECK (n IS NULL OR n < 5)');
 my $retried = $redis->xadd('stream:two', id => ++$n, n => 7);
 wait_sql($node, 'postgres', q(SELECT state FROM postpipe_dlq WHERE pipeline = 'two'), 'retrying', 'a letter that is tried again');
-$waiter = start_psql("SELECT postpipe_wait('two', '$retried', '100 s')");
+$waiter = pp_start($node, "SELECT postpipe_wait('two', '$retried', '100 s')");
 wait_sql($node, 'postgres', $asleep, 1, '... is waited for');
 sql('ALTER TABLE t DROP CONSTRAINT known');
-is(finish($waiter), 't', '... until it is applied');
+is($waiter->(), 't', '... until it is applied');
 
 # One that was trimmed before it was read: when time is up it is said, because others of its range may be there.
 # Redis 6.2 does not tell that any is gone.
@@ -89,10 +89,10 @@ if ($redis->cli('INFO', 'server') !~ /redis_version:6/)
 }
 
 # Cancelled; an ID that is not there; a pipeline that is not there; another isolation level.
-$waiter = start_psql("SELECT postpipe_wait('p', '99999999999999-0', '100 s')");
+$waiter = pp_start($node, "SELECT postpipe_wait('p', '99999999999999-0', '100 s')");
 wait_sql($node, 'postgres', $asleep, 1, 'an entry that is not there is waited for');
 sql(q(SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query ~ 'postpipe_wait\W' AND pid <> pg_backend_pid() AND state = 'active'));
-like(finish($waiter), qr/canceling statement due to user request/, '... until it is cancelled');
+like($waiter->(), qr/canceling statement due to user request/, '... until it is cancelled');
 for my $case ([ "SELECT postpipe_wait('nobody', '1-0')", qr/pipeline "nobody" does not exist/ ], [ "SELECT postpipe_wait('p', 'x')", qr/invalid input syntax for type .*postpipe_id/ ],
 	[ "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT postpipe_wait('p', '1-0')", qr/must be called in a transaction with isolation level read committed/ ])
 {
@@ -103,13 +103,3 @@ $_->(undef) for $session, $lock;
 pp_balanced($node);
 $node->stop;
 done_testing();
-
-sub start_psql
-{
-	my ($query) = @_;
-	my %psql = (out => '');
-	$psql{run} = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $query ], '>', \$psql{out}, '2>&1', IPC::Run::timeout(120));
-	return \%psql;
-}
-
-sub finish { my ($psql) = @_; $psql->{run}->finish; return $psql->{out} =~ s/\n$//r }

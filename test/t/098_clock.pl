@@ -3,7 +3,6 @@
 # server.
 use strict;
 use warnings;
-use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 use Postpipe::Test::Pipelines qw(definition make rows wait_state);
@@ -91,10 +90,10 @@ add_for($_) for @others;
 rows('p', $n, '... and again, after the clock was set back');
 
 # --- Set back while a function waits.
-my $waiting = start_psql(q(SELECT postpipe_wait('p', '9000000000000-0', '5 s')));
+my $waiting = pp_start($node, q(SELECT postpipe_wait('p', '9000000000000-0', '5 s')));
 asleep();
 set_clock(-4);
-is(finish($waiting), 'f', 'postpipe_wait ends when its time is up');
+is($waiting->(), 'f', 'postpipe_wait ends when its time is up');
 
 # --- Set forward: what is waited for has its time still. A letter's time is in its row, and has come.
 sql(q(CREATE TABLE t_l (v text CHECK (v <> 'bad'))));
@@ -103,13 +102,13 @@ $redis->xadd('stream:l', v => 'good');
 rows('l', 1);
 $redis->xadd('stream:l', v => 'bad');
 wait_sql($node, 'postgres', q(SELECT state, attempts FROM postpipe_dlq WHERE pipeline = 'l'), 'retrying|1', 'a letter that is due in an hour');
-$waiting = start_psql(q(SELECT postpipe_wait('p', '8000000000000-0', '1 h')));
+$waiting = pp_start($node, q(SELECT postpipe_wait('p', '8000000000000-0', '1 h')));
 asleep();
 set_clock(0);
 wait_sql($node, 'postgres', q(SELECT attempts FROM postpipe_dlq WHERE pipeline = 'l'), '2', 'it is tried again, as its row says');
 wait_sql($node, 'postgres', q(SELECT measured_at > clock_timestamp() - interval '1 min' FROM postpipe_stats WHERE pipeline = 'p'), 't', 'some time passes');
 $redis->xadd('stream:p', { id => '8000000000000-0' }, v => ++$n);
-is(finish($waiting), 't', 'postpipe_wait has waited');
+is($waiting->(), 't', 'postpipe_wait has waited');
 rows('p', $n);
 pp_balanced($node);
 $node->stop;
@@ -141,16 +140,6 @@ sub add_for
 	$redis->pipeline(['MULTI'], [ 'XADD', 'stream:p', '*', v => ++$n ], [ 'XREADGROUP', 'GROUP', 'postpipe_p', $consumer, 'STREAMS', 'stream:p', '>' ], ['EXEC']);
 	return;
 }
-
-sub start_psql
-{
-	my ($query) = @_;
-	my %psql = (out => '');
-	$psql{run} = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $query ], '>', \$psql{out}, '2>&1', IPC::Run::timeout(120));
-	return \%psql;
-}
-
-sub finish { my ($psql) = @_; $psql->{run}->finish; return $psql->{out} =~ s/\n$//r }
 
 sub asleep
 {

@@ -22,7 +22,7 @@ use Postpipe::Test::Wait;
 use Test::More;
 
 our @EXPORT = (
-	qw(pp_node pp_session pp_balanced sql error wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
+	qw(pp_node pp_session pp_start pp_balanced sql error wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
 
 # The sample events, and what has to come of them (see Postpipe::Test::Data).
 my ($data_dir) = map { s{perl/Postpipe/Test\.pm$}{data}r } __FILE__;
@@ -124,6 +124,18 @@ sub pp_session
 		$psql->pump until $out =~ /^end $n$/m;
 		return $out =~ s/^end $n\n//mr;
 	};
+}
+
+# A query that goes on in a session of its own: my $wait = pp_start($node, 'SELECT ...'); ... is($wait->(), 't');
+# The call returns when it has ended, with what psql printed, errors too.
+sub pp_start
+{
+	my ($node, $query) = @_;
+	my $out = '';
+	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $query ],
+		'>', \$out, '2>&1', IPC::Run::timeout($Postpipe::Test::Wait::default_timeout));
+
+	return sub { $psql->finish; return $out =~ s/\n$//r };
 }
 
 # pp_balanced(node, database): what the audit says at the end of a test: each balance is 0, or not told and why.
