@@ -298,13 +298,14 @@ static bool
 begin_round(PpWorker *w)
 {
 	PpCompact *c = &w->compact;
+	bool whole = is_whole_due(c);
 
 	if (!is_due(w))
 		return false;
 	c->found = pg_atomic_read_u64(&w->pipe->counters[PP_COUNT_BATCHES]);
-	if (is_whole_due(c) || c->found - c->pruned >= PRUNE_DUE)
+	if (whole || c->found - c->pruned >= PRUNE_DUE)
 		c->pruned = c->found;
-	if (is_whole_due(c))
+	if (whole)
 	{
 		c->from = (PpId){0, 0};
 		c->whole = c->found;

@@ -280,8 +280,7 @@ bool
 pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error)
 {
 	batch->look_up = true;
-	if (!pp_consume_apply(w, batch))
-		return false;
+	pp_consume_apply(w, batch);
 	pp_acks_send(w);
 	return pp_acks_receive(w, error) && pp_mirror_letters(w, batch, error);
 }
@@ -328,7 +327,8 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 
 /*
  * One turn with `batch` in hand: asks for the next one, unless the hand is to be empty then, and
- * acknowledges the last, applies, and receives what came meanwhile into `next`.
+ * acknowledges the last, applies, and receives what came meanwhile into `next`.  A connection that fails is
+ * no reason not to apply.
  */
 static bool
 turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpRedisError *error)
@@ -337,13 +337,10 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpR
 	set_reply_target(w, next);
 	if (read_ahead)
 		send_read(w, -1);
-	if (!pp_redis_flush(w->redis))
-	{
-		*error = *pp_redis_error(w->redis);
-		return false;
-	}
+	(void) pp_redis_flush(w->redis);
 	pp_worker_well(w, false);
-	if (!pp_consume_apply(w, batch) || !pp_acks_receive(w, error))
+	pp_consume_apply(w, batch);
+	if (!pp_acks_receive(w, error))
 		return false;
 	if (read_ahead && (!receive_position(w, error) ||
 					   !receive_new(w, next, ANSWER_MS, PP_WAIT_REDIS_REPLY, error)))
@@ -388,30 +385,26 @@ take_in(void)
 	pp_redis_take_in(connection_in_use);
 }
 
-/*
- * Reads and applies until something fails, then says what in *error; or until pending entries are
- * to be looked after, in which it takes turns with new ones.
- */
-void
-pp_consume(PpWorker *w, PpRedisError *error)
+/* Reads and applies until something fails, or pending entries are to be looked after. */
+static void
+take_turns(PpWorker *w, PpRedisError *error)
 {
 	int hand = 0;
 	bool had_turn = false;
+	bool ok = true;
 
-	connection_in_use = w->redis;
-	pp_process_meanwhile = take_in;
-	w->batches[0].n = 0;
-	pp_acks_report(w);
-	for (;;)
+	while (ok)
 	{
 		PpBatch *batch = &w->batches[hand];
 		PpBatch *next = &w->batches[1 - hand];
 		bool due;
-		bool ok;
 
 		pp_worker_look_around(w);
 		if (!pp_redis_is_open(w->redis))
-			return; /* a setting has changed */
+		{
+			*error = *pp_redis_error(w->redis); /* none, if a setting has changed */
+			return;
+		}
 		pp_chores_run(w);
 		if (pp_my_proc->worker == 1 && !pp_compact_run(w, error))
 			return;
@@ -424,9 +417,25 @@ pp_consume(PpWorker *w, PpRedisError *error)
 		}
 		ok = batch->n > 0 ? turn_with_batch(w, batch, next, !due && pp_watch_can_wait(w), error)
 						  : turn_idle(w, next, error);
-		if (!ok)
-			return;
 		hand = 1 - hand;
 		had_turn = true;
 	}
+}
+
+/*
+ * Reads and applies until something fails, then says what in *error; or until pending entries are
+ * to be looked after, in which it takes turns with new ones.  Nothing is in hand then: Redis, when it is
+ * asked again, may not have any more what was received.
+ */
+void
+pp_consume(PpWorker *w, PpRedisError *error)
+{
+	connection_in_use = w->redis;
+	pp_process_meanwhile = take_in;
+	w->batches[0].n = 0;
+	pp_acks_report(w);
+	take_turns(w, error);
+	for (int i = 0; i < lengthof(w->batches); i++)
+		if (pp_held_is_in_hand(i))
+			pp_consume_apply(w, &w->batches[i]);
 }

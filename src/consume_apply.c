@@ -2,7 +2,8 @@
  * consume_apply.c
  *		A batch that was received: its entries become events, are settled, and counted.
  *
- * However long that takes: what fails is tried again with back-off (worker_failure.c), with the connection open.
+ * However long that takes: what fails is tried again with back-off (worker_failure.c), until the worker is to
+ * stop.  The connection may be closed meanwhile.
  */
 #include "worker_internal.h"
 
@@ -67,11 +68,8 @@ observe(PpWorker *w, const PpBatch *part, const PpApplyResult *r, PpSteady start
 	pp_pipe_observe_ages(w->pipe, part);
 }
 
-/*
- * Settles a part of a batch, however long it takes; *lsn is what has to be durable then.  False: the
- * connection was closed meanwhile.
- */
-static bool
+/* Settles a part of a batch, however long it takes; *lsn is what has to be durable then. */
+static void
 apply_part(PpWorker *w, PpBatch *part, XLogRecPtr *lsn)
 {
 	bool condemned = part->n == 1 && pp_suspect_condemn(part->cxt, part->entries);
@@ -95,64 +93,45 @@ apply_part(PpWorker *w, PpBatch *part, XLogRecPtr *lsn)
 			if (condemned) /* before the next suspect can crash */
 				XLogFlush(result.lsn);
 			*lsn = result.lsn;
-			return true;
+			return;
 		}
 		pp_worker_apply_failed(w, outcome, result.error);
-		if (!pp_redis_is_open(w->redis))
-			return false;
 	}
 }
 
-/*
- * pp_consume_apply
- *		Settles all of a batch, however long it takes, and keeps its IDs to be acknowledged.  False:
- *		the connection was closed meanwhile, and what is not settled yet will be delivered again.
- */
-bool
+/* Settles all of a batch, however long it takes, and keeps its IDs to be acknowledged. */
+void
 pp_consume_apply(PpWorker *w, PpBatch *batch)
 {
 	int hand = (int) (batch - w->batches);
 	XLogRecPtr lsn = InvalidXLogRecPtr;
-	bool done = true;
 	PpEntryError *error;
 	PpSteady start = pp_steady_now();
 
 	/* One that fails more often becomes a letter, which has its chances as well. */
 	for (int i = 0; (error = pp_consume_normalize(w, batch)) != NULL && i < NORMALIZE_TRIES; i++)
-	{
 		pp_worker_apply_failed(w, PP_OUTCOME_MOMENT, error);
-		if (!pp_redis_is_open(w->redis))
-			return false;
-	}
 	while (batch->look_up && pp_held_must_wait(w->pipe, hand))
 	{
 		pp_process_sleep(20, PP_WAIT_WORKER_RETRY);
 		pp_worker_look_around(w);
-		if (!pp_redis_is_open(w->redis))
-			return false;
 	}
 	pp_report_batch(batch);
 	pp_process_activity(true, "applying a batch");
-	for (int first = 0, end; first < batch->n && done; first = end)
+	for (int first = 0, end; first < batch->n; first = end)
 	{
 		PpBatch part = *batch;
 
+		if (first > 0)
+			pp_worker_look_around(w);
 		end = pp_suspect_part_end(batch, first);
 		part.entries += first;
 		part.n = end - first;
-		done = apply_part(w, &part, &lsn);
-		if (done && end < batch->n)
-		{
-			pp_worker_look_around(w);
-			done = pp_redis_is_open(w->redis);
-		}
+		apply_part(w, &part, &lsn);
 	}
-	if (done)
-		pp_acks_keep(w, batch, lsn);
+	pp_acks_keep(w, batch, lsn);
 	pp_held_release(w->pipe, hand);
 	pgstat_report_stat(false);
 	pp_report_batch(NULL);
-	if (done)
-		pp_pipe_observe_since(w->pipe, PP_HIST_BATCH, start);
-	return pp_redis_is_open(w->redis);
+	pp_pipe_observe_since(w->pipe, PP_HIST_BATCH, start);
 }

@@ -16,7 +16,7 @@
  *
  * What concerns the stream as a whole (who owns the group, is it still the same stream, what was
  * skipped) is looked at by worker 1 while the others hold still: a pipeline is closed by any of its
- * workers, each lets go of what it holds and parks, worker 1 looks, and opens it.
+ * workers, each settles what it holds and parks, worker 1 looks, and opens it.
  *
  * Everything here is covered by the pipeline's lock.
  */
@@ -166,6 +166,13 @@ pp_held_leave_out(PpPipe *pipe, PpId *ids, int n)
 	return kept;
 }
 
+/* Has this worker received what it has not committed yet, in hand 0 or 1? */
+bool
+pp_held_is_in_hand(int hand)
+{
+	return pp_my_proc->held[hand].ticket != 0;
+}
+
 /* What was in this hand is committed. */
 void
 pp_held_release(PpPipe *pipe, int hand)
@@ -270,7 +277,7 @@ wake(PpProc *proc, void *arg)
 	return false;
 }
 
-/* All workers, the caller as well, are to let go of what they hold and park, and worker 1 to look at the stream. */
+/* All workers, the caller as well, are to settle what they hold and park, and worker 1 to look at the stream. */
 void
 pp_pipe_close(PpPipe *pipe)
 {

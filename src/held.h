@@ -14,6 +14,7 @@ extern void pp_held_forget(PpPipe *pipe);
 extern bool pp_held_take(PpPipe *pipe, int hand, PpId first, PpId last);
 extern bool pp_held_must_wait(PpPipe *pipe, int hand);
 extern int pp_held_leave_out(PpPipe *pipe, PpId *ids, int n);
+extern bool pp_held_is_in_hand(int hand);
 extern void pp_held_release(PpPipe *pipe, int hand);
 extern void pp_held_release_all(PpPipe *pipe);
 

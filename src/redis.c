@@ -340,8 +340,11 @@ pp_redis_take_in(PpRedis *conn)
 	{
 		size_t before = conn->rc->reader->len;
 
-		if (before > conn->target.limit || redisBufferRead(conn->rc) != REDIS_OK ||
-			conn->rc->reader->len == before)
+		if (before > conn->target.limit)
+			break;
+		if (redisBufferRead(conn->rc) != REDIS_OK)
+			conn->rc->err = 0; /* what came before the end is read first */
+		if (conn->rc->reader->len == before)
 			break;
 		total += conn->rc->reader->len - before;
 	}

@@ -131,8 +131,7 @@ apply_range(PpWorker *w, PpId after, PpId last, int64 *seen, PpRedisError *error
 		batch->look_up = true;
 		if (batch->n > 0)
 		{
-			if (!pp_consume_apply(w, batch))
-				return false;
+			pp_consume_apply(w, batch);
 			lsn = w->ack_new.lsn;
 			w->ack_new.n = 0; /* they are not pending */
 		}

@@ -18,6 +18,7 @@
 
 #include "held.h"
 #include "news.h"
+#include "trimmed.h"
 
 #define LOOK_MS            1000 /* in a group that is ours alone; else with each read, or gaps are missed */
 #define FORGOTTEN_MS       10000 /* between two looks for that reason: it may be a frequent one */
@@ -267,8 +268,9 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 	w->watch.delivered = facts->last_delivered;
 	if (!whole)
 		return true;
-	if (pp_watch_is_other(w, facts) || is_in_future(w, facts) ||
-		!pp_watch_look_for_trimmed(w, facts))
+	/* What was settled is known as of when the ledger was read: it is no more than what was ever added. */
+	if (pp_watch_is_other(w, facts) || !pp_trimmed_fits(pp_apply_ledger(w->apply), facts) ||
+		is_in_future(w, facts) || !pp_watch_look_for_trimmed(w, facts))
 		return false;
 	remember(w, facts, w->watch.reads == 0);
 	return true;

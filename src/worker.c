@@ -5,9 +5,9 @@
  * What it does with a connection that works is in consume.c: read -> apply -> commit -> acknowledge.
  * What it says and how long it waits when something has failed is in worker_failure.c.
  *
- * Whatever goes wrong with the connection: it is closed, and what was delivered and not
- * acknowledged is read again from the consumer's own pending entries, all pages of it, before any
- * new entry is read.  The ledger tells which of them are settled.  Nothing is in hand then.
+ * Whatever goes wrong with the connection: it is closed, what was received is settled, and what was
+ * delivered and not acknowledged is read again from the consumer's own pending entries, all pages of it,
+ * before any new entry is read.  The ledger tells which of them are settled.
  */
 #include "worker.h"
 
@@ -149,7 +149,7 @@ pp_worker_look_around(PpWorker *w)
 		if (w->redis != NULL && memcmp(&url, &w->url, sizeof(url)) != 0)
 			pp_worker_disconnect(w);
 	}
-	/* Another worker wants all to hold still: let go of what is in hand. */
+	/* Another worker wants all to hold still: settle what is in hand, and read no more. */
 	if (w->group_open && pp_pipe_opening(w->pipe) == 0)
 		pp_worker_disconnect(w);
 }

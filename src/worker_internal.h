@@ -165,7 +165,7 @@ extern bool pp_acks_receive(PpWorker *w, PpRedisError *error);
 /* consume.c */
 extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
 extern PpEntryError *pp_consume_normalize(PpWorker *w, PpBatch *batch);
-extern bool pp_consume_apply(PpWorker *w, PpBatch *batch);
+extern void pp_consume_apply(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
 extern bool pp_consume_settle(PpWorker *w, PpBatch *batch, PpRedisError *error);
 extern void pp_consume_begin_replies(PpWorker *w);
