@@ -399,6 +399,9 @@ pp_redis_poll(PpRedis *conn, PpReply **reply)
 		else if (object != NULL)
 		{
 			conn->outstanding--;
+			/* With more behind it than was asked for, it may be the reply to something else. */
+			if (conn->outstanding == 0 && unparsed(conn) > 0)
+				return fail_unasked(conn);
 			*reply = object;
 			return PP_REDIS_REPLY;
 		}
