@@ -109,8 +109,8 @@ sub pp_session
 {
 	my ($node, $db) = @_;
 	my ($in, $out, $n) = ('', '', 0);
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr($db // 'postgres') ],
-		'<', \$in, '>', \$out, '2>&1', IPC::Run::timeout($Postpipe::Test::Wait::default_timeout));
+	my $timeout = IPC::Run::timeout($Postpipe::Test::Wait::default_timeout);
+	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr($db // 'postgres') ], '<', \$in, '>', \$out, '2>&1', $timeout);
 
 	return sub {
 		my ($sql) = @_;
@@ -121,6 +121,7 @@ sub pp_session
 		}
 		$out = '';
 		$in .= "$sql;\n\\echo end " . ++$n . "\n";
+		$timeout->start;    # anew for each query, however long the session has been there
 		$psql->pump until $out =~ /^end $n$/m;
 		return $out =~ s/^end $n\n//mr;
 	};
