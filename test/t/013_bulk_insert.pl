@@ -4,7 +4,6 @@
 
 use strict;
 use warnings;
-use IPC::Run ();
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
@@ -152,7 +151,7 @@ for my $command ('CREATE INDEX CONCURRENTLY growing_v ON growing (v)', 'REINDEX 
 	my @blockers = map { pp_session($node) } 1 .. 2;
 	my $n = sql('SELECT count(*) FROM growing');
 	$blockers[0]->('BEGIN; LOCK TABLE growing IN ROW EXCLUSIVE MODE');
-	my $making = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $command ]);
+	my $making = pp_start($node, $command);
 	wait_sql($node, 'postgres', q(SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'growing'::regclass AND NOT indisready), 't', "$command: it is not ready for rows");
 	$in_between->($n + 1);
 	$blockers[1]->('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
@@ -160,7 +159,7 @@ for my $command ('CREATE INDEX CONCURRENTLY growing_v ON growing (v)', 'REINDEX 
 	wait_sql($node, 'postgres', q(SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'growing'::regclass AND indisready AND NOT indisvalid), 't', '... it is ready, and not valid');
 	$in_between->($n + 101);
 	$blockers[1]->('COMMIT');
-	$making->finish;
+	$making->();
 	$_->(undef) for @blockers;
 	is(sql(q(SELECT count(bt_index_check(indexrelid, true)), bool_and(indisvalid) FROM pg_index WHERE indrelid = 'growing'::regclass)), '2|t', '... each row is in each index');
 }

@@ -3,7 +3,6 @@
 
 use strict;
 use warnings;
-use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 use Postpipe::Test::Hits;
@@ -96,11 +95,10 @@ for my $name (sort keys %batches)
 }
 
 # --- Waiting for a state costs no memory, however many states pass by.
-my $out = '';
-my $wait = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q(SELECT pg_backend_pid()), '-c', q(SELECT postpipe_wait_state('hits', 'paused', '1 hour')) ], '<', \undef, '>', \$out);
-my $pid;
-wait_for { $wait->pump_nb; ($pid) = $out =~ /^(\d+)\n/ } 'a session';
-wait_sql($node, 'postgres', qq(SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND query LIKE '%wait_state%'), '1', '... waits for a state');
+my $wait = pp_start($node, q(SELECT postpipe_wait_state('hits', 'paused', '1 hour')));
+my $waiting = q(FROM pg_stat_activity WHERE query LIKE 'SELECT postpipe_wait_state%');
+wait_sql($node, 'postgres', "SELECT count(*) $waiting", '1', 'a session waits for a state');
+my $pid = sql("SELECT pid $waiting");
 my $memory = memory($pid);
 for my $n (1 .. 200)
 {
@@ -109,8 +107,7 @@ for my $n (1 .. 200)
 }
 cmp_ok(memory($pid) - $memory, '<', 5, '... and takes no memory for it');
 $hits->sql(q(SELECT postpipe_pause('hits')));
-$wait->finish;
-like($out, qr/^t$/m, '... and sees it');
+is($wait->(), 't', '... and sees it');
 $node->stop;
 done_testing();
 

@@ -3,7 +3,6 @@
 
 use strict;
 use warnings;
-use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 

@@ -5,7 +5,6 @@
 use strict;
 use warnings;
 use Digest::MD5 qw(md5_hex);
-use IPC::Run ();
 use Postpipe::Test;
 use Postpipe::Test::Pipelines qw(letters wait_state);
 
@@ -316,11 +315,10 @@ sql(q(DELETE FROM late WHERE v = 'held'));
 {
 	my $session = pp_session($node);
 	$session->(q(BEGIN; UPDATE postpipe_dead_letter SET last_failed_at = now() WHERE pipeline = 'hand';));
-	my $discard = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q(SELECT postpipe_discard('hand')) ], '>', \my $n, IPC::Run::timeout(60));
+	my $discard = pp_start($node, q(SELECT postpipe_discard('hand')));
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%postpipe_discard%' AND wait_event_type = 'Lock'), 1, 'a discard waits');
 	$session->('COMMIT;');
-	$discard->finish;
-	is($n, "1\n", '... for a letter that was changed, and discards it');
+	is($discard->(), 1, '... for a letter that was changed, and discards it');
 }
 
 # --- Two sessions with the same letters at once: the second one waits, and then has what the first one has left.

@@ -2,7 +2,6 @@
 # TAP, because it takes workers, a Redis with consumers of others, and databases that want the same group.
 use strict;
 use warnings;
-use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 use Postpipe::Test::Fault;

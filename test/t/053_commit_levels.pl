@@ -3,7 +3,6 @@
 
 use strict;
 use warnings;
-use IPC::Run ();
 use Postpipe::Test;
 use Postpipe::Test::Pipelines qw(definition);
 
@@ -21,7 +20,9 @@ my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($node, 'base', has_streaming => 1);
 $standby->start;
 wait_sql($node, 'postgres', 'SELECT state FROM pg_stat_replication', 'streaming', 'a standby');
-configure(synchronous_standby_names => 'standby');
+$node->append_conf('postgresql.conf', "synchronous_standby_names = 'standby'");
+$node->reload;
+wait_sql($node, 'postgres', 'SHOW synchronous_standby_names', 'standby', '... that is waited for');
 
 # --- The standby has WAL, and does not apply it: remote_apply alone waits for that.
 $standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
@@ -46,8 +47,7 @@ is(unacknowledged($_), 5, "... nothing of $_ is acknowledged") for @levels[ 0 ..
 my @gone = gone('default', 3);
 for my $level (qw(off local))
 {
-	my $session = session("SET synchronous_commit = $level");
-	my $done = $session->(q(SELECT postpipe_claim('default', 'python-1', '0')));
+	my $done = pp_start($node, "SET synchronous_commit = $level", q(SELECT postpipe_claim('default', 'python-1', '0')));
 	my $pid = wait_claim("with synchronous_commit = $level a claim waits for the standby");
 	is(unacknowledged('default'), 3, '... and nothing is acknowledged');
 	async("SELECT pg_cancel_backend($pid)");
@@ -60,9 +60,8 @@ gone('local', 1);
 is(sql(q(SET synchronous_commit = off; SELECT postpipe_claim('local', 'python-1', '0'))), 0, 'a pipeline with the level local: its claim does not wait');
 wait_for { unacknowledged('local') == 0 } '... and acknowledges';
 # A session may want more.
-my $session = session('SET synchronous_commit = on');
 gone('local', 1);
-my $done = $session->(q(SELECT postpipe_claim('local', 'python-1', '0')));
+my $done = pp_start($node, 'SET synchronous_commit = on', q(SELECT postpipe_claim('local', 'python-1', '0')));
 wait_claim('a session that wants more waits for it');
 is(unacknowledged('local'), 1, '... with the XACK');
 
@@ -79,14 +78,6 @@ done_testing();
 
 # A commit of the session that asks must not wait as well.
 sub async { my ($query) = @_; return sql("SET synchronous_commit = off; $query") }
-
-sub configure
-{
-	my ($name, $value) = @_;
-	$node->append_conf('postgresql.conf', "$name = '$value'");
-	$node->reload;
-	return wait_sql($node, 'postgres', "SHOW $name", $value, "$name = $value");
-}
 
 sub make
 {
@@ -133,17 +124,4 @@ sub wait_claim
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	wait_sql($node, 'postgres', "SELECT count(*) $query", 1, $what);
 	return async("SELECT pid $query");
-}
-
-# A session that is not waited for; what it returns waits, and gives all that was printed.
-sub session
-{
-	my ($begin) = @_;
-	my ($in, $out) = ("$begin;\n", '');
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(120));
-	return sub {
-		$in .= "$_[0];\n\\echo done\n";
-		$psql->pump_nb;
-		return sub { $psql->pump until $out =~ /^done$/m; return $out };
-	};
 }

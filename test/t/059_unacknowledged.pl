@@ -16,9 +16,7 @@ add(10);
 audit('10|10|0|0|', 'at rest');
 
 # --- A transaction that sees the tables as they were.
-my ($in, $out) = ('', '');
-my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>&1', IPC::Run::timeout(60));
-my $run = sub { my ($query) = @_; $out = ''; $in .= "$query;\n\\echo end\n"; $psql->pump until $out =~ /^end$/m; return $out =~ s/^end\n//mr };
+my $run = pp_session($node);
 $run->('BEGIN ISOLATION LEVEL REPEATABLE READ');
 is($run->('SELECT count(*) FROM target'), "10\n", 'repeatable read: a snapshot is taken');
 add(100);
@@ -26,7 +24,7 @@ audit('110|110|0|0|', 'a hundred more');
 is($run->('SELECT count(*) FROM target'), "10\n", 'the transaction does not see them');
 is($run->(query()), "110|110|0|0|\n", '... and the audit there balances');
 $run->('COMMIT');
-$psql->kill_kill;
+$run->(undef);
 
 # --- Committed, and the standby that has to confirm is not there: pending in Redis, and on record.
 $node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");

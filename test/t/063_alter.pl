@@ -87,11 +87,10 @@ sql(q(SELECT postpipe_alter_pipeline('p', target => 't', key => '{id}'))) unless
 # --- At the same time as a pause, and as another one: both count.
 my $one = pp_session($node);
 $one->(q(BEGIN; SELECT postpipe_alter_pipeline('p', workers => 3)));
-my @others = map { my $query = $_; my $h = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $query ], '>', \my $out, '2>&1', IPC::Run::timeout(120)); $h }
-	q(SELECT postpipe_pause('p', 'meanwhile')), q(SELECT postpipe_alter_pipeline('p', options => '{"batch_size": 8}'));
+my @others = map { pp_start($node, $_) } q(SELECT postpipe_pause('p', 'meanwhile')), q(SELECT postpipe_alter_pipeline('p', options => '{"batch_size": 8}'));
 wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'postpipe_(pause|alter)'), 2, 'both wait');
 $one->('COMMIT');
-$_->finish for @others;
+$_->() for @others;
 is(sql(q(SELECT workers, options, enabled, enabled_reason FROM postpipe_pipelines WHERE pipeline = 'p')), '3|{"batch_size": 8}|f|meanwhile', 'an alter, a pause and another alter at the same time');
 $one->(undef);
 sql(q(SELECT postpipe_resume('p')));

@@ -107,12 +107,11 @@ for my $end (qw(COMMIT ROLLBACK))
 	my $call = "SELECT postpipe_ingest('counted', '{\"id\": 2}', '$key')";
 	is($one->("BEGIN; $call"), "1\n", "one call before $end");
 	my $pid = $two->('SELECT pg_backend_pid()');
-	my $h = IPC::Run::start([ 'psql', '-XAtqc', "SET application_name = 'second'; $call", '-d', $node->connstr('postgres') ], '>', \my $answer, '2>&1', IPC::Run::timeout(120));
+	my $other = pp_start($node, "SET application_name = 'second'; $call");
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE application_name = 'second' AND wait_event_type = 'Lock'), 1, '... the other one waits');
 	is($two->(q(SELECT postpipe_ingest('counted', '{"id": 3}', '8-9'))) =~ /^[01]$/m, 1, '... one with another ID does not');
 	$one->($end);
-	$h->finish;
-	is($answer, "$n\n", "... and applies $n after $end");
+	is($other->(), $n, "... and applies $n after $end");
 	$_->(undef) for $one, $two;
 }
 is(sql('SELECT string_agg(n::text, $$ $$ ORDER BY id) FROM counted'), '4 2 1', 'each was counted once');

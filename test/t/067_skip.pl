@@ -50,12 +50,11 @@ wait_sql($node, 'postgres', q(SELECT applied, dead, discarded, balance FROM post
 	$session->('BEGIN; LOCK TABLE item');
 	my @held = map { $redis->xadd('stream:item', id => 200 + $_, v => 'x') } 1 .. 30;
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_locks WHERE relation = 'item'::regclass AND NOT granted), 1, 'a worker has a batch in hand, and waits');
-	my $skip = IPC::Run::start([ 'psql', '-XAtqc', "SET application_name = 'skip'; SELECT id, postpipe_skip('item', id) FROM unnest('{$held[0],$held[14],$held[29]}'::postpipe_id[]) id",
-		'-d', $node->connstr('postgres') ], '>', \my $answer, '2>&1', IPC::Run::timeout(120));
+	my $skip = pp_start($node, "SET application_name = 'skip'; SELECT id, postpipe_skip('item', id) FROM unnest('{$held[0],$held[14],$held[29]}'::postpipe_id[]) id");
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE application_name = 'skip' AND wait_event_type = 'Lock'), 1, '... the function waits for it');
 	$session->('COMMIT');
 	$session->(undef);
-	$skip->finish;
+	my $answer = $skip->();
 	my %skipped = $answer =~ /^(\S+)\|([tf])$/mg;
 	is(scalar keys %skipped, 3, 'it says of each whether it was skipped') or diag $answer;
 	my @not = grep { $skipped{$_} eq 't' } @held[ 0, 14, 29 ];

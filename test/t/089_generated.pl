@@ -124,10 +124,10 @@ sub rows
 sub lock_while
 {
 	my ($table, $work) = @_;
-	my $session = $node->background_psql('postgres');
-	$session->query_safe("BEGIN; LOCK TABLE $table");
+	my $session = pp_session($node);
+	$session->("BEGIN; LOCK TABLE $table");
 	$work->();
 	wait_sql($node, 'postgres', "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = '$table'::regclass", 't', "$table: the worker waits");
-	$session->query_safe('COMMIT');
-	return $session->quit;
+	$session->('COMMIT');
+	return $session->(undef);
 }

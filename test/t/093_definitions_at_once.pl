@@ -159,8 +159,7 @@ sub later
 	my ($statements) = @_;
 	my $name = 'later ' . ++our $later;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my $h = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), map { ('-c', $_) } "SET application_name = '$name'", split /; /, $statements ],
-		'>', \my $answer, '2>&1', IPC::Run::timeout(120));
+	my $answer = pp_start($node, "SET application_name = '$name'", split /; /, $statements);
 	wait_sql($node, 'postgres', "SELECT count(*) FROM pg_stat_activity WHERE application_name = '$name' AND wait_event_type = 'Lock'", 1, "it waits: $statements");
-	return sub { $h->finish; chomp $answer; return $answer };
+	return $answer;
 }

@@ -3,7 +3,6 @@
 
 use strict;
 use warnings;
-use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
 use Postpipe::Test::Pipelines qw(drop letters pause resume rows shows lost lag);
@@ -96,12 +95,12 @@ for my $workers (1, 2)
 	add($p, 500);
 	my $lock = pp_session($node);
 	$lock->('BEGIN; LOCK TABLE postpipe_dead_letter');
-	my $rewind = IPC::Run::start([ 'psql', '-Xqd', $node->connstr('postgres'), '-c', "SELECT postpipe_rewind('$p', to_id => '$ids[39]')" ], '>', \my $out, '2>', \my $err);
+	my $rewind = pp_start($node, "SELECT postpipe_rewind('$p', to_id => '$ids[39]')");
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_locks WHERE relation = 'postpipe_dead_letter'::regclass AND NOT granted), 1, "$p: the rewind waits");
 	$redis->command('XTRIM', "stream:$p", 'MAXLEN', 10);
 	$lock->('COMMIT');
 	$lock->(undef);
-	$rewind->finish;
+	$rewind->();
 	resume($p);
 	rows($p, 60);
 	shows($p, '510|10|500|0', 'trimmed while the rewind waited');

@@ -3,7 +3,6 @@
 
 use strict;
 use warnings;
-use IPC::Run ();
 use Postpipe::Test;
 use Postpipe::Test::Child;
 use Postpipe::Test::Pipelines qw(make drop pause resume rows wait_state letters balanced);
@@ -180,20 +179,12 @@ sub sample
 }
 
 # A session that looks until the table is gone.
-sub scraper
-{
-	my ($forever) = @_;
-	my $out = '';
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "CALL scrape($forever)" ], '<', \undef, '>', \$out, '2>&1', IPC::Run::timeout(180));
-	return [ $psql, \$out ];
-}
-
+sub scraper { my ($forever) = @_; return pp_start($node, "CALL scrape($forever)") }
 sub running { return sql(q(SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CALL scrape%')) == 4 }
 
 sub ended
 {
 	my ($scraper) = @_;
-	$scraper->[0]->finish;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(${ $scraper->[1] }, '', 'one that has looked');
+	return is($scraper->(), '', 'one that has looked');
 }

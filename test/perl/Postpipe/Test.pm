@@ -127,16 +127,16 @@ sub pp_session
 	};
 }
 
-# A query that goes on in a session of its own: my $wait = pp_start($node, 'SELECT ...'); ... is($wait->(), 't');
-# The call returns when it has ended, with what psql printed, errors too.
+# Queries, one after the other, that go on in a session of their own: my $wait = pp_start($node, 'SELECT ...'); ... is($wait->(), 't');
+# The call returns when they have ended, with what psql printed, errors too.
 sub pp_start
 {
-	my ($node, $query) = @_;
+	my ($node, @queries) = @_;
 	my $out = '';
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $query ],
-		'>', \$out, '2>&1', IPC::Run::timeout($Postpipe::Test::Wait::default_timeout));
+	my $timeout = IPC::Run::timeout($Postpipe::Test::Wait::default_timeout);
+	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), map { ('-c', $_) } @queries ], '>', \$out, '2>&1', $timeout);
 
-	return sub { $psql->finish; return $out =~ s/\n$//r };
+	return sub { $timeout->start; $psql->finish; return $out =~ s/\n$//r };
 }
 
 # pp_balanced(node, database): what the audit says at the end of a test: each balance is 0, or not told and why.
