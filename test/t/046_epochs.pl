@@ -5,7 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(make drop pause balanced);
+use Postpipe::Test::Pipelines qw(make xadds drop pause lag balanced);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('epochs', redis => $redis);
@@ -226,23 +226,8 @@ $node->stop;
 done_testing();
 
 sub add { my ($name, $id, $value) = @_; return $redis->command('XADD', "stream:$name", $id, 'v', $value) }
-
-my $serial;
-
-sub add_many
-{
-	my ($name, $n) = @_;
-	$redis->pipeline(map { [ 'XADD', "stream:$name", '*', 'v', 's' . ++$serial ] } 1 .. $n);
-	return;
-}
-
+sub add_many { my ($name, $n) = @_; return $redis->pipeline(xadds($name, $n)) }
 sub group_at { my ($name, $id) = @_; return $redis->command('XGROUP', 'SETID', "stream:$name", "postpipe_$name", $id) }
-
-sub lag
-{
-	my ($name) = @_;
-	return sql("SELECT coalesce(lag, -1) FROM postpipe_stats WHERE pipeline = '$name'");
-}
 
 sub lost
 {

@@ -5,11 +5,10 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(make drop pause resume balanced);
+use Postpipe::Test::Pipelines qw(make xadds drop pause resume wait_state balanced);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('repair', redis => $redis, databases => 'postgres', allows_streaming => 1);
-my $serial = 0;
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 
@@ -58,7 +57,7 @@ if ($redis->cli('INFO', 'server') !~ /redis_version:6/)
 	sql('CREATE TABLE fast ()');
 	make('behind', workers => 2, options => '{"batch_size": 1}', statement => q(INSERT INTO t_behind SELECT event ->> 'v' FROM postpipe_batch,
 		(SELECT pg_sleep(CASE WHEN EXISTS (SELECT FROM fast) THEN 0 ELSE 0.05 END)) z));
-	idle('behind');
+	wait_state('behind');
 	add('behind', 3000);
 	wait_for { sql('SELECT count(*) FROM t_behind') >= 10 } 'behind: they read';
 	my @next = @{ $redis->command('XRANGE', 'stream:behind', '(' . delivered('behind'), '+', 'COUNT', 40) };
@@ -136,7 +135,7 @@ for my $case ([ 'adopted_lower', 500 ], [ 'adopted_higher', 2000 ])
 	my ($p, $ms) = @$case;
 	$redis->pipeline(xadds($p, 30, 1000), [ 'XGROUP', 'CREATE', "stream:$p", "postpipe_$p", '$' ]);
 	make($p);
-	idle($p);
+	wait_state($p);
 	pause($p);
 	$redis->pipeline([ 'MULTI' ], [ 'DEL', "stream:$p" ], xadds($p, 5, $ms), [ 'EXEC' ]);
 	resume($p);
@@ -149,7 +148,7 @@ for my $case ([ 'adopted_lower', 500 ], [ 'adopted_higher', 2000 ])
 {
 	$redis->pipeline(xadds('refused', 30, 1000), [ 'XGROUP', 'CREATE', 'stream:refused', 'postpipe_refused', '$' ]);
 	make('refused');
-	idle('refused');
+	wait_state('refused');
 	$redis->command('XADD', 'stream:refused', '1000-31', 'v', 'more');
 	rows('refused', 1);
 	$redis->pipeline([ 'MULTI' ], [ 'DEL', 'stream:refused' ], xadds('refused', 5, 500), [ 'CONFIG', 'SET', 'min-replicas-to-write', 1 ], [ 'EXEC' ]);
@@ -241,13 +240,6 @@ sub disable
 	return;
 }
 
-# XADD commands: with IDs of that millisecond, or of now.
-sub xadds
-{
-	my ($name, $n, $ms) = @_;
-	return map { [ 'XADD', "stream:$name", $ms ? "$ms-$_" : '*', 'v', 's' . ++$serial ] } 1 .. $n;
-}
-
 sub add { my ($name, $n) = @_; return $redis->pipeline(xadds($name, $n)) }
 
 # Up to where the group has delivered.
@@ -255,13 +247,6 @@ sub delivered
 {
 	my ($name) = @_;
 	return { @{ $redis->command('XINFO', 'GROUPS', "stream:$name")->[0] } }->{'last-delivered-id'};
-}
-
-sub idle
-{
-	my ($name) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$name'", 'idle', "$name reads");
 }
 
 sub rows

@@ -7,11 +7,10 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(drop pause resume rows shows lost lag);
+use Postpipe::Test::Pipelines qw(xadds drop pause resume rows shows lost lag);
 
 my $redis = Postpipe::Test::Redis->new(keep => 1);
 my $node = pp_node('bases', redis => $redis);
-my $serial = 0;
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 
@@ -222,8 +221,9 @@ $redis->kill9;
 system_or_bail('rm', '-rf', $files);
 rename($older, $files) or die "$files: $!";
 $redis->start;
-add('back', 1);
-wait_sql($node, 'postgres', q(SELECT count(*) FROM t_back WHERE v = 's) . $serial . q('), 1, 'back: what is new is applied');
+my ($new) = xadds('back', 1);
+$redis->pipeline($new);
+wait_sql($node, 'postgres', "SELECT count(*) FROM t_back WHERE v = '$new->[-1]'", 1, 'back: what is new is applied');
 wait_for { pending($redis, 'stream:back', 'postpipe_back') == 0 && lag('back') == 0 } 'back: all is read';
 rows('back', 3801, 'back: Redis has its older files: nothing is applied again');
 shows('back', '1|1|0|0', 'what was settled is not of the new epoch');
@@ -247,5 +247,4 @@ sub acknowledged
 	return wait_for { pending($redis, "stream:$p", "postpipe_$p") == 0 } "$p: all is acknowledged";
 }
 
-sub xadds { my ($name, $n) = @_; return map { [ 'XADD', "stream:$name", '*', 'v', 's' . ++$serial ] } 1 .. $n }
 sub add { my ($name, $n) = @_; return $redis->pipeline(xadds($name, $n)) }

@@ -5,11 +5,10 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(drop letters pause resume rows shows lost lag);
+use Postpipe::Test::Pipelines qw(xadds drop letters pause resume rows shows lost lag);
 
 my $redis = Postpipe::Test::Redis->new(keep => 1);
 my $node = pp_node('edges', redis => $redis);
-my $serial = 0;
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 
@@ -211,9 +210,10 @@ my $session = pp_session($node);
 my $n = 10;
 for (1 .. 50)
 {
-	my $v = 's' . ($serial + 1);
+	my ($new) = xadds('older', 1);
+	my $v = $new->[-1];
 	$session->("BEGIN; INSERT INTO t_older VALUES ('$v')");
-	add('older', 1);
+	$redis->pipeline($new);
 	wait_for { pending($redis, 'stream:older', 'postpipe_older') == 1 } "$v is in hand";
 	my ($who) = map { $_->[1] } @{ $redis->command('XPENDING', 'stream:older', 'postpipe_older', '-', '+', 1) };
 	last if $who =~ /:1$/;
@@ -256,7 +256,7 @@ sub make
 	return;
 }
 
-sub add { my ($name, $n) = @_; return $redis->pipeline(map { [ 'XADD', "stream:$name", '*', 'v', 's' . ++$serial ] } 1 .. $n) }
+sub add { my ($name, $n) = @_; return $redis->pipeline(xadds($name, $n)) }
 sub holes { my ($name) = @_; return sql("SELECT holes FROM postpipe_progress WHERE pipeline = '$name'") }
 
 # Another consumer of the group reads so many, and acknowledges them perhaps.

@@ -5,10 +5,10 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(xadds);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('lost_shared', redis => $redis);
-my $serial = 0;
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 
@@ -41,7 +41,7 @@ pp_balanced($node);
 $node->stop;
 done_testing();
 
-sub add { my ($p, $n) = @_; return $redis->pipeline(map { [ 'XADD', "stream:$p", '*', 'v', 's' . ++$serial ] } 1 .. $n) }
+sub add { my ($p, $n) = @_; return $redis->pipeline(xadds($p, $n)) }
 
 # While each worker waits with a batch: so many entries are trimmed, with what was not read before. Then these batches may go.
 sub lose

@@ -5,12 +5,11 @@ use strict;
 use warnings;
 use Postpipe::Test;
 use Postpipe::Test::Child;
-use Postpipe::Test::Pipelines qw(make drop pause resume rows wait_state letters balanced);
+use Postpipe::Test::Pipelines qw(make xadds drop pause resume rows wait_state letters balanced);
 use Time::HiRes ();
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('numbers', redis => $redis, conf => "autovacuum = off\nautovacuum_naptime = 1s\nautovacuum_analyze_scale_factor = 0\nautovacuum_analyze_threshold = 10\npostpipe.max_retries = 0");
-my $serial = 0;
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 
@@ -85,7 +84,7 @@ is(sql(q(SELECT count(*), count(DISTINCT v) FROM t_seen)), '4000|4000', '... whi
 # --- A crash of the server: the counters begin anew, which stats_reset says; the audit, of tables, does not.
 my $numbers = q(SELECT entries_read, entries_applied, entries_deduplicated, entries_dead, batches, stats_reset, (SELECT applied FROM postpipe_audit a WHERE a.pipeline = s.pipeline) FROM postpipe_stats s WHERE pipeline = 'crash');
 make('crash', options => '{"batch_size": 10}');
-my $child = Postpipe::Test::Child->new(work => sub { my ($self) = @_; my $client = Postpipe::Test::Client->new($redis->port); until ($self->{stop}) { $client->command('XADD', 'stream:crash', '*', 'v', "c$$." . ++$serial); Time::HiRes::usleep(2000) } });
+my $child = Postpipe::Test::Child->new(work => sub { my ($self) = @_; my $n = 0; my $client = Postpipe::Test::Client->new($redis->port); until ($self->{stop}) { $client->command('XADD', 'stream:crash', '*', 'v', "c$$." . ++$n); Time::HiRes::usleep(2000) } });
 my (@samples, @resets);
 for my $crash (0 .. 2)
 {
@@ -152,7 +151,7 @@ is(scalar(grep { !/by signal 9/ } log_lines($node, qr/terminated by signal|PANIC
 $node->stop;
 done_testing();
 
-sub add { my ($name, $n) = @_; return $redis->pipeline(map { [ 'XADD', "stream:$name", '*', 'v', 's' . ++$serial ] } 1 .. $n) }
+sub add { my ($name, $n) = @_; return $redis->pipeline(xadds($name, $n)) }
 sub next_xid { return sql('SELECT pg_snapshot_xmax(pg_current_snapshot())') }
 
 # Transaction IDs and batches of n entries that are added while the pipeline is paused, and read then.

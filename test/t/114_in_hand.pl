@@ -5,12 +5,11 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(make rows shows wait_state drop);
+use Postpipe::Test::Pipelines qw(make xadds rows shows wait_state drop);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('hands', redis => $redis);
 my $session = pp_session($node);
-my $serial = 0;
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v LIKE ''hold%'' THEN PERFORM pg_advisory_xact_lock(1); END IF; RETURN NEW; END'));
@@ -103,5 +102,3 @@ sub configure
 	sql('SELECT pg_reload_conf()');
 	return wait_for { log_lines($node, qr/parameter "\Q$name\E" changed/, $from) } "$name is $value";
 }
-
-sub xadds { my ($p, $n) = @_; return map { [ 'XADD', "stream:$p", '*', 'v', 's' . ++$serial ] } 1 .. $n }

@@ -13,7 +13,7 @@ use warnings;
 use Exporter 'import';
 use Postpipe::Test;
 
-our @EXPORT_OK = qw(definition make drop pause resume while_paused wait_state letters rows shows lost lag balanced);
+our @EXPORT_OK = qw(definition make xadds drop pause resume while_paused wait_state letters rows shows lost lag balanced);
 
 # The SQL that creates a pipeline with these arguments.
 sub definition
@@ -29,6 +29,13 @@ sub make
 	sql("CREATE TABLE t_$name (v text)");
 	sql(definition($name, statement => "INSERT INTO t_$name SELECT event ->> 'v' FROM postpipe_batch", %opt));
 	return;
+}
+
+# Commands that add n entries of which no two are alike; with IDs of this millisecond, or of now.
+sub xadds
+{
+	my ($name, $n, $ms) = @_;
+	return map { [ 'XADD', "stream:$name", $ms ? "$ms-$_" : '*', 'v', 's' . ++our $serial ] } 1 .. $n;
 }
 
 sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name'); DROP TABLE t_$name"); return }
