@@ -5,7 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(make xadds drop pause lag balanced);
+use Postpipe::Test::Pipelines qw(make xadds holding drop pause lag balanced);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('epochs', redis => $redis);
@@ -88,12 +88,11 @@ for my $behind (0, 500)
 	drop($p);
 }
 # Of a worker that is busy, and then goes, while another one goes on beyond; and the same with an immediate stop.
-sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v = ''hold'' THEN PERFORM pg_advisory_xact_lock(1); END IF; RETURN NEW; END'));
 for my $p (qw(busy down))
 {
 	my $name = "postpipe_$p";
 	make($p, workers => 2, options => '{"batch_size": 10}');
-	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()");
+	holding($p);
 	wait_for { add_many($p, 1); consumers($redis, "stream:$p", $name) == 2 } "$p: two consumers";
 	my $session = pp_session($node);
 	$session->('SELECT pg_advisory_lock(1)');

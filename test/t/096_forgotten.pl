@@ -5,14 +5,13 @@ use strict;
 use warnings;
 use Postpipe::Test;
 use Postpipe::Test::Fault;
-use Postpipe::Test::Pipelines qw(make rows pause resume wait_state drop);
+use Postpipe::Test::Pipelines qw(make holding rows pause resume wait_state drop);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('forgotten', redis => $redis, conf => 'wal_writer_delay = 10s');
 my $session = pp_session($node);
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
-sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v LIKE ''hold%'' THEN PERFORM pg_advisory_xact_lock(1); END IF; RETURN NEW; END'));
 
 # --- While worker 2 has an entry in hand, somebody takes it away, and it goes from the stream: worker 1 does not take it for lost.
 {
@@ -167,8 +166,6 @@ done_testing();
 
 sub add { my ($p, $v) = @_; return $redis->command('XADD', "stream:$p", '*', 'v', $v) }
 
-# An entry whose v begins with "hold" waits for a lock.
-sub holding { my ($p) = @_; sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()"); return }
 sub hold { return $session->('SELECT pg_advisory_lock(1)') }
 sub release { return $session->('SELECT pg_advisory_unlock(1)') }
 sub waiting { return sql(q(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)) == 1 }

@@ -5,13 +5,12 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(make drop rows);
+use Postpipe::Test::Pipelines qw(make holding drop rows);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('still', redis => $redis);
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
-sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v LIKE ''hold%'' THEN PERFORM pg_advisory_xact_lock(1); END IF; RETURN NEW; END'));
 my $serial = 0;
 
 # --- What a worker has in hand when its consumer is deleted is not read by its range before that worker has committed it.
@@ -98,7 +97,7 @@ sub start
 	my ($name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	make($name, workers => 2, options => '{"batch_size": 1}');
-	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$name FOR EACH ROW EXECUTE FUNCTION hold()");
+	holding($name);
 	wait_for { consumers($redis, "stream:$name", "postpipe_$name") == 2 } "$name: two consumers";
 	add($name, '1000-1');
 	rows($name, 1);

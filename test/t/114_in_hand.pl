@@ -5,14 +5,13 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(make xadds rows shows wait_state drop);
+use Postpipe::Test::Pipelines qw(make xadds holding rows shows wait_state drop);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('hands', redis => $redis);
 my $session = pp_session($node);
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
-sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v LIKE ''hold%'' THEN PERFORM pg_advisory_xact_lock(1); END IF; RETURN NEW; END'));
 
 # --- Another worker has the pipeline looked at as a whole.
 {
@@ -58,7 +57,7 @@ sub hold_one
 {
 	my ($p, $workers, $n) = @_;
 	make($p, workers => $workers, options => '{"batch_size": 1}');
-	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()");
+	holding($p);
 	wait_state($p);
 	$redis->pipeline(xadds($p, 50));
 	rows($p, 50);

@@ -13,7 +13,7 @@ use warnings;
 use Exporter 'import';
 use Postpipe::Test;
 
-our @EXPORT_OK = qw(definition make xadds drop pause resume while_paused wait_state letters rows shows lost lag balanced);
+our @EXPORT_OK = qw(definition make xadds holding drop pause resume while_paused wait_state letters rows shows lost lag balanced);
 
 # The SQL that creates a pipeline with these arguments.
 sub definition
@@ -36,6 +36,15 @@ sub xadds
 {
 	my ($name, $n, $ms) = @_;
 	return map { [ 'XADD', "stream:$name", $ms ? "$ms-$_" : '*', 'v', 's' . ++our $serial ] } 1 .. $n;
+}
+
+# From now on an entry of it whose v begins with "hold" waits for the advisory lock 1.
+sub holding
+{
+	my ($name) = @_;
+	sql("CREATE OR REPLACE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.v LIKE ''hold%'' THEN PERFORM pg_advisory_xact_lock(1); END IF; RETURN NEW; END';
+		CREATE TRIGGER hold BEFORE INSERT ON t_$name FOR EACH ROW EXECUTE FUNCTION hold()");
+	return;
 }
 
 sub drop { my ($name) = @_; sql("SELECT postpipe_drop_pipeline('$name'); DROP TABLE t_$name"); return }
