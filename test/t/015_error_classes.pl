@@ -50,8 +50,7 @@ $session->('COMMIT');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM locked', 3, '... until it passes');
 is(letters('locked'), '', '... with nothing dead');
 # The worker looks for a deadlock once, so long after it began to wait: until then the other one must have closed the circle.
-sql(q(ALTER SYSTEM SET deadlock_timeout = '5s'));
-$node->reload;
+configure('deadlock_timeout', '5s');
 table('dead');
 sql(q(INSERT INTO dead VALUES ('1'), ('2')));
 $session->(q(SET deadlock_timeout = '100s'; BEGIN; UPDATE dead SET n = 7 WHERE v = '2'));
@@ -61,8 +60,7 @@ $session->(q(UPDATE dead SET n = n + 1 WHERE v = '1'; COMMIT));
 wait_sql($node, 'postgres', 'SELECT count(*) FROM dead', 3, 'deadlock: all rows');
 is(sql(q(SELECT last_error_sqlstate FROM postpipe_stats WHERE pipeline = 'dead')), '40P01', '... of which the worker was the victim');
 is(letters('dead'), '', '... with nothing dead');
-sql('ALTER SYSTEM RESET deadlock_timeout');
-$node->reload;
+configure('deadlock_timeout');
 
 # A session lock that a trigger takes goes with the transaction, also with one that is rolled back.
 table('advisory');

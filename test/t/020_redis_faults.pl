@@ -131,10 +131,10 @@ $hits->attempts(3);
 is(said(qr/failed: NOAUTH/), 1, 'NOAUTH: said once');
 like(join("\n", log_lines($node, qr/HINT/, $from)), qr/Check postpipe\.redis_url/, 'NOAUTH: says which setting');
 $hits->publish(5);
-setting(redis_url => 'redis://:wrong-one@127.0.0.1:' . $proxy->port);
+configure('postpipe.redis_url', 'redis://:wrong-one@127.0.0.1:' . $proxy->port);
 $hits->shows(qr/^failed\|redis_auth\|WRONGPASS [^|]*\|WRONGPASS/, 'WRONGPASS: shown');
 cmp_ok(said(qr/failed: /), '<=', 3, 'WRONGPASS: said once for each cause');
-setting(redis_url => 'redis://:secret@127.0.0.1:' . $proxy->port);
+configure('postpipe.redis_url', 'redis://:secret@127.0.0.1:' . $proxy->port);
 $hits->settled('password in postpipe.redis_url');
 begin();
 $redis->cli('CONFIG', 'SET', 'requirepass', 'another');
@@ -144,13 +144,13 @@ $hits->shows(qr/^failed\|redis_auth\|WRONGPASS/, 'the password has changed: show
 $hits->publish(5);
 my $file = PostgreSQL::Test::Utils::tempdir() . '/password';
 append_to_file($file, "another\n");
-setting(redis_password_file => $file);
+configure('postpipe.redis_password_file', $file);
 $hits->settled('postpipe.redis_password_file');
 is(scalar(grep { /secret|another|wrong-one/ } log_lines($node, qr/postpipe/)), 0, 'no password is in the log');
 $redis->cli('CONFIG', 'SET', 'requirepass', '');
 delete $redis->{password};
-setting(redis_password_file => '');
-setting(redis_url => $proxy->url);
+configure('postpipe.redis_password_file', '');
+configure('postpipe.redis_url', $proxy->url);
 
 # --- a reload with another URL while the log-in hangs
 begin();
@@ -159,11 +159,11 @@ $proxy->command('target ' . $fake2->port);
 $proxy->command('rst');
 my $consumer = $hits->worker('consumer');
 wait_for { grep { "@$_" eq "CLIENT SETNAME $consumer" } $fake2->commands } 'the worker hangs in the log-in';
-setting(redis_url => $redis->url);
+configure('postpipe.redis_url', $redis->url);
 $hits->publish(5);
 $hits->settled('another URL while the log-in hangs');
 crashed('another URL while the log-in hangs');
-setting(redis_url => $proxy->url);
+configure('postpipe.redis_url', $proxy->url);
 back();
 
 # ... while XGROUP CREATE does, and while a read does
@@ -177,18 +177,18 @@ for my $case (
 	$proxy->command('target ' . $hung->port);
 	$proxy->command('rst');
 	wait_for { $hung->commands($command) } "it hangs in $command";
-	setting(redis_url => $redis->url);
+	configure('postpipe.redis_url', $redis->url);
 	$hits->publish(5);
 	$hits->settled("another URL while $command hangs");
 	crashed("another URL while $command hangs");
-	setting(redis_url => $proxy->url);
+	configure('postpipe.redis_url', $proxy->url);
 	back();
 }
 
 # --- Redis has no connection for one of two workers
 begin();
 my $picky = Postpipe::Test::FakeRedis->new(replies => { 'XINFO GROUPS' => "*1\r\n" . Postpipe::Test::Resp::encode(name => 'postpipe_two', 'last-delivered-id' => '0-0') });
-setting(redis_url => $picky->url);
+configure('postpipe.redis_url', $picky->url);
 my $two = Postpipe::Test::Hits->new(node => $node, redis => $picky, name => 'two', workers => 2);
 my $idle = q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'two' AND state = 'idle');
 wait_sql($node, 'postgres', $idle, '2', 'two workers run');
@@ -202,7 +202,7 @@ is($connects->($first), $before1, '... which is no reason for the first one to c
 $picky->set('CLIENT SETNAME' => undef);
 wait_sql($node, 'postgres', $idle, '2', '... and then is served');
 $two->sql(q(SELECT postpipe_drop_pipeline('two')));
-setting(redis_url => $proxy->url);
+configure('postpipe.redis_url', $proxy->url);
 back();
 
 # --- NOGROUP
@@ -412,14 +412,6 @@ sub said
 # Redis is the fake one from now on; the real one again.
 sub elsewhere { $proxy->command('target ' . $fake->port); $proxy->command('rst'); return }
 sub back { $proxy->command('target ' . $redis->port); $proxy->command('rst'); return }
-
-sub setting
-{
-	my ($name, $value) = @_;
-	$node->safe_psql('postgres', "ALTER SYSTEM SET postpipe.$name = '$value'");
-	$node->reload;
-	return;
-}
 
 # A crash of one process is a restart of all, which nothing else here would notice.
 sub crashed

@@ -144,12 +144,12 @@ add('stream:slow', { n => 4 });
 wait_sql($node, 'postgres', 'SELECT count(*) FROM slow', '4', 'paused and resumed in one transaction it runs');
 
 # --- The switch: postpipe.enabled, by reload.
-setting('postpipe.enabled', 'off');
+configure('postpipe.enabled', 'off');
 wait_sql($node, 'postgres', q(SELECT DISTINCT state, reason_code, workers FROM postpipe_stats), 'stopped|disabled|0', 'enabled = off stops all');
 is(sql(q(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'postpipe worker')), 0, '... and no worker is there');
 my ($last) = add('stream:slow', { n => 5 });
 is(sql('SELECT count(*) FROM slow'), 4, 'nothing is read');
-setting('postpipe.enabled', 'on');
+configure('postpipe.enabled', 'on');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM slow', '5', 'on: nothing is lost');
 wait_sql($node, 'postgres', 'SELECT count(*) FROM witness', '5', '... by any');
 sql("SELECT postpipe_drop_pipeline('$_')") for qw(slow witness);
@@ -175,9 +175,9 @@ is(rewind("to_id => '$ids[4]'"), 0, 'rewind to the last entry');
 my $new = $redis->xadd('stream:rewind', { id => '1700000005000-5' }, n => 1);
 hits_are('2 3 4 5 5 1', '... applies none again');
 # A restart of the workers does not repeat it.
-setting('postpipe.enabled', 'off');
+configure('postpipe.enabled', 'off');
 wait_state('again', 'stopped');
-setting('postpipe.enabled', 'on');
+configure('postpipe.enabled', 'on');
 push @ids, $new, $redis->xadd('stream:rewind', { id => '1700000006000-6' }, n => 1);
 hits_are('2 3 4 5 5 1 1', 'a restart after a rewind applies nothing again');
 
@@ -448,12 +448,4 @@ sub hits_are
 	my ($expected, $what) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return wait_sql($node, 'postgres', q(SELECT string_agg(n::text, ' ' ORDER BY entry) FROM hits), $expected, $what);
-}
-
-sub setting
-{
-	my ($name, $value) = @_;
-	sql("ALTER SYSTEM SET $name = $value");
-	$node->reload;
-	return;
 }

@@ -234,8 +234,7 @@ done_testing();
 sub disable
 {
 	my ($off) = @_;
-	sql('ALTER SYSTEM SET postpipe.enabled = ' . ($off ? 'off' : 'on'));
-	$node->reload;
+	configure('postpipe.enabled', $off ? 'off' : 'on');
 	wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE backend_type = 'worker'), 0, 'all workers have stopped') if $off;
 	return;
 }

@@ -166,14 +166,14 @@ my $ingest = sub { my ($n) = @_; sql("SELECT sum(postpipe_ingest('counted', json
 $publish->(3000);
 $ingest->(200);
 $publish->(500);
-sql('ALTER SYSTEM SET postpipe.enabled = off; SELECT pg_reload_conf()');
+configure('postpipe.enabled', 'off');
 wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE backend_type LIKE '%worker%'), 0, 'postpipe.enabled = off');
 $publish->(300);
 $redis->freeze;
 is($ingest->(300), 300, 'ingest without workers and without Redis');
 like(error(q(SELECT postpipe_publish('counted', '{}'))), qr/Redis: /, '... while publish says that Redis is away');
 $redis->thaw;
-sql('ALTER SYSTEM RESET postpipe.enabled; SELECT pg_reload_conf()');
+configure('postpipe.enabled');
 $publish->(700);
 wait_sql($node, 'postgres', q(SELECT applied FROM postpipe_audit WHERE pipeline = 'counted'), $published, 'back again: all of the stream is applied');
 is(sql('SELECT sum(n) FROM counted') - $before, $published + 500, '... each event once, whichever way it came');

@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(wait_state);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('plans', redis => $redis, conf => "postpipe.max_retries = 0\njit_above_cost = 0");
@@ -57,8 +58,7 @@ my $before = 0;
 for my $case ([ 5, 'off' ], [ 40, 'off' ], [ 40, 'on' ])
 {
 	my ($n, $jit) = @$case;
-	sql("ALTER SYSTEM SET jit = $jit");
-	$node->reload;
+	configure('jit', $jit);
 	sql('TRUNCATE same.postpipe_batch');
 	for my $i (1 .. $n)
 	{
@@ -144,12 +144,5 @@ sub settled
 {
 	my ($pipeline, $want) = @_;
 	wait_sql($node, 'postgres', "SELECT entries_applied, entries_dead FROM postpipe_stats WHERE pipeline = '$pipeline'", $want, "$pipeline settled them");
-	return;
-}
-
-sub wait_state
-{
-	my ($pipeline, $state) = @_;
-	wait_sql($node, 'postgres', "SELECT postpipe_wait_state('$pipeline', '$state')", 't', "$pipeline is $state");
 	return;
 }

@@ -56,8 +56,7 @@ my $settled = 0;
 for my $case ([ 1, 5, 'off' ], [ 4, 8, 'off' ], [ 1, 30, 'off' ], [ 16, 45, 'off' ], [ 31, 60, 'on' ])
 {
 	my ($first, $last, $jit) = @$case;
-	sql("ALTER SYSTEM SET jit = $jit");
-	$node->reload;
+	configure('jit', $jit);
 	sql('TRUNCATE by_psql.postpipe_batch');
 	for my $id (reverse $first .. $last)
 	{

@@ -51,12 +51,10 @@ ok(!exists $asked{far_hash}, 'far_hash: it is no B-tree');
 all_right($there + $batch);
 
 # --- An administrator has said that nothing is to be read ahead.
-sql('ALTER SYSTEM SET maintenance_io_concurrency = 0');
-sql('SELECT pg_reload_conf()');
+configure('maintenance_io_concurrency', 0);
 is(join(' ', keys %{ { pages_asked_for($there + $batch + 1) } }), '', 'nothing is asked for where that is set');
 all_right($there + 2 * $batch);
-sql('ALTER SYSTEM RESET maintenance_io_concurrency');
-sql('SELECT pg_reload_conf()');
+configure('maintenance_io_concurrency');
 
 # --- All but one of the batch are in the table already.
 pages_asked_for($there + $batch + 2);

@@ -178,6 +178,5 @@ sub take_away
 	return;
 }
 
-sub configure { my ($name, $value) = @_; sql("ALTER SYSTEM SET $name = '$value'"); sql('SELECT pg_reload_conf()'); return }
 sub sync_wait { return sql(q(SELECT count(*) FROM pg_stat_activity a JOIN postpipe_workers w USING (pid) WHERE w.pipeline = 'from' AND a.wait_event = 'SyncRep')) }
 sub is_fenced { return sql(q(SELECT state FROM postpipe_stats WHERE pipeline = 'from')) eq 'fenced' }

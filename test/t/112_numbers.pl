@@ -119,8 +119,7 @@ is((sample())->[6], $all, 'the audit has all of them');
 # --- The server knows how much is written while the worker has no pause, and analyzes the table.
 my %statements = (statement => q(INSERT INTO t_%s SELECT event ->> 'v' FROM postpipe_batch, pg_sleep(0.02)), target => undef);
 sql('CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END$$');
-sql('ALTER SYSTEM SET autovacuum = on');
-$node->reload;
+configure('autovacuum', 'on');
 for my $kind (sort keys %statements)
 {
 	sql("CREATE TABLE t_$kind (v text)");

@@ -92,12 +92,3 @@ sub cut
 }
 
 sub reconnects { my ($p) = @_; return sql("SELECT reconnects FROM postpipe_stats WHERE pipeline = '$p'") }
-
-sub configure
-{
-	my ($name, $value) = @_;
-	my $from = log_offset($node);
-	sql("ALTER SYSTEM SET $name = '$value'");
-	sql('SELECT pg_reload_conf()');
-	return wait_for { log_lines($node, qr/parameter "\Q$name\E" changed/, $from) } "$name is $value";
-}

@@ -22,7 +22,7 @@ use Postpipe::Test::Wait;
 use Test::More;
 
 our @EXPORT = (
-	qw(pp_node pp_session pp_start pp_balanced sql error wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
+	qw(pp_node pp_session pp_start pp_balanced sql error configure wait_for wait_sql consumers pending log_offset log_lines sample_file), @Test::More::EXPORT);
 
 # The sample events, and what has to come of them (see Postpipe::Test::Data).
 my ($data_dir) = map { s{perl/Postpipe/Test\.pm$}{data}r } __FILE__;
@@ -102,6 +102,16 @@ sub error
 	my ($query, $db) = @_;
 	my (undef, undef, $stderr) = $nodes[0]->psql($db // 'postgres', $query);
 	return $stderr;
+}
+
+# A setting of that server, reset without a value; returns when everybody has been told of it.
+sub configure
+{
+	my ($name, $value) = @_;
+	my $before = sql('SELECT pg_conf_load_time()');
+	sql('ALTER SYSTEM ' . (defined $value ? "SET $name = '$value'" : "RESET $name"));
+	$nodes[0]->reload;
+	return wait_for { sql("SELECT pg_conf_load_time() > '$before'") eq 't' } "$name is set";
 }
 
 # my $session = pp_session($node, $db); $session->('BEGIN; LOCK TABLE t'); ... $session->('COMMIT'); $session->(undef);
