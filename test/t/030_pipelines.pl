@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Utils;
 use Postpipe::Test;
+use Postpipe::Test::Pipelines qw(pause wait_state);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('pipelines', redis => $redis, databases => 'postgres, other');
@@ -327,7 +328,7 @@ sql(q(SELECT postpipe_drop_pipeline('typed')));
 
 # --- CREATE EXTENSION in a database that is not listed says which command is missing.
 $node->safe_psql('postgres', 'CREATE DATABASE unlisted');
-my (undef, undef, $stderr) = $node->psql('unlisted', 'CREATE EXTENSION postpipe');
+my $stderr = error('CREATE EXTENSION postpipe', 'unlisted');
 like($stderr, qr/WARNING:  database "unlisted" is not listed in postpipe\.databases/, 'a warning in a database that is not listed');
 like($stderr, qr/ALTER SYSTEM SET postpipe\.databases = 'postgres, other, unlisted'; SELECT pg_reload_conf\(\);/, '... with the command');
 my ($command) = $stderr =~ /Run (ALTER SYSTEM SET .*?;)/;
@@ -405,21 +406,6 @@ sub settled
 	my ($name, $n) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return wait_sql($node, 'postgres', "SELECT entries_applied FROM postpipe_stats WHERE pipeline = '$name'", $n, "$name: $n entries are applied");
-}
-
-sub wait_state
-{
-	my ($name, $state) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(sql("SELECT postpipe_wait_state('$name', '$state', '60s')"), 't', "$name is $state");
-}
-
-sub pause
-{
-	my ($name) = @_;
-	sql("SELECT postpipe_pause('$name')");
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return wait_state($name, 'paused');
 }
 
 sub rewind

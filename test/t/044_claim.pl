@@ -104,10 +104,10 @@ my $database = sql(q(SELECT oid FROM pg_database WHERE datname = 'postgres'));
 	# By hand: the foreign ones; never what another pipeline will settle itself.
 	is(sql(q(SELECT postpipe_claim('dead', min_idle => '0'))), 210, 'by hand the foreign ones are claimed');
 	is(pending_of('stream:dead', 'dead', "postpipe:$system:$database:resting:1"), 105, '... not those of a paused pipeline');
-	refused("SELECT postpipe_claim('dead', 'postpipe:$system:$database:resting:1', '0')", qr/belongs to a worker of a pipeline.*settles what is pending for it when it runs/s,
+	like(error("SELECT postpipe_claim('dead', 'postpipe:$system:$database:resting:1', '0')"), qr/belongs to a worker of a pipeline.*settles what is pending for it when it runs/s,
 		'... nor when asked for');
-	refused("SELECT postpipe_claim('dead', 'postpipe:$system:$database:dead:1', '0')", qr/belongs to a worker of a pipeline.*runs, with PID \d+/s, 'nor its own');
-	refused(q(SELECT postpipe_claim('dead', 'nobody')), qr/has no consumer "nobody".*postpipe_consumers\('dead'\)/s, 'one that is not there');
+	like(error("SELECT postpipe_claim('dead', 'postpipe:$system:$database:dead:1', '0')"), qr/belongs to a worker of a pipeline.*runs, with PID \d+/s, 'nor its own');
+	like(error(q(SELECT postpipe_claim('dead', 'nobody'))), qr/has no consumer "nobody".*postpipe_consumers\('dead'\)/s, 'one that is not there');
 	wait_sql($node, 'postgres', 'SELECT count(*) FROM dead', '735', 'and applied');
 	# A pipeline that is dropped leaves its entries to who reads the group, however busy that is.
 	drop('postgres', 'resting');
@@ -175,7 +175,7 @@ drop('postgres', $_) for qw(former moved);
 	make('postgres', 'one', 'stream:shared', consumer_group => 'shared', options => '{"claim_foreign": true, "claim_idle": "1s", "reap_consumers": "0s"}');
 	$redis->command('XGROUP', 'CREATECONSUMER', 'stream:shared', 'shared', 'python-1');
 	wait_state('postgres', 'one', 'fenced');
-	refused("SELECT $_", qr/belongs to another owner than pipeline "one".*take_over => true/s, "$_ of a fenced pipeline")
+	like(error("SELECT $_"), qr/belongs to another owner than pipeline "one".*take_over => true/s, "$_ of a fenced pipeline")
 	  for q(postpipe_claim('one', min_idle => '0')), "postpipe_claim('one', '$other', '0')", q(postpipe_reap_consumers('one', '0')), q(postpipe_create_group('one'));
 	$session->('COMMIT');
 	$session->(undef);
@@ -190,7 +190,7 @@ drop('postgres', $_) for qw(former moved);
 	sql(q(SELECT postpipe_resume('one', take_over => true)));
 	wait_state('postgres', 'one', 'idle');
 	is(sql(q(SELECT postpipe_claim('one', min_idle => '0'))), 0, 'what is pending for a paused one is its own');
-	refused("SELECT postpipe_claim('one', '$other', '0')", qr/belongs to a worker of a pipeline/, '... also by its name');
+	like(error("SELECT postpipe_claim('one', '$other', '0')"), qr/belongs to a worker of a pipeline/, '... also by its name');
 	$redis->command('XCLAIM', 'stream:shared', 'shared', $other, 0, @rows[ 0 .. 9 ], 'FORCE', 'JUSTID');
 	is(pending_of('stream:shared', 'shared', $other), 20, 'some of it is settled there');
 	# Fenced: it acknowledges what it has settled, and the owner takes over the rest.
@@ -257,7 +257,7 @@ drop('postgres', $_) for qw(former moved);
 	is(sql(q(SELECT id, consumer, in_ledger FROM postpipe_pending('hand', 2))), "$known|python-1|t\n$ids[0]|python-1|f", 'postpipe_pending tells which is on record');
 	my @gone = @ids[ 3, 120, 249 ];
 	$redis->command('XDEL', 'stream:hand', $known, @gone);
-	refused(q(BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT postpipe_claim('hand', 'python-1', '0')), qr/isolation level read committed/, 'with an old snapshot: refused');
+	like(error(q(BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT postpipe_claim('hand', 'python-1', '0'))), qr/isolation level read committed/, 'with an old snapshot: refused');
 	is(sql(q(BEGIN; SELECT postpipe_claim('hand', 'python-1', '0'); ROLLBACK)), 247, 'a transaction that is rolled back');
 	is(pending_of('stream:hand', 'hand', 'python-1'), 4, '... leaves what is gone pending');
 	is(lost('hand'), '', '... and unrecorded');
@@ -325,7 +325,7 @@ SQL
 	wait_sql($node, 'postgres', 'SELECT count(*) FROM acl', '3', 'without EVAL new entries are applied');
 	wait_for { log_lines($node, qr/pending entries of other consumers are not looked after: NOPERM/, $from) } 'and the log says what is not done';
 	is(scalar log_lines($node, qr/HINT:.*\+xclaim .*\+eval/, $from), 1, '... with a hint, once');
-	refused("SELECT $_", qr/NOPERM.*HINT:.*\+eval/s, "$_ says so") for q(postpipe_claim('acl', min_idle => '0')), q(postpipe_reap_consumers('acl', '0', 'python-1'));
+	like(error("SELECT $_"), qr/NOPERM.*HINT:.*\+eval/s, "$_ says so") for q(postpipe_claim('acl', min_idle => '0')), q(postpipe_reap_consumers('acl', '0', 'python-1'));
 	is(pending_of('stream:acl', 'acl', 'python-1'), 5, 'nothing was touched');
 }
 pp_balanced($node);
@@ -333,14 +333,6 @@ $node->stop('fast');
 done_testing();
 
 sub unblocked { return $redis->cli('INFO', 'commandstats') =~ /cmdstat_client(?:\|unblock)?:calls=(\d+)/ ? $1 : 0 }
-
-sub refused
-{
-	my ($query, $regex, $what) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my ($rc, $out, $err) = $node->psql('postgres', $query, on_error_stop => 1);
-	return like($err, $regex, $what);
-}
 
 # Adds so many entries and returns their IDs.
 sub add

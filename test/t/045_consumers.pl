@@ -15,14 +15,14 @@ my $own = "postpipe:$system:$database:main:1";
 
 # --- The group, made by hand.
 make('main', enabled => 'false', workers => 2);
-refused(q(SELECT * FROM postpipe_consumers('main')), qr/Redis: /, 'without a group there are no consumers');
+like(error(q(SELECT * FROM postpipe_consumers('main'))), qr/Redis: /, 'without a group there are no consumers');
 is(sql(q(SELECT postpipe_create_group('main', '5-1'))), 't', 'the group is made');
 is({ @{ $redis->command('XINFO', 'GROUPS', $stream)->[0] } }->{'last-delivered-id'}, '5-1', '... where it was told to begin');
 is(sql(q(SELECT postpipe_create_group('main'))), 'f', 'it is there already');
 is({ @{ $redis->command('XINFO', 'GROUPS', $stream)->[0] } }->{'last-delivered-id'}, '5-1', '... and is not moved');
-refused(q(SELECT postpipe_create_group('main', 'yesterday')), qr/invalid start_id "yesterday"/, 'a wrong start_id');
-refused(q(SELECT postpipe_create_group('nothing')), qr/pipeline "nothing" does not exist/, 'no such pipeline');
-refused(q(BEGIN READ ONLY; SELECT postpipe_create_group('main')), qr/read-only transaction/, 'not in a read-only transaction');
+like(error(q(SELECT postpipe_create_group('main', 'yesterday'))), qr/invalid start_id "yesterday"/, 'a wrong start_id');
+like(error(q(SELECT postpipe_create_group('nothing'))), qr/pipeline "nothing" does not exist/, 'no such pipeline');
+like(error(q(BEGIN READ ONLY; SELECT postpipe_create_group('main'))), qr/read-only transaction/, 'not in a read-only transaction');
 $redis->command('XGROUP', 'DESTROY', $stream, $group);
 $redis->command('XADD', $stream, '1-1', n => 1);
 is(sql(q(SELECT postpipe_create_group('main', '$'))), 't', 'at the end of the stream');
@@ -55,7 +55,7 @@ read_as('python-2', 2500);
 is(sql(q(SELECT count(*), count(DISTINCT id), min(id), bool_or(in_ledger) FROM postpipe_pending('main', 3000))), '2503|2503|3-1|f', 'more than a page of it');
 is(sql(q(SELECT count(*) FROM postpipe_pending('main'))), 100, '... 100 by default');
 is(sql(q(SELECT count(*), max(id) FROM postpipe_pending('main', 1001))), '1001|4-998', '... or as many as are asked for');
-refused(q(SELECT * FROM postpipe_pending('main', 0)), qr/max_entries must be greater than zero/, 'but not none');
+like(error(q(SELECT * FROM postpipe_pending('main', 0))), qr/max_entries must be greater than zero/, 'but not none');
 is(sql(q(BEGIN READ ONLY; SELECT count(*) FROM postpipe_pending('main', 10); COMMIT)), 10, 'it only reads');
 # What was pruned from the ledger is settled, but for the holes.
 sql(q(INSERT INTO postpipe_progress (pipeline, pruned_id, pruned_epoch, holes) VALUES ('main', '4-2', 1, '{3-2,4-1}')
@@ -86,7 +86,7 @@ is(sql(q(SELECT consumer, pending, reaped FROM postpipe_reap_consumers('main', '
 is(sql("SELECT reaped FROM postpipe_reap_consumers('main', '0', '$own')"), 'f', '... nor our own');
 is(sql(q(SELECT count(*) FROM postpipe_reap_consumers('main', '0', 'nobody'))), 0, '... nor one that is not there');
 is(sql(q(SELECT string_agg(consumer, ' ') FROM postpipe_reap_consumers('main', '0') WHERE reaped)), 'b', 'and the rest');
-refused(q(SELECT * FROM postpipe_reap_consumers('main', '-1s')), qr/min_idle must not be negative/, 'a negative min_idle');
+like(error(q(SELECT * FROM postpipe_reap_consumers('main', '-1s'))), qr/min_idle must not be negative/, 'a negative min_idle');
 
 # --- Atomically: while consumers come and read, no entry that was delivered is lost to a deletion.
 {
@@ -124,7 +124,7 @@ refused(q(SELECT * FROM postpipe_reap_consumers('main', '-1s')), qr/min_idle mus
 
 # --- A definition that comes from another server leaves the group there alone.
 sql(q(UPDATE postpipe_pipeline SET system_identifier = 1 WHERE pipeline = 'main'));
-refused("SELECT * FROM $_", qr/comes from another server.*take_over => true/s, "$_ of a disarmed pipeline") for q(postpipe_claim('main')), q(postpipe_reap_consumers('main'));
+like(error("SELECT * FROM $_"), qr/comes from another server.*take_over => true/s, "$_ of a disarmed pipeline") for q(postpipe_claim('main')), q(postpipe_reap_consumers('main'));
 sql(q(UPDATE postpipe_pipeline SET system_identifier = (SELECT system_identifier FROM pg_control_system()) WHERE pipeline = 'main'));
 
 # --- By itself, when asked for: the worker looks when it starts, and then once a minute.
@@ -229,14 +229,6 @@ sub as
 	my ($role, $query) = @_;
 	my (undef, $out, $err) = $node->psql('postgres', $query, extra_params => [ '-U', $role ]);
 	return ($out, $err);
-}
-
-sub refused
-{
-	my ($query, $regex, $what) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my ($rc, $out, $err) = $node->psql('postgres', $query, on_error_stop => 1);
-	return like($err, $regex, $what);
 }
 
 sub make

@@ -64,10 +64,8 @@ refused(q(options => '{"batchsize": null}'), qr/unrecognized option "batchsize"/
 refused(q(options => '{"batch_size": 0}'), qr/batch_size is 0/);
 refused(q(reset => '{stream}'), qr/"stream" cannot be reset.*HINT:  reset names arguments/s);
 refused(q(new_name => 'q'), qr/cannot be renamed.*HINT:  Drop it.*consumer_group => 'postpipe_p'/s);
-my (undef, undef, $error) = $node->psql('postgres', q(SELECT postpipe_alter_pipeline('nobody', workers => 2)));
-like($error, qr/pipeline "nobody" does not exist/, 'a pipeline that is not there');
-(undef, undef, $error) = $node->psql('postgres', q(GRANT EXECUTE ON FUNCTION postpipe_alter_pipeline TO other; SET ROLE other; SELECT postpipe_alter_pipeline('p', workers => 2)));
-like($error, qr/ERROR:  (?:must be|permission denied)/, 'who is no member of the owner may not');
+like(error(q(SELECT postpipe_alter_pipeline('nobody', workers => 2))), qr/pipeline "nobody" does not exist/, 'a pipeline that is not there');
+like(error(q(GRANT EXECUTE ON FUNCTION postpipe_alter_pipeline TO other; SET ROLE other; SELECT postpipe_alter_pipeline('p', workers => 2))), qr/ERROR:  (?:must be|permission denied)/, 'who is no member of the owner may not');
 sql(q(BEGIN; SELECT postpipe_alter_pipeline('p', workers => 2); ROLLBACK));
 is(sql(q(SELECT p FROM postpipe_pipelines p WHERE pipeline = 'p')), $before, 'all is as it was');
 
@@ -77,11 +75,9 @@ sql(q(GRANT EXECUTE ON FUNCTION postpipe_alter_pipeline, postpipe_test, postpipe
 sql(q(SET ROLE app; CREATE TABLE shadow (LIKE t INCLUDING ALL)));
 for my $call (q(postpipe_test('p', statement => 'SELECT FROM postpipe_batch')), q(postpipe_backfill('p', into_table => 'shadow')), q(postpipe_alter_pipeline('p', statement => 'SELECT FROM postpipe_batch')))
 {
-	(undef, undef, $error) = $node->psql('postgres', "SET ROLE other; SELECT $call");
-	like($error, $tells ? qr/must be able to SET ROLE "app"/ : qr/^$/, "a member that cannot act as the owner: $call");
+	like(error("SET ROLE other; SELECT $call"), $tells ? qr/must be able to SET ROLE "app"/ : qr/^$/, "a member that cannot act as the owner: $call");
 }
-(undef, undef, $error) = $node->psql('postgres', q(SET ROLE other; SELECT postpipe_test('p'), postpipe_backfill('p')));
-is($error, '', '... may run what the owner has defined');
+is(error(q(SET ROLE other; SELECT postpipe_test('p'), postpipe_backfill('p'))), '', '... may run what the owner has defined');
 sql(q(SELECT postpipe_alter_pipeline('p', target => 't', key => '{id}'))) unless $tells;
 
 # --- At the same time as a pause, and as another one: both count.
@@ -140,6 +136,5 @@ sub refused
 {
 	my ($arguments, $regex) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my (undef, undef, $stderr) = $node->psql('postgres', "SELECT postpipe_alter_pipeline('p', $arguments)");
-	return like($stderr, $regex, "refused: $arguments");
+	return like(error("SELECT postpipe_alter_pipeline('p', $arguments)"), $regex, "refused: $arguments");
 }
