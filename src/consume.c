@@ -326,26 +326,37 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 }
 
 /*
+ * Applies `batch`, and receives what came meanwhile into `next`.  A connection that fails is no reason not to apply.
+ */
+static bool
+apply_and_receive(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpRedisError *error)
+{
+	pp_consume_apply(w, batch);
+	if (!pp_acks_receive(w, error))
+		return false;
+	return !read_ahead || (receive_position(w, error) &&
+						   receive_new(w, next, ANSWER_MS, PP_WAIT_REDIS_REPLY, error));
+}
+
+/*
  * One turn with `batch` in hand: asks for the next one, unless the hand is to be empty then, and
- * acknowledges the last, applies, and receives what came meanwhile into `next`.  A connection that fails is
- * no reason not to apply.
+ * acknowledges the last, applies, and receives.
  */
 static bool
 turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpRedisError *error)
 {
+	bool ok;
+
 	pp_acks_age(w);
 	set_reply_target(w, next);
 	if (read_ahead)
 		send_read(w, -1);
 	(void) pp_redis_flush(w->redis);
 	pp_worker_well(w, false);
-	pp_consume_apply(w, batch);
-	if (!pp_acks_receive(w, error))
-		return false;
-	if (read_ahead && (!receive_position(w, error) ||
-					   !receive_new(w, next, ANSWER_MS, PP_WAIT_REDIS_REPLY, error)))
-		return false;
-	return pp_mirror_letters(w, batch, error);
+	w->reading_ahead = read_ahead;
+	ok = apply_and_receive(w, batch, next, read_ahead, error);
+	w->reading_ahead = false;
+	return ok && pp_mirror_letters(w, batch, error);
 }
 
 /* One turn with nothing in hand: acknowledges, and blocks until there are entries or something else

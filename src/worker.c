@@ -142,9 +142,16 @@ pp_worker_look_around(PpWorker *w)
 		pp_worker_stop(w, "requested", "");
 	if (pp_process_reload())
 	{
+		apply_settings(w);
+		w->reloaded = true;
+	}
+	if (w->reading_ahead)
+		return; /* however long the batch in hand takes, or fails */
+	if (w->reloaded)
+	{
 		PpRedisUrl url;
 
-		apply_settings(w);
+		w->reloaded = false;
 		(void) pp_pipeline_redis(w->def, &url);
 		if (w->redis != NULL && memcmp(&url, &w->url, sizeof(url)) != 0)
 			pp_worker_disconnect(w);

@@ -114,6 +114,8 @@ typedef struct PpWorker
 	PpSteady acks_since; /* … the first of them sent then */
 	PpSteady failed_at;  /* end of the last back-off */
 	bool group_open;     /* pp_consume_open() is done */
+	bool reading_ahead;  /* a batch comes that would be gone with the connection */
+	bool reloaded;       /* whether that is still the right one is to be seen */
 	PpSteady no_group_at;
 	bool recovered;     /* own pending entries are done since the last connect */
 	PpSteady rescan_at; /* when they are to be looked after again */

@@ -1,71 +1,99 @@
 # What a worker has received it settles, whatever becomes of its connection: when it is asked again, Redis may not have it any
-# more. A worker waits in a batch, with the next one read ahead; then its connection is given up for some reason, and Redis is
-# emptied. TAP, because it needs a Redis that others empty, and workers that wait in a batch.
+# more. A worker waits in a batch, or tries it again and again, with the next one read ahead; then its connection is given up for
+# some reason, and Redis is emptied. TAP, because it needs a Redis that others empty, and workers that wait in a batch.
 
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(make xadds holding rows shows wait_state drop);
+use Postpipe::Test::Pipelines qw(make xadds rows shows wait_state drop);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('hands', redis => $redis);
 my $session = pp_session($node);
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
+sql('CREATE SEQUENCE attempts');
+sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN
+	IF NEW.v LIKE ''wait%'' THEN PERFORM pg_advisory_xact_lock(1); END IF;
+	IF NEW.v LIKE ''fail%'' AND nextval(''public.attempts'') > 0 AND NOT pg_try_advisory_xact_lock(1) THEN RAISE lock_not_available; END IF;
+	RETURN NEW; END'));
 
 # --- Another worker has the pipeline looked at as a whole.
+for my $how (qw(wait fail))
 {
-	hold_one('others', 2, 10);
-	my $reconnects = reconnects('others');
-	my $other = sql(q(SELECT consumer FROM postpipe_workers WHERE pipeline = 'others' AND pid NOT IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)));
-	cut($other);
-	wait_for { reconnects('others') == $reconnects + 1 } 'others: the other worker has lost its connection';
+	my $p = "others_$how";
+	my $rows = hold_one($p, $how, 2, 10);
+	my $reconnects = reconnects($p);
+	my $holder = $redis->command('XPENDING', "stream:$p", "postpipe_$p", '-', '+', 1)->[0][1];
+	cut(sql("SELECT consumer FROM postpipe_workers WHERE pipeline = '$p' AND consumer <> '$holder'"));
+	wait_for { reconnects($p) == $reconnects + 1 } "$p: the other worker has lost its connection";
+	tried_again() if $how eq 'fail';
 	$redis->command('FLUSHALL');
 	release();
-	rows('others', 60, 'others: what was read ahead is applied');
-	goes_on('others', 60);
+	rows($p, $rows, "$p: what was read ahead is applied");
+	goes_on($p, $rows);
 }
 
 # --- Redis crashes, and has nothing when it is back.  A Unix socket says that with the first byte that is written to it.
 {
 	configure('postpipe.redis_url', $redis->unix_url);
-	hold_one('crash', 1, 2);
+	my $rows = hold_one('crash', 'wait', 1, 2);
 	$redis->kill9;
 	$redis->start;
 	release();
-	rows('crash', 52, 'crash: what was read ahead is applied');
-	goes_on('crash', 52);
+	rows('crash', $rows, 'crash: what was read ahead is applied');
+	goes_on('crash', $rows);
 }
 
 # --- The pipeline is to read another Redis.
+for my $how (qw(wait fail))
 {
-	hold_one('url', 1, 2);
+	my $p = "url_$how";
+	my $rows = hold_one($p, $how, 1, 2);
 	my $second = Postpipe::Test::Redis->new;
 	configure('postpipe.redis_url', $second->url);
+	tried_again() if $how eq 'fail';
 	$redis->command('FLUSHALL');
 	release();
-	rows('url', 52, 'url: what was read ahead is applied');
+	rows($p, $rows, "$p: what was read ahead is applied");
 	$redis = $second;
-	goes_on('url', 52);
+	goes_on($p, $rows);
 }
 
 $node->stop;
 done_testing();
 
-# The first of n entries is in a worker's hand and waits, the second one it has read ahead, and nothing else is pending.
+# The first of n entries is in a worker's hand and waits, or fails, another one it has read ahead, and nothing else is pending.
+# Returns how many rows there are when both are applied.
 sub hold_one
 {
-	my ($p, $workers, $n) = @_;
+	my ($p, $how, $workers, $n) = @_;
 	make($p, workers => $workers, options => '{"batch_size": 1}');
-	holding($p);
+	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()");
 	wait_state($p);
 	$redis->pipeline(xadds($p, 50));
 	rows($p, 50);
 	wait_state($p);
-	$session->('SELECT pg_advisory_lock(1)');
-	$redis->pipeline([ 'MULTI' ], [ 'XADD', "stream:$p", '*', 'v', 'hold' ], xadds($p, $n - 1), [ 'EXEC' ]);
-	wait_for { sql("SELECT count(*) FROM t_$p") == 50 + $n - 2 && pending($redis, "stream:$p", "postpipe_$p") == 2 } "$p: an entry is in hand, and one read ahead";
-	return;
+	my ($rows, $pending) = (50);
+	wait_for {
+		$session->('SELECT pg_advisory_lock(1)');
+		$redis->pipeline([ 'MULTI' ], [ 'XADD', "stream:$p", '*', 'v', $how . ($rows += $n) ], xadds($p, $n - 1), [ 'EXEC' ]);
+		wait_for {
+			my @consumers = @{ $redis->command('XPENDING', "stream:$p", "postpipe_$p")->[3] // [] };
+			$pending = @consumers == 1 && $consumers[0][1];
+			$pending && sql("SELECT count(*) FROM t_$p") == $rows - $pending;
+		} "$p: nobody else has anything";
+		# Another worker may have been given all the others.
+		release() if $pending < 2;
+		$pending == 2;
+	} "$p: an entry is in hand, and one read ahead";
+	return $rows;
+}
+
+sub tried_again
+{
+	my $n = sql('SELECT last_value FROM attempts');
+	return wait_for { sql('SELECT last_value FROM attempts') > $n + 1 } 'it has failed once more';
 }
 
 sub release { return $session->('SELECT pg_advisory_unlock(1)') }
