@@ -83,6 +83,22 @@ for my $workers (1, 2)
 	shows($p, '40|10|30|0', 'emptied behind a lock, and trimmed: what is gone is lost');
 	drop($p);
 
+	# --- Another life of the stream, and a worker that waits for entries is given the last one of it before it looks. That is on
+	# record then, and it says nothing of those before it.
+	for my $n (20, 60)
+	{
+		$p = "waiting_${n}_$workers";
+		make($p, workers => $workers);
+		add($p, 50);
+		rows($p, 50);
+		shows($p, '50|50|0|0', 'all is read');
+		$redis->pipeline([ 'MULTI' ], [ 'DEL', "stream:$p" ], xadds($p, $n), [ 'XGROUP', 'CREATE', "stream:$p", "postpipe_$p", '$' ], xadds($p, 1), [ 'EXEC' ]);
+		rows($p, 51 + $n, "$p: made anew under a worker that waits: all is read");
+		shows($p, "$n|$n|0|0", '... and accounted for, but for the one that was settled before');
+		is(lost($p), '', '... and nothing is lost');
+		drop($p);
+	}
+
 	# --- Redis is empty for a while, and then has the stream again: what was trimmed of it is not lost.
 	$p = "away_$workers";
 	make($p, workers => $workers);
