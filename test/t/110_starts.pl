@@ -84,7 +84,7 @@ for my $kind (qw(worker supervisor launcher))
 	limit(1);
 	$session->("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'postpipe $kind' AND (datname = 'postgres' OR datname IS NULL)");
 	$hits->publish(10);
-	wait_for { log_lines($node, qr/could not fork worker process/, $from) } "$kind: no process can be made";
+	wait_for { log_lines($node, qr/could not fork (?:"?background )?worker"? process/, $from) } "$kind: no process can be made";
 	like($session->(q(SELECT state FROM postpipe_stats WHERE pipeline = 'hits')), qr/^(?:starting|stopped|idle|running)$/m, '... and the views answer');
 	limit($limit);
 	$hits->settled("$kind: one can be made again");
