@@ -141,6 +141,8 @@ settle(PpApply *a, PpBatch *batch, PpApplyResult *result)
 		result->applied += entry->verdict == PP_VERDICT_APPLIED;
 		result->filtered += entry->verdict == PP_VERDICT_FILTERED;
 		result->duplicates += entry->verdict == PP_VERDICT_DUPLICATE;
+		if (entry->verdict == PP_VERDICT_DUPLICATE && entry->on_record < a->ledger.epoch)
+			a->pipe->carried = true;
 		if (entry->verdict == PP_VERDICT_DEAD && !entry->retrying)
 		{
 			result->dead++;

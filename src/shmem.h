@@ -235,6 +235,7 @@ typedef struct PpPipe
 	int max_consumers;       /* of the group, when they are all of this pipeline */
 	uint64 has_consumer;     /* by worker: it has found or made its own */
 	bool consumer_gone;      /* somebody deleted one, with what was pending for it */
+	bool carried;            /* an entry has come that an older epoch has settled */
 	PpStanding looked;       /* when a worker last saw that no entry is missing, or recorded it */
 	PpStreamSeen latest;     /* by any worker, when it looked last; this and below: see watch*.c */
 	PpStreamSeen stream;     /* … by worker 1, before all of them began to read */

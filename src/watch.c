@@ -18,11 +18,10 @@
 
 #include "held.h"
 #include "news.h"
-#include "trimmed.h"
 
 #define LOOK_MS            1000 /* in a group that is ours alone; else with each read, or gaps are missed */
-#define FORGOTTEN_MS       10000 /* between two looks for that reason: it may be a frequent one */
-#define SKIMMED_BYTES_A_MS 4096  /* how much longer until the next look, after large entries */
+#define AGAIN_MS           10000 /* between two looks at the whole for a reason that may be a frequent one */
+#define SKIMMED_BYTES_A_MS 4096 /* how much longer until the next look, after large entries */
 
 /* Is it where the pipeline was asked to begin? */
 static bool
@@ -126,7 +125,7 @@ pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position)
 	pipe->offset = read - (int64) pipe->received;
 	pipe->seen_known = true;
 	pipe->seen = facts->last_delivered;
-	pipe->consumer_gone = false;
+	pipe->consumer_gone = pipe->carried = false;
 	pp_watch_set_position(w, facts, position);
 	LWLockRelease(&pipe->lock);
 	pp_watch_join(w);
@@ -203,7 +202,17 @@ has_forgotten(PpWorker *w, const PpStreamFacts *facts)
 	w->watch.counted |= facts->entries_read >= 0;
 	return facts->entries_read < 0 && w->watch.counted && w->pipe->exclusive &&
 		   pp_my_proc->worker == 1 && w->def->workers > 1 &&
-		   pp_steady_passed(w->looked_at, FORGOTTEN_MS);
+		   pp_steady_passed(w->looked_at, AGAIN_MS);
+}
+
+/*
+ * Has an entry come that an older epoch has settled?  Then the stream may be one that was there before, although it has
+ * higher IDs than that (open.c).
+ */
+static bool
+may_be_back(const PpWorker *w)
+{
+	return w->pipe->carried && pp_my_proc->worker == 1 && pp_steady_passed(w->looked_at, AGAIN_MS);
 }
 
 /*
@@ -282,16 +291,15 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 	/* Moved forward: with one worker nobody else can have been given entries. */
 	if (pp_watch_is_alone(w) && pp_id_compare(facts->last_delivered, w->watch.delivered) > 0)
 		return false;
-	if (is_ahead(w, facts) || has_forgotten(w, facts))
+	if (is_ahead(w, facts) || has_forgotten(w, facts) || may_be_back(w))
 		return false;
 	if (pp_id_compare(facts->last_delivered, w->watch.delivered) < 0)
 		w->watch.position = -1; /* set back: what was counted is counted again */
 	w->watch.delivered = facts->last_delivered;
 	if (!whole)
 		return true;
-	/* What was settled is known as of when the ledger was read: it is no more than what was ever added. */
-	if (pp_watch_is_other(w, facts) || !pp_trimmed_fits(pp_apply_ledger(w->apply), facts) ||
-		is_in_future(w, facts) || !pp_watch_look_for_trimmed(w, facts))
+	if (pp_watch_is_other(w, facts) || is_in_future(w, facts) ||
+		!pp_watch_look_for_trimmed(w, facts))
 		return false;
 	remember(w, facts, w->watch.mark, w->watch.reads == 0);
 	return true;
