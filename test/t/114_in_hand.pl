@@ -83,8 +83,8 @@ sub hold_one
 			$pending = @consumers == 1 && $consumers[0][1];
 			$pending && sql("SELECT count(*) FROM t_$p") == $rows - $pending;
 		} "$p: nobody else has anything";
-		# Another worker may have been given all the others.
-		release() if $pending < 2;
+		# Another worker may have been given all the others: once more, when all is applied.
+		if ($pending < 2) { release(); rows($p, $rows) }
 		$pending == 2;
 	} "$p: an entry is in hand, and one read ahead";
 	return $rows;
