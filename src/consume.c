@@ -171,13 +171,6 @@ send_read(PpWorker *w, int block_ms)
 						block_ms);
 }
 
-/* Receives what was asked for before the entries. */
-static bool
-receive_position(PpWorker *w, PpRedisError *error)
-{
-	return pp_owner_receive_check(w, error) && pp_watch_receive(w, error);
-}
-
 /* For commands between two batches: their replies are kept until the next call. */
 void
 pp_consume_begin_replies(PpWorker *w)
@@ -326,16 +319,24 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 }
 
 /*
- * Applies `batch`, and receives what came meanwhile into `next`.  A connection that fails is no reason not to apply.
+ * Applies `batch`, and receives what came meanwhile into `next`.  A connection that fails is no reason not to apply.  Nor
+ * is a stream that has to be looked at one to give up what was read ahead: Redis may not have it any more by then.
  */
 static bool
 apply_and_receive(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpRedisError *error)
 {
+	bool as_before;
+
 	pp_consume_apply(w, batch);
 	if (!pp_acks_receive(w, error))
 		return false;
-	return !read_ahead || (receive_position(w, error) &&
-						   receive_new(w, next, ANSWER_MS, PP_WAIT_REDIS_REPLY, error));
+	if (!read_ahead)
+		return true;
+	if (!pp_owner_receive_check(w, error))
+		return false;
+	as_before = pp_watch_receive(w, error);
+	return pp_redis_is_open(w->redis) &&
+		   receive_new(w, next, ANSWER_MS, PP_WAIT_REDIS_REPLY, error) && as_before;
 }
 
 /*
@@ -371,7 +372,8 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 	set_reply_target(w, next);
 	send_read(w, block_ms > 0 ? block_ms : -1);
 	(void) pp_redis_flush(w->redis);
-	if (!pp_acks_receive(w, error) || !receive_position(w, error))
+	if (!pp_acks_receive(w, error) || !pp_owner_receive_check(w, error) ||
+		!pp_watch_receive(w, error))
 		return false;
 	pp_worker_well(w, true);
 	pgstat_report_stat(true);

@@ -34,6 +34,17 @@ for my $how (qw(wait fail))
 	goes_on($p, $rows);
 }
 
+# --- The pipeline is looked at as a whole because of what the worker sees as it reads ahead: its group has another consumer.
+{
+	my $p = 'look';
+	my $rows = hold_one($p, 'fail', 1, 2, [ 'XGROUP', 'CREATECONSUMER', "stream:$p", "postpipe_$p", 'python' ]);
+	tried_again();
+	$redis->command('FLUSHALL');
+	release();
+	rows($p, $rows, "$p: what was read ahead is applied");
+	goes_on($p, $rows);
+}
+
 # --- Redis crashes, and has nothing when it is back.  A Unix socket says that with the first byte that is written to it.
 {
 	configure('postpipe.redis_url', $redis->unix_url);
@@ -64,10 +75,10 @@ $node->stop;
 done_testing();
 
 # The first of n entries is in a worker's hand and waits, or fails, another one it has read ahead, and nothing else is pending.
-# Returns how many rows there are when both are applied.
+# Returns how many rows there are when both are applied. These commands come in the same step.
 sub hold_one
 {
-	my ($p, $how, $workers, $n) = @_;
+	my ($p, $how, $workers, $n, @commands) = @_;
 	make($p, workers => $workers, options => '{"batch_size": 1}');
 	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()");
 	wait_state($p);
@@ -77,7 +88,7 @@ sub hold_one
 	my ($rows, $pending) = (50);
 	wait_for {
 		$session->('SELECT pg_advisory_lock(1)');
-		$redis->pipeline([ 'MULTI' ], [ 'XADD', "stream:$p", '*', 'v', $how . ($rows += $n) ], xadds($p, $n - 1), [ 'EXEC' ]);
+		$redis->pipeline([ 'MULTI' ], [ 'XADD', "stream:$p", '*', 'v', $how . ($rows += $n) ], xadds($p, $n - 1), @commands, [ 'EXEC' ]);
 		wait_for {
 			my @consumers = @{ $redis->command('XPENDING', "stream:$p", "postpipe_$p")->[3] // [] };
 			$pending = @consumers == 1 && $consumers[0][1];
