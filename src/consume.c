@@ -49,8 +49,8 @@ no_reply(PpWorker *w)
 }
 
 /*
- * The next reply; looks around meanwhile.  NULL: the connection failed, or for timeout_ms nothing
- * came.  A long reply may take longer, as long as it comes.
+ * The next reply; looks around meanwhile, but not before what has come is taken: the connection may be given up then.
+ * NULL: the connection failed, or for timeout_ms nothing came.  A long reply may take longer, as long as it comes.
  */
 static PpReply *
 receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
@@ -80,8 +80,9 @@ receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
 								 "Redis did not answer within %ld ms", timeout_ms);
 			return no_reply(w);
 		}
-		pp_redis_wait(w->redis, left, event);
 		pp_worker_look_around(w);
+		if (pp_redis_is_open(w->redis))
+			pp_redis_wait(w->redis, left, event);
 	}
 }
 

@@ -45,6 +45,26 @@ for my $how (qw(wait fail))
 	goes_on($p, $rows);
 }
 
+# --- A worker that waits for entries is told that the pipeline is to be looked at, and given one, before it can look at either.
+for my $worker (1, 2)
+{
+	my $p = "late_$worker";
+	make($p, workers => 2, options => '{"batch_size": 1}');
+	my %consumer = reverse split /[|\n]/, sql("SELECT consumer, worker FROM postpipe_workers WHERE pipeline = '$p' AND worker > 0");
+	wait_for { $redis->command('CLIENT', 'LIST') =~ /name=\Q$consumer{$_}\E .*flags=b/ } "$p: worker $_ waits in Redis" for 1, 2;
+	my $pid = sql("SELECT pid FROM postpipe_workers WHERE pipeline = '$p' AND worker = $worker");
+	kill('STOP', $pid);
+	my $reconnects = reconnects($p);
+	cut($consumer{ 3 - $worker });
+	wait_for { reconnects($p) == $reconnects + 1 } "$p: the other worker has lost its connection";
+	$redis->pipeline(xadds($p, 1));
+	wait_for { pending($redis, "stream:$p", "postpipe_$p") == 1 } "$p: an entry is on its way to a worker that is stopped";
+	$redis->command('FLUSHALL');
+	kill('CONT', $pid);
+	rows($p, 1, "$p: it is applied");
+	goes_on($p, 1);
+}
+
 # --- Redis crashes, and has nothing when it is back.  A Unix socket says that with the first byte that is written to it.
 {
 	configure('postpipe.redis_url', $redis->unix_url);
