@@ -79,8 +79,7 @@ look_before(PpApply *a, void *arg)
  * it may not be on record.  But is it pending, and what is on record before it in the stream?
  */
 static bool
-is_in_between(PpWorker *w, const PpStreamFacts *facts, PpId id, bool *in_between,
-			  PpRedisError *error)
+is_in_between(PpWorker *w, PpId id, bool *in_between, PpRedisError *error)
 {
 	PpBatch pending;
 	Asked asked;
@@ -94,15 +93,42 @@ is_in_between(PpWorker *w, const PpStreamFacts *facts, PpId id, bool *in_between
 		return true;
 	if (!ask(w, id, &asked, error))
 		return false;
-	*in_between = asked.known && asked.entry != &asked.gone && !pp_watch_was_unseen(w, facts, id);
+	*in_between = asked.known && asked.entry != &asked.gone;
+	return true;
+}
+
+/*
+ * Is what the stream begins with on record as well, or pending, as in an older state of it?  Of a group that is ours
+ * alone.
+ */
+static bool
+begin_is_known(PpWorker *w, const PpStreamFacts *facts, bool *known, PpRedisError *error)
+{
+	PpId first = facts->first_entry;
+	PpBatch pending;
+	Asked asked;
+
+	*known = !w->pipe->exclusive || facts->length == 0 ||
+			 pp_id_compare(first, pp_apply_ledger(w->apply)->pruned) <= 0 ||
+			 pp_id_compare(first, facts->last_delivered) > 0;
+	if (*known)
+		return true;
+	if (!ask(w, first, &asked, error))
+		return false;
+	*known = asked.known;
+	if (*known)
+		return true;
+	if (!pp_repair_get_pending(w, pp_id_previous(first), first, &pending, error))
+		return false;
+	*known = pending.n > 0;
 	return true;
 }
 
 /*
  * It is not the stream that the ledger knows.  Is it an older state of it?  Then the group is, too: it was
  * given what is on record, or so long ago that it is not any more; or what nobody has settled since.  Or Redis as a
- * whole is older.  A worker that waited for entries may have been given one of another life, before it looked: of what is
- * on record since then nothing is told but by the first entry, if that was there before.
+ * whole is older.  In another life, whose group was made at its end, a worker that waited may have been given the next
+ * entry before it looked: that is on record then, and what the stream begins with is not.
  */
 static bool
 is_older(PpWorker *w, const PpStreamFacts *facts, bool *older, PpRedisError *error)
@@ -113,17 +139,12 @@ is_older(PpWorker *w, const PpStreamFacts *facts, bool *older, PpRedisError *err
 	*older = facts->group_exists && w->redis_is_older;
 	if (*older || !facts->group_exists || pp_id_is_zero(delivered))
 		return true;
-	if (pp_watch_was_unseen(w, facts, delivered))
-	{
-		if (facts->length == 0)
-			return true;
-		delivered = facts->first_entry;
-	}
 	if (!ask(w, delivered, &asked, error))
 		return false;
-	*older = (asked.known && !pp_watch_was_unseen(w, facts, delivered)) ||
-			 pp_id_compare(delivered, pp_apply_ledger(w->apply)->pruned) <= 0;
-	return *older || is_in_between(w, facts, delivered, older, error);
+	*older = asked.known || pp_id_compare(delivered, pp_apply_ledger(w->apply)->pruned) <= 0;
+	if (!*older && !is_in_between(w, delivered, older, error))
+		return false;
+	return !*older || begin_is_known(w, facts, older, error);
 }
 
 /* Which cause has the epoch that begins because the stream is not the one that the ledger knows? */

@@ -152,7 +152,6 @@ typedef struct PpStreamSeen
 	int64 added;
 	int64 length;
 	PpId first;
-	PpId mark; /* the highest ID that a worker had received before */
 } PpStreamSeen;
 
 #define PP_RATE_SAMPLES 64
@@ -237,8 +236,7 @@ typedef struct PpPipe
 	bool consumer_gone;      /* somebody deleted one, with what was pending for it */
 	bool carried;            /* an entry has come that an older epoch has settled */
 	PpStanding looked;       /* when a worker last saw that no entry is missing, or recorded it */
-	PpStreamSeen latest;     /* by any worker, when it looked last; this and below: see watch*.c */
-	PpStreamSeen stream;     /* … by worker 1, before all of them began to read */
+	PpStreamSeen stream;     /* by worker 1, when it looked last; this and below: see watch*.c */
 	PpCorrection correction; /* of what Redis says that the group has read; see trimmed.c */
 	uint64 received;         /* new entries, by all workers, since the slot is in use */
 	uint64 reads;            /* reads of new entries, likewise */

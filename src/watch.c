@@ -49,30 +49,32 @@ is_in_future(const PpWorker *w, const PpStreamFacts *facts)
 		   !is_asked_start(w, facts->last_delivered);
 }
 
-/*
- * This is how the stream was when it was looked at, with entries up to `mark` received before; `sure`: and nothing is
- * left to be seen later.
- */
+/* This is how the stream was when it was looked at; `sure`: and nothing is left to be seen later. */
 static void
-remember(PpWorker *w, const PpStreamFacts *facts, PpId mark, bool sure)
+remember(PpWorker *w, const PpStreamFacts *facts, bool sure)
 {
-	w->watch.stream.mark = mark;
 	w->watch.stream.generated = facts->last_generated;
 	w->watch.stream.added = facts->added;
 	w->watch.stream.length = facts->length;
 	w->watch.stream.first = facts->first_entry;
 	w->watch.looked = facts->last_delivered;
+	if (!sure)
+		return;
 	LWLockAcquire(&w->pipe->lock, LW_EXCLUSIVE);
-	w->pipe->latest = w->watch.stream;
-	if (sure)
-		w->pipe->looked = (PpStanding){facts->last_delivered, facts->added, facts->length};
+	w->pipe->looked = (PpStanding){facts->last_delivered, facts->added, facts->length};
 	LWLockRelease(&w->pipe->lock);
 }
 
-/* What only grows has become less, or it begins with a later entry although none has gone. */
-static bool
-is_other_than(const PpStreamSeen *seen, const PpStreamFacts *facts)
+/*
+ * pp_watch_is_other
+ *		Is it another stream than the one that was seen before?  What only grows has become less, or
+ *		it begins with a later entry although none has gone.
+ */
+bool
+pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts)
 {
+	const PpStreamSeen *seen = &w->watch.stream;
+
 	if (pp_id_compare(facts->last_generated, seen->generated) < 0)
 		return true;
 	if (facts->added < 0 || seen->added < 0)
@@ -81,29 +83,6 @@ is_other_than(const PpStreamSeen *seen, const PpStreamFacts *facts)
 		   (seen->length > 0 && facts->length > 0 &&
 			pp_id_compare(facts->first_entry, seen->first) > 0 &&
 			facts->added - facts->length <= seen->added - seen->length);
-}
-
-/* Is it another stream than the one that this worker has seen before? */
-bool
-pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts)
-{
-	return is_other_than(&w->watch.stream, facts);
-}
-
-/*
- * pp_watch_was_unseen
- *		Was this entry received when the stream was another one already than it was at the last look?  A state of
- *		the stream that was seen then, or before, does not have it.
- */
-bool
-pp_watch_was_unseen(const PpWorker *w, const PpStreamFacts *facts, PpId id)
-{
-	PpStreamSeen seen;
-
-	LWLockAcquire(&w->pipe->lock, LW_SHARED);
-	seen = w->pipe->latest;
-	LWLockRelease(&w->pipe->lock);
-	return pp_id_compare(id, seen.mark) > 0 && is_other_than(&seen, facts);
 }
 
 /*
@@ -117,7 +96,7 @@ pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position)
 	PpPipe *pipe = w->pipe;
 	int64 read = facts->entries_read >= 0 ? facts->entries_read : position;
 
-	remember(w, facts, pipe->mark, true);
+	remember(w, facts, true);
 	w->watch.counted = facts->entries_read >= 0;
 	LWLockAcquire(&pipe->lock, LW_EXCLUSIVE);
 	pipe->stream = w->watch.stream;
@@ -301,7 +280,7 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 	if (pp_watch_is_other(w, facts) || is_in_future(w, facts) ||
 		!pp_watch_look_for_trimmed(w, facts))
 		return false;
-	remember(w, facts, w->watch.mark, w->watch.reads == 0);
+	remember(w, facts, w->watch.reads == 0);
 	return true;
 }
 
@@ -315,7 +294,6 @@ pp_watch_send(PpWorker *w)
 	watch->received = pp_read_begins(w->pipe);
 	LWLockAcquire(&w->pipe->lock, LW_SHARED);
 	watch->corrections = w->pipe->correction.times;
-	watch->mark = w->pipe->mark;
 	LWLockRelease(&w->pipe->lock);
 	if (watch->looking)
 		pp_stream_send_facts(w->redis, w->def->stream, w->def->group);

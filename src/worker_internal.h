@@ -86,8 +86,7 @@ typedef struct PpWatch
 	int64 position;     /* entries ever added up to there; -1: not known */
 	int64 consumers;    /* of the group */
 	uint64 received;    /* by all workers, and … */
-	uint64 corrections; /* … how often that was corrected, … */
-	PpId mark;          /* … and the highest ID of them, when it was asked last */
+	uint64 corrections; /* … how often that was corrected, when it was asked last */
 	uint64 reads;       /* reads up to this number may have been given what … */
 	int64 entries_read; /* … the group had read then; 0 reads: nothing is waited for */
 } PpWatch;
@@ -197,7 +196,6 @@ extern bool pp_repair_get_pending(PpWorker *w, PpId after, PpId last, PpBatch *p
 extern void pp_watch_begin(PpWorker *w, const PpStreamFacts *facts, int64 position);
 extern void pp_watch_join(PpWorker *w);
 extern bool pp_watch_is_other(const PpWorker *w, const PpStreamFacts *facts);
-extern bool pp_watch_was_unseen(const PpWorker *w, const PpStreamFacts *facts, PpId id);
 extern void pp_watch_send(PpWorker *w);
 extern bool pp_watch_receive(PpWorker *w, PpRedisError *error);
 extern long pp_watch_due_ms(const PpWorker *w, long max_ms);

@@ -84,15 +84,16 @@ for my $workers (1, 2)
 	drop($p);
 
 	# --- Another life of the stream, and a worker that waits for entries is given the last one of it before it looks. That is on
-	# record then, and it says nothing of those before it.
-	for my $n (20, 60)
+	# record then, and it says nothing of those before it. With IDs of now, or with lower ones.
+	for my $case ([ 20 ], [ 60 ], [ 20, 1 ], [ 60, 1 ])
 	{
-		$p = "waiting_${n}_$workers";
+		my ($n, $ms) = @$case;
+		$p = join '_', 'waiting', @$case, $workers;
 		make($p, workers => $workers);
 		add($p, 50);
 		rows($p, 50);
 		shows($p, '50|50|0|0', 'all is read');
-		$redis->pipeline([ 'MULTI' ], [ 'DEL', "stream:$p" ], xadds($p, $n), [ 'XGROUP', 'CREATE', "stream:$p", "postpipe_$p", '$' ], xadds($p, 1), [ 'EXEC' ]);
+		$redis->pipeline([ 'MULTI' ], [ 'DEL', "stream:$p" ], xadds($p, $n, $ms), [ 'XGROUP', 'CREATE', "stream:$p", "postpipe_$p", '$' ], xadds($p, 1, $ms && $ms + 1), [ 'EXEC' ]);
 		rows($p, 51 + $n, "$p: made anew under a worker that waits: all is read");
 		shows($p, "$n|$n|0|0", '... and accounted for, but for the one that was settled before');
 		is(lost($p), '', '... and nothing is lost');
