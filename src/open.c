@@ -41,8 +41,9 @@ set_base(PpApply *a, void *base)
 	pp_ledger_set_base(pp_apply_ledger(a), base);
 }
 
-static bool
-get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
+/* What is known of the stream, also from a Redis that is out of memory. */
+bool
+pp_open_get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error)
 {
 	pp_consume_begin_replies(w);
 	pp_stream_send_facts(w->redis, w->def->stream, w->def->group);
@@ -319,7 +320,7 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 	int64 position;
 	const char *cause;
 
-	if (!get_facts(w, &facts, error) || !pp_identity_find_cause(w, &facts, &cause, error))
+	if (!pp_open_get_facts(w, &facts, error) || !pp_identity_find_cause(w, &facts, &cause, error))
 		return false;
 	if (cause != NULL)
 	{
@@ -330,7 +331,8 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 			ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: %s", w->def->name,
 								 ledger->epoch, cause)));
 	}
-	if (!facts.group_exists && (!pp_consume_create_group(w, error) || !get_facts(w, &facts, error)))
+	if (!facts.group_exists &&
+		(!pp_consume_create_group(w, error) || !pp_open_get_facts(w, &facts, error)))
 		return false;
 	if (!find_exclusive(w, error))
 		return false;

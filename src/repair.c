@@ -142,11 +142,26 @@ apply_range(PpWorker *w, PpId after, PpId last, int64 *seen, PpRedisError *error
 	return XLogRecPtrIsInvalid(lsn) || make_durable(w, lsn);
 }
 
+/*
+ * pp_repair_has_shrunk
+ *		Has an entry gone from the stream since it was looked at?
+ */
+bool
+pp_repair_has_shrunk(PpWorker *w, const PpStreamFacts *facts, bool *shrunk, PpRedisError *error)
+{
+	PpStreamFacts now;
+
+	if (!pp_open_get_facts(w, &now, error))
+		return false;
+	*shrunk = now.added - now.length != facts->added - facts->length;
+	return true;
+}
+
 /* A part of the stream that was read, up to what was delivered last. */
 typedef struct Range
 {
 	PpId after;
-	int64 entries; /* that are there */
+	int64 entries; /* that are there; -1: not known */
 } Range;
 
 /* Reads what lies after range->after, and says so where something was missing. */
@@ -155,9 +170,15 @@ read_range(PpWorker *w, const PpStreamFacts *facts, Range *range, PpRedisError *
 {
 	uint64 before = pp_pipe_settled(w->pipe);
 	uint64 applied;
+	bool shrunk = false;
 
-	if (!apply_range(w, range->after, facts->last_delivered, &range->entries, error))
+	if (!apply_range(w, range->after, facts->last_delivered, &range->entries, error) ||
+		(pp_id_compare(range->after, facts->last_delivered) < 0 &&
+		 !pp_repair_has_shrunk(w, facts, &shrunk, error)))
 		return false;
+	/* Some that were there when it was looked at were not counted. */
+	if (shrunk)
+		range->entries = -1;
 	applied = pp_pipe_settled(w->pipe) - before;
 	if (applied > 0 && pp_is_news(w->went_back ? "went_back" : "passed_over"))
 		ereport(w->went_back ? WARNING : LOG,
@@ -216,7 +237,7 @@ find_position(const PpStreamFacts *facts, const Range *range)
 		return facts->added;
 	if (pp_id_compare(facts->first_entry, facts->last_delivered) > 0)
 		return facts->added - facts->length;
-	if (pp_id_compare(facts->first_entry, range->after) > 0)
+	if (pp_id_compare(facts->first_entry, range->after) > 0 && range->entries >= 0)
 		return facts->added - facts->length + range->entries;
 	return -1;
 }

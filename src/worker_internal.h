@@ -179,6 +179,7 @@ extern void pp_consume(PpWorker *w, PpRedisError *error);
 
 /* open.c */
 extern bool pp_consume_open(PpWorker *w, PpRedisError *error);
+extern bool pp_open_get_facts(PpWorker *w, PpStreamFacts *facts, PpRedisError *error);
 extern void pp_consume_not_alone(PpWorker *w);
 
 /* identity.c */
@@ -189,6 +190,8 @@ extern bool pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, cons
 extern bool pp_repair(PpWorker *w, const PpStreamFacts *facts, int64 *position,
 					  PpRedisError *error);
 extern bool pp_repair_is_wanted(PpWorker *w);
+extern bool pp_repair_has_shrunk(PpWorker *w, const PpStreamFacts *facts, bool *shrunk,
+								 PpRedisError *error);
 extern bool pp_repair_get_pending(PpWorker *w, PpId after, PpId last, PpBatch *page,
 								  PpRedisError *error);
 
