@@ -189,7 +189,7 @@ is_back(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisErro
 /*
  * pp_identity_find_cause
  *		Why is the stream not the one that the ledger knows?  *cause becomes NULL when it is.  False with
- *		*error: the connection failed.
+ *		*error: the connection failed; with no error: it has to be looked at again.
  *
  * A stream that was deleted and filled again has fewer entries than were settled, or lower IDs, or other
  * entries under the same ones.  Of an epoch that has not begun yet nothing is known; in one that has,
@@ -203,6 +203,7 @@ pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cau
 	const PpLedger *ledger = pp_apply_ledger(w->apply);
 	PpId top = ledger->top;
 	bool there = true;
+	bool shrunk;
 
 	*cause = NULL;
 	if (ledger->base_known && pp_id_compare(ledger->pruned, top) > 0)
@@ -219,8 +220,11 @@ pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cau
 	{
 		if (!top_is_there(w, facts, &there, error))
 			return false;
-		if (!there)
-			return name_cause(w, facts, top, cause, error);
+		if (there)
+			return true;
+		/* Perhaps it has been trimmed only just now. */
+		return pp_repair_has_shrunk(w, facts, &shrunk, error) && !shrunk &&
+			   name_cause(w, facts, top, cause, error);
 	}
 	return true;
 }

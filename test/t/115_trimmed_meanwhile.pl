@@ -13,8 +13,8 @@ my $node = pp_node('meanwhile', redis => $proxy);
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 
-# Before a range is read, which a consumer that was deleted leads to.
-for my $case ([ range => 'XPENDING.*XRANGE' ])
+# Before the last entry that was settled is looked for, and before a range is read, which a consumer that was deleted leads to.
+for my $case ([ last => 'XRANGE' ], [ range => 'XPENDING.*XRANGE' ])
 {
 	my ($what, $pattern) = @$case;
 	for my $workers (1, 2)
