@@ -249,7 +249,7 @@ is_ahead(PpWorker *w, const PpStreamFacts *facts)
 
 /*
  * Looks at where the group stood before a read, and the stream, if that was asked for.  False: the
- * pipeline has to be looked at as a whole, before anything of that read is used.
+ * pipeline has to be looked at as a whole, before anything else is read.
  */
 static bool
 look(PpWorker *w, const PpStreamFacts *facts, bool whole)
