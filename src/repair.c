@@ -144,7 +144,7 @@ apply_range(PpWorker *w, PpId after, PpId last, int64 *seen, PpRedisError *error
 
 /*
  * pp_repair_has_shrunk
- *		Has an entry gone from the stream since it was looked at?
+ *		Has an entry gone from the stream since it was looked at?  Before 7.0, Redis does not tell.
  */
 bool
 pp_repair_has_shrunk(PpWorker *w, const PpStreamFacts *facts, bool *shrunk, PpRedisError *error)
@@ -153,7 +153,7 @@ pp_repair_has_shrunk(PpWorker *w, const PpStreamFacts *facts, bool *shrunk, PpRe
 
 	if (!pp_open_get_facts(w, &now, error))
 		return false;
-	*shrunk = now.added - now.length != facts->added - facts->length;
+	*shrunk = facts->added >= 0 && now.added - now.length != facts->added - facts->length;
 	return true;
 }
 
