@@ -74,6 +74,18 @@ look_before(PpApply *a, void *arg)
 	*id = pp_ledger_last_up_to(pp_apply_ledger(a), *id);
 }
 
+/* Is the entry with this ID pending? */
+static bool
+is_pending(PpWorker *w, PpId id, bool *pending, PpRedisError *error)
+{
+	PpBatch page;
+
+	if (!pp_repair_get_pending(w, pp_id_previous(id), id, &page, error))
+		return false;
+	*pending = page.n > 0;
+	return true;
+}
+
 /*
  * A worker was given this entry and has not settled it, as when the connection breaks or its statement fails: so
  * it may not be on record.  But is it pending, and what is on record before it in the stream?
@@ -81,12 +93,12 @@ look_before(PpApply *a, void *arg)
 static bool
 is_in_between(PpWorker *w, PpId id, bool *in_between, PpRedisError *error)
 {
-	PpBatch pending;
+	bool pending;
 	Asked asked;
 
-	if (!pp_repair_get_pending(w, pp_id_previous(id), id, &pending, error))
+	if (!is_pending(w, id, &pending, error))
 		return false;
-	if (pending.n == 0)
+	if (!pending)
 		return true;
 	pp_worker_transact(w, look_before, &id);
 	if (pp_id_is_zero(id))
@@ -105,7 +117,6 @@ static bool
 begin_is_known(PpWorker *w, const PpStreamFacts *facts, bool *known, PpRedisError *error)
 {
 	PpId first = facts->first_entry;
-	PpBatch pending;
 	Asked asked;
 
 	*known = !w->pipe->exclusive || facts->length == 0 ||
@@ -116,12 +127,7 @@ begin_is_known(PpWorker *w, const PpStreamFacts *facts, bool *known, PpRedisErro
 	if (!ask(w, first, &asked, error))
 		return false;
 	*known = asked.known;
-	if (*known)
-		return true;
-	if (!pp_repair_get_pending(w, pp_id_previous(first), first, &pending, error))
-		return false;
-	*known = pending.n > 0;
-	return true;
+	return *known || is_pending(w, first, known, error);
 }
 
 /*

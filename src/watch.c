@@ -20,8 +20,8 @@
 #include "news.h"
 
 #define LOOK_MS            1000 /* in a group that is ours alone; else with each read, or gaps are missed */
-#define AGAIN_MS           10000 /* between two looks at the whole for a reason that may be a frequent one */
-#define SKIMMED_BYTES_A_MS 4096 /* how much longer until the next look, after large entries */
+#define AGAIN_MS           10000 /* between two looks for a reason that may be a frequent one */
+#define SKIMMED_BYTES_A_MS 4096  /* how much longer until the next look, after large entries */
 
 /* Is it where the pipeline was asked to begin? */
 static bool
@@ -179,19 +179,18 @@ static bool
 has_forgotten(PpWorker *w, const PpStreamFacts *facts)
 {
 	w->watch.counted |= facts->entries_read >= 0;
-	return facts->entries_read < 0 && w->watch.counted && w->pipe->exclusive &&
-		   pp_my_proc->worker == 1 && w->def->workers > 1 &&
-		   pp_steady_passed(w->looked_at, AGAIN_MS);
+	return facts->entries_read < 0 && w->watch.counted && w->pipe->exclusive && w->def->workers > 1;
 }
 
 /*
- * Has an entry come that an older epoch has settled?  Then the stream may be one that was there before, although it has
- * higher IDs than that (open.c).
+ * Does something tell that the whole should be looked at, which is no reason to do so all the time?  An entry that an
+ * older epoch has settled is one: the stream may be one that was there before, although it has higher IDs than that (open.c).
  */
 static bool
-may_be_back(const PpWorker *w)
+is_to_be_looked_at(PpWorker *w, const PpStreamFacts *facts)
 {
-	return w->pipe->carried && pp_my_proc->worker == 1 && pp_steady_passed(w->looked_at, AGAIN_MS);
+	return (has_forgotten(w, facts) || w->pipe->carried) && pp_my_proc->worker == 1 &&
+		   pp_steady_passed(w->looked_at, AGAIN_MS);
 }
 
 /*
@@ -270,7 +269,7 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 	/* Moved forward: with one worker nobody else can have been given entries. */
 	if (pp_watch_is_alone(w) && pp_id_compare(facts->last_delivered, w->watch.delivered) > 0)
 		return false;
-	if (is_ahead(w, facts) || has_forgotten(w, facts) || may_be_back(w))
+	if (is_ahead(w, facts) || is_to_be_looked_at(w, facts))
 		return false;
 	if (pp_id_compare(facts->last_delivered, w->watch.delivered) < 0)
 		w->watch.position = -1; /* set back: what was counted is counted again */

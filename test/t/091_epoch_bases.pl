@@ -129,8 +129,8 @@ for my $workers (1, 2)
 		rows($p, 50);
 		acknowledged($p);
 		my $consumer = sql("SELECT consumer FROM postpipe_workers WHERE pipeline = '$p' AND worker = $workers");
-		$redis->pipeline(['MULTI'], [ 'XCLAIM', "stream:$p", "postpipe_$p", $consumer, 0, @ids, 'FORCE', 'JUSTID' ], [ 'RENAME', "stream:$p", 'away' ], ['EXEC']) if $pending;
-		$redis->command('RENAME', "stream:$p", 'away') unless $pending;
+		my @claim = $pending ? [ 'XCLAIM', "stream:$p", "postpipe_$p", $consumer, 0, @ids, 'FORCE', 'JUSTID' ] : ();
+		$redis->pipeline(['MULTI'], @claim, [ 'RENAME', "stream:$p", 'away' ], ['EXEC']);
 		wait_sql($node, 'postgres', "SELECT base_known FROM postpipe_epoch WHERE pipeline = '$p' AND epoch = 2", 't', "$p: the stream is gone");
 		add($p, 30);
 		rows($p, 80);

@@ -142,12 +142,5 @@ sub goes_on
 	return;
 }
 
-sub cut
-{
-	my ($name) = @_;
-	my ($id) = $redis->command('CLIENT', 'LIST') =~ /^id=(\d+) [^\n]*\bname=\Q$name\E /m or die "no connection of $name";
-	$redis->command('CLIENT', 'KILL', 'ID', $id);
-	return;
-}
-
+sub cut { my ($name) = @_; $redis->kill_client($name) or die "no connection of $name"; return }
 sub reconnects { my ($p) = @_; return sql("SELECT reconnects FROM postpipe_stats WHERE pipeline = '$p'") }

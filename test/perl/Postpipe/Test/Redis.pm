@@ -164,6 +164,15 @@ sub command
 	return $reply;
 }
 
+# Closes the connection of the client of this name; false when there is none.
+sub kill_client
+{
+	my ($self, $name) = @_;
+	my ($id) = $self->command('CLIENT', 'LIST') =~ /^id=(\d+) [^\n]*\bname=\Q$name\E /m or return 0;
+	$self->pipeline([ 'CLIENT', 'KILL', 'ID', $id ]);
+	return 1;
+}
+
 # The connection that the methods above share.
 sub _client
 {

@@ -9,6 +9,7 @@ use warnings;
 use IPC::Run ();
 use Postpipe::Test;
 use Postpipe::Test::Client;
+use Postpipe::Test::Torture::Dice;
 use PostgreSQL::Test::Utils;
 use Time::HiRes ();
 
@@ -66,21 +67,12 @@ sub new
 sub one
 {
 	my ($self) = @_;
-	my %weights = %{ $self->{weights} };
-	my $total = 0;
+	my $name = roll($self->{weights}) // return;
+	my $method = "fault_$name";
+	my $done = eval { $self->$method } // ($@ ? "could not: $@" : 'nobody there');
 
-	$total += $_ for values %weights;
-	my $dice = rand $total;
-	for my $name (sort keys %weights)
-	{
-		$dice -= $weights{$name};
-		next if $dice >= 0;
-		my $method = "fault_$name";
-		my $done = eval { $self->$method } // ($@ ? "could not: $@" : 'nobody there');
-		chomp $done;
-		$self->{t}->tell("$name: $done");
-		return;
-	}
+	chomp $done;
+	$self->{t}->tell("$name: $done");
 	return;
 }
 

@@ -12,6 +12,7 @@ use strict;
 use warnings;
 use Postpipe::Test;
 use Postpipe::Test::Pipelines;
+use Postpipe::Test::Torture::Dice;
 use Time::HiRes ();
 
 use constant PIPELINES => 6;
@@ -41,7 +42,7 @@ my $rounds = 0;
 sub new
 {
 	my ($class, %opt) = @_;
-	my $self = bless { verbose => 0, %opt, serial => 0, diary => [], began => Time::HiRes::time() }, $class;
+	my $self = bless { verbose => 0, %opt, serial => 0, began => Time::HiRes::time() }, $class;
 
 	$rounds++;
 	srand($self->{seed});
@@ -119,18 +120,10 @@ sub round
 sub _move
 {
 	my ($self, $p) = @_;
-	my $total = 0;
+	my $name = roll(\%weights) // return;
+	my $method = "move_$name";
 
-	$total += $_ for values %weights;
-	my $dice = rand $total;
-	for my $name (sort keys %weights)
-	{
-		$dice -= $weights{$name};
-		next if $dice >= 0;
-		my $method = "move_$name";
-		$self->_tell($p, "$name " . ($self->$method($p) // 'nothing there'));
-		return;
-	}
+	$self->_tell($p, "$name " . ($self->$method($p) // 'nothing there'));
 	return;
 }
 
@@ -253,9 +246,7 @@ sub move_cut
 {
 	my ($self, $p) = @_;
 	my $name = $self->_consumer($p) // return;
-	my ($id) = $self->{redis}->command('CLIENT', 'LIST') =~ /^id=(\d+) [^\n]*\bname=\Q$name\E /m or return;
-	$self->{redis}->pipeline([ 'CLIENT', 'KILL', 'ID', $id ]);
-	return $name;
+	return $self->{redis}->kill_client($name) ? $name : undef;
 }
 
 sub move_pause
