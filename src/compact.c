@@ -24,7 +24,6 @@
 #include "utils/memutils.h"
 
 #include "compact_internal.h"
-#include "guc.h"
 #include "process.h"
 #include "stats.h"
 
@@ -56,18 +55,6 @@ pp_compact_configure(PpWorker *w)
 }
 
 /*
- * pp_compact_by_index
- *		Lets the planner walk along indexes alone, up to the end of the transaction: that marks what is left in them of
- *		rows that are gone, and any other scan would read those rows once more in each round until the next vacuum.
- */
-void
-pp_compact_by_index(void)
-{
-	pp_guc_set_for_call("enable_bitmapscan", "off");
-	pp_guc_set_for_call("enable_seqscan", "off");
-}
-
-/*
  * Closes a page of rows that are too large to be merged, or old.  Their sums go to their epochs: when a
  * ledger is opened or audited, only the rows that are open are to be added up.
  */
@@ -81,7 +68,7 @@ close_rows(PpApply *a, void *arg)
 					  TimestampTzGetDatum(closed->before), Int32GetDatum(PP_COMPACT_PAGE_ROWS),
 					  PointerGetDatum(&closed->from)};
 
-	pp_compact_by_index();
+	pp_store_by_index();
 	SPI_execute_with_args(
 		psprintf(
 			"WITH page AS (UPDATE %1$s.postpipe_ledger SET summed = true WHERE ctid = ANY "

@@ -20,7 +20,6 @@ typedef struct PpIdList
 } PpIdList;
 
 /* compact.c */
-extern void pp_compact_by_index(void);
 
 /* compact_merge.c */
 extern void pp_compact_merge(PpApply *a, void *arg);

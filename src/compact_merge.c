@@ -106,7 +106,7 @@ pp_compact_merge(PpApply *a, void *arg)
 	PpId first = {0, 0};
 	PpId lowest = PP_ID_MAX;
 
-	pp_compact_by_index();
+	pp_store_by_index();
 	/* As a page is deleted whole and written again, a row alone in its group is written as it was. */
 	SPI_execute_with_args(
 		psprintf(

@@ -72,12 +72,26 @@ pp_ledger_load_epochs(PpLedger *ledger)
 	read_epochs(ledger);
 }
 
+/* The rows that may be merged: few, but entries wait while what was left of others is passed, so once. */
+#define OPEN                                                                                     \
+	"open AS (SELECT epoch, worker, last_id, sequence, applied + filtered + dead + discarded + " \
+	"lost AS settled FROM %1$s.postpipe_ledger WHERE pipeline = $1 AND NOT summed)"
+
+/*
+ * The highest ID on record in an epoch or a later one.  No index has that, but of all rows that are not
+ * open each epoch has it.
+ */
+#define HIGHEST(since)                                                                      \
+	"(SELECT %1$s.max(last_id) FROM (SELECT epoch, last_id FROM %1$s.postpipe_epoch WHERE " \
+	"pipeline = $1 UNION ALL SELECT epoch, last_id FROM open) r WHERE r.epoch >= " since ")"
+
 /* The highest ID since the stream was made anew or went back, and the last batch of worker $3. */
-#define TOP                                                                            \
-	PP_LEDGER_HIGHEST(                                                                 \
-		"(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT " \
-		"i.again AND i.cause <> 'other_consumers_left')")
-#define SEQUENCE PP_LEDGER_MAX("max", "sequence", "l.worker = $3")
+#define TOP                                                                                \
+	HIGHEST("(SELECT max(epoch) FROM %1$s.postpipe_epoch i WHERE i.pipeline = $1 AND NOT " \
+			"i.again AND i.cause <> 'other_consumers_left')")
+#define SEQUENCE                                                                          \
+	"greatest((SELECT max(sequence) FROM open WHERE worker = $3), (SELECT max(sequence) " \
+	"FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 AND l.summed AND l.worker = $3))"
 
 /*
  * What the epoch has settled so far, and where it began; and the highest ID on record since the epoch
@@ -93,16 +107,16 @@ read_sums(PpLedger *ledger, int rewound)
 	TupleDesc desc;
 	HeapTuple row;
 
+	pp_store_by_index();
 	SPI_execute_with_args(
 		psprintf(
-			"SELECT coalesce(e.base_added, -1), (e.applied + e.filtered + e.dead + e.discarded + e.lost + "
-			"coalesce((SELECT sum(applied + filtered + dead + discarded + lost) "
-			"FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 AND l.epoch = $2 "
-			"AND NOT l.summed), 0) + "
+			"WITH " OPEN " SELECT coalesce(e.base_added, -1), "
+			"(e.applied + e.filtered + e.dead + e.discarded + e.lost + "
+			"coalesce((SELECT sum(settled) FROM open WHERE epoch = $2), 0) + "
 			"coalesce((SELECT sum(entries) FROM %1$s.postpipe_lost_range r "
 			"WHERE r.pipeline = $1 AND r.epoch = $2 AND cause = 'trimmed_before_read'), 0)"
 			")::bigint, " TOP ", " SEQUENCE ", p.pruned_id, cardinality(p.holes)::bigint, "
-			"p.shared::int::bigint, p.sealed_id, " PP_LEDGER_HIGHEST(
+			"p.shared::int::bigint, p.sealed_id, " HIGHEST(
 				"$4") " "
 					  "FROM %1$s.postpipe_epoch e JOIN %1$s.postpipe_progress p USING (pipeline) "
 					  "WHERE e.pipeline = $1 AND e.epoch = $2",

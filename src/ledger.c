@@ -221,9 +221,13 @@ pp_ledger_last_up_to(PpLedger *ledger, PpId id)
 	Oid types[] = {TEXTOID, pp_id_type_oid(ledger->ext)};
 	Datum values[] = {CStringGetTextDatum(ledger->pipeline), PointerGetDatum(&id)};
 
+	/* One look into each index. */
 	SPI_execute_with_args(
-		psprintf("SELECT " PP_LEDGER_MAX("%1$s.max", "last_id", "last_id OPERATOR(%1$s.<=) $2"),
-				 ledger->ext->schema_name),
+		psprintf(
+			"SELECT greatest((SELECT %1$s.max(last_id) FROM %1$s.postpipe_ledger WHERE pipeline = $1 "
+			"AND NOT summed AND last_id OPERATOR(%1$s.<=) $2), (SELECT %1$s.max(last_id) FROM "
+			"%1$s.postpipe_ledger WHERE pipeline = $1 AND summed AND last_id OPERATOR(%1$s.<=) $2))",
+			ledger->ext->schema_name),
 		2, types, values, NULL, true, 1);
 	return pp_store_get_id(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 }

@@ -36,21 +36,6 @@ typedef enum PpLife
 	"(SELECT * FROM %1$s.postpipe_ledger WHERE NOT summed UNION ALL " \
 	"SELECT * FROM %1$s.postpipe_ledger WHERE summed)"
 
-/* The highest value of a column among the rows of pipeline $1 that fulfill a condition: one look into each index. */
-#define PP_LEDGER_MAX(max, column, condition)                                                     \
-	"greatest((SELECT " max "(" column ") FROM %1$s.postpipe_ledger l WHERE l.pipeline = $1 "     \
-	"AND NOT summed AND " condition "), (SELECT " max "(" column ") FROM %1$s.postpipe_ledger l " \
-	"WHERE l.pipeline = $1 AND summed AND " condition "))"
-
-/*
- * The highest ID on record in an epoch or a later one.  No index has that, but rows that are not summed are few,
- * and of all others each epoch has it.
- */
-#define PP_LEDGER_HIGHEST(since)                                                                \
-	"(SELECT %1$s.max(last_id) FROM (SELECT pipeline, epoch, last_id FROM %1$s.postpipe_epoch " \
-	"UNION ALL SELECT pipeline, epoch, last_id FROM %1$s.postpipe_ledger WHERE NOT summed) r "  \
-	"WHERE r.pipeline = $1 AND r.epoch >= " since ")"
-
 /* Statements on ledger and dead letters that are planned once. */
 typedef enum PpLedgerPlan
 {

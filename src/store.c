@@ -60,6 +60,21 @@ pp_store_end(PpStoreScope *store)
 }
 
 /*
+ * pp_store_by_index
+ *		Lets the planner walk along indexes alone, up to the end of the caller's GUC nest level, or of the
+ *		transaction: that marks what is left in them of rows that are gone, and any other scan would read those rows
+ *		once more each time until the next vacuum.  Where there is no index it goes through the table all the same, at
+ *		an estimate that would let any query be compiled.
+ */
+void
+pp_store_by_index(void)
+{
+	pp_guc_set_for_call("enable_bitmapscan", "off");
+	pp_guc_set_for_call("enable_seqscan", "off");
+	pp_guc_set_for_call("jit", "off");
+}
+
+/*
  * pp_store_execute
  *		Runs one statement, its names qualified with ext->schema_name, as the extension's owner.
  *		Returns how many rows it touched.

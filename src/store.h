@@ -23,6 +23,7 @@ extern void pp_store_end(PpStoreScope *store);
 extern Datum pp_store_id_array(const PpExtension *ext, const PpId *ids, int n);
 extern int64 pp_store_get_number(HeapTuple row, TupleDesc desc, int column);
 extern PpId pp_store_get_id(HeapTuple row, TupleDesc desc, int column);
+extern void pp_store_by_index(void);
 extern uint64 pp_store_execute(const PpExtension *ext, const char *sql, int nargs, const Oid *types,
 							   const Datum *values, const bool *nulls);
 extern void pp_store_note_progress(const PpExtension *ext, const char *pipeline, const char *flag);
