@@ -88,6 +88,15 @@ sub cpu_seconds
 	return ($fields[11] + $fields[12]) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
 }
 
+# How often a process of ours has gone to sleep; 0 when it is gone.
+sub sleeps
+{
+	my ($pid) = @_;
+	open(my $status, '<', "/proc/$pid/status") or return 0;
+	my ($times) = map { /^voluntary_ctxt_switches:\s+(\d+)/ } <$status>;
+	return $times // 0;
+}
+
 # What all processors have done since the machine was started, in clock ticks: the last is what the host of a virtual
 # machine gave to others while there was something to run. Empty where the system does not tell.
 sub processor_ticks

@@ -7,6 +7,7 @@ use Bench::Meter;
 use Bench::Pipeline;
 use Bench::Posts;
 use Bench::Rounds;
+use List::Util qw(sum0);
 use Time::HiRes qw(sleep);
 
 my $database = 'bench_cost';
@@ -71,7 +72,8 @@ sub idle
 		my %look = (
 			wal_bytes => $other->ask("SELECT pg_current_wal_insert_lsn() - '0/0'"),
 			transactions => $other->ask("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'postgres'"),
-			cpu_ms => 1000 * (Bench::Meter->new(@processes)->total));
+			cpu_ms => 1000 * (Bench::Meter->new(@processes)->total),
+			sleeps => sum0(map { Bench::Meter::sleeps($_) } @processes));
 		$look{statements} = $other->ask(<<~'END') if $statements;
 			SELECT coalesce(sum(calls), 0) FROM pg_stat_statements
 			WHERE dbid = (SELECT oid FROM pg_database WHERE datname = 'postgres')
@@ -95,9 +97,33 @@ sub idle
 		$rounds->once("idle_$name", "idle for $seconds seconds: $title{$name}", $unit, $after->{$name} - $before->{$name},
 			'at most', $bound);
 	}
+	my $sleeps = $after->{sleeps} - $before->{sleeps};
+	$rounds->once('idle_sleeps', '... they wake up', 'times', $sleeps)
+	  ->once('idle_waking_ms', '... CPU of a process that wakes up as often and does nothing', 'ms',
+		$sleeps * waking_ms($seconds * @processes / ($sleeps || 1), $seconds / 3));
 	$rounds->note('Launcher, supervisor and ' . (@processes - 2) . ' worker; once.');
 	$rounds->note('SQL statements were not counted: pg_stat_statements is not installed.') if !$statements;
 	return;
+}
+
+# What it takes of the CPU to wake up: most of an idle minute, where nothing of a process is in a cache any more by then.
+sub waking_ms
+{
+	my ($pause, $seconds) = @_;
+	my $pid = fork // die "could not fork: $!\n";
+	if (!$pid)
+	{
+		sleep($pause) while 1;
+	}
+	my $look = sub { return (1000 * Bench::Meter::cpu_seconds($pid), Bench::Meter::sleeps($pid)) };
+
+	sleep($pause);
+	my ($ms_before, $sleeps_before) = $look->();
+	sleep($seconds);
+	my ($ms, $sleeps) = $look->();
+	kill 'KILL', $pid;
+	waitpid($pid, 0);
+	return ($ms - $ms_before) / (($sleeps - $sleeps_before) || 1);
 }
 
 # Until what came before, our own doings too, is written: nothing has come for a turn of the background writer, which notes
