@@ -376,7 +376,7 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 	if (!pp_acks_receive(w, error) || !pp_owner_receive_check(w, error) ||
 		!pp_watch_receive(w, error))
 		return false;
-	pp_worker_well(w, block_ms > 0);
+	pp_worker_well(w, true);
 	pgstat_report_stat(true);
 	pp_process_activity(false, "waiting for entries");
 	return receive_new(w, next, block_ms + ANSWER_MS, PP_WAIT_WORKER_IDLE, error);
