@@ -109,6 +109,7 @@ typedef struct PpBatch
 	PpEntry *entries;
 	size_t bytes;
 	bool look_up; /* some may be on record already */
+	bool full;    /* as many as were asked for: Redis may have more */
 } PpBatch;
 
 #endif /* PP_BATCH_H */

@@ -2,8 +2,8 @@
  * consume.c
  *		A worker's work with a connection that works: read -> apply -> commit -> acknowledge.
  *
- * The XREADGROUP for the next batch and the XACK for what is durable travel in one write, and Redis
- * works on them while the statement runs.  The read-ahead never blocks: a blocked one would hold
+ * The XREADGROUP for the next batch and the XACK for what is durable travel in one write, and in a backlog
+ * Redis works on them while the statement runs.  The read-ahead never blocks: a blocked one would hold
  * the XACK back.  Only with nothing in hand does the worker block, in Redis for a few seconds at a
  * time and here on its latch, with the last XACK sent before the blocking read.
  *
@@ -116,6 +116,7 @@ receive_batch(PpWorker *w, PpBatch *batch, long timeout_ms, PpWaitEvent event, P
 	pp_pipe_read(w->pipe, batch);
 	if (batch->n == 0)
 		return true;
+	batch->full = batch->n >= w->count;
 	PP_FAULT("after_read");
 	batch->look_up = !pp_held_take(w->pipe, (int) (batch - w->batches), batch->entries[0].id,
 								   batch->entries[batch->n - 1].id);
@@ -320,15 +321,14 @@ pp_consume_pending(PpWorker *w, PpRedisError *error)
 }
 
 /*
- * Applies `batch`, and receives what came meanwhile into `next`.  A connection that fails is no reason not to apply.  Nor
- * is a stream that has to be looked at one to give up what was read ahead: Redis may not have it any more by then.
+ * Receives what came meanwhile into `next`.  A stream that has to be looked at is no reason to give up what was read
+ * ahead: Redis may not have it any more by then.
  */
 static bool
-apply_and_receive(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpRedisError *error)
+receive_ahead(PpWorker *w, PpBatch *next, bool read_ahead, PpRedisError *error)
 {
 	bool as_before;
 
-	pp_consume_apply(w, batch);
 	if (!pp_acks_receive(w, error))
 		return false;
 	if (!read_ahead)
@@ -341,22 +341,28 @@ apply_and_receive(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, P
 }
 
 /*
- * One turn with `batch` in hand: asks for the next one, unless the hand is to be empty then, and
- * acknowledges the last, applies, and receives.
+ * One turn with `batch` in hand: applies it, acknowledges the last, and reads the next one, unless the hand is to be
+ * empty then.  A connection that fails is no reason not to apply.  Of a batch that is full Redis has more, and works on
+ * that meanwhile.  Any other one is applied first: it is in the table sooner, and more has come by the time of the read.
  */
 static bool
 turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpRedisError *error)
 {
 	bool ok;
 
-	pp_acks_age(w);
+	pp_worker_well(w, false);
 	set_reply_target(w, next);
+	if (!batch->full)
+		pp_consume_apply(w, batch);
+	pp_acks_age(w);
+	read_ahead = read_ahead && pp_redis_is_open(w->redis);
 	if (read_ahead)
 		send_read(w, -1);
 	(void) pp_redis_flush(w->redis);
-	pp_worker_well(w, false);
 	w->reading_ahead = read_ahead;
-	ok = apply_and_receive(w, batch, next, read_ahead, error);
+	if (batch->full)
+		pp_consume_apply(w, batch);
+	ok = receive_ahead(w, next, read_ahead, error);
 	w->reading_ahead = false;
 	return ok && pp_mirror_letters(w, batch, error);
 }

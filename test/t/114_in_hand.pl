@@ -10,6 +10,7 @@ use Postpipe::Test::Pipelines qw(make xadds rows shows wait_state drop);
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('hands', redis => $redis);
 my $session = pp_session($node);
+my $batch_size = 1;
 sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql('CREATE SEQUENCE attempts');
@@ -76,10 +77,12 @@ for my $worker (1, 2)
 	goes_on('crash', $rows);
 }
 
-# --- The pipeline is to read another Redis.
-for my $how (qw(wait fail))
+# --- The pipeline is to read another Redis; also while a batch is in hand that is not full, so that nothing is read ahead.
+for my $case ([ 'wait', 1 ], [ 'fail', 1 ], [ 'fail', 5 ])
 {
-	my $p = "url_$how";
+	my $how = $case->[0];
+	$batch_size = $case->[1];
+	my $p = "url_${how}_$batch_size";
 	my $rows = hold_one($p, $how, 1, 2);
 	my $second = Postpipe::Test::Redis->new;
 	configure('postpipe.redis_url', $second->url);
@@ -94,12 +97,13 @@ for my $how (qw(wait fail))
 $node->stop;
 done_testing();
 
-# The first of n entries is in a worker's hand and waits, or fails, another one it has read ahead, and nothing else is pending.
+# The first of n entries is in a worker's hand and waits, or fails, another one it has read ahead, or has in the same batch, and
+# nothing else is pending.
 # Returns how many rows there are when both are applied. These commands come in the same step.
 sub hold_one
 {
 	my ($p, $how, $workers, $n, @commands) = @_;
-	make($p, workers => $workers, options => '{"batch_size": 1}');
+	make($p, workers => $workers, options => qq({"batch_size": $batch_size}));
 	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()");
 	wait_state($p);
 	$redis->pipeline(xadds($p, 50));
