@@ -23,7 +23,6 @@
 #include "held.h"
 #include "owner.h"
 #include "inflight.h"
-#include "news.h"
 #include "process.h"
 #include "stats.h"
 #include "stream.h"
@@ -234,40 +233,6 @@ pp_consume_receive(PpWorker *w, PpReplyType type, PpReply **reply, PpRedisError 
 	pp_redis_error_set(error, PP_REDIS_CLASS_MOMENT, "redis_protocol",
 					   "a reply has a shape that was not expected");
 	return false;
-}
-
-/*
- * XGROUP CREATE.  The tables alone say where it begins, because it may have failed before: in an epoch
- * that has begun, where everything is known as settled; before anything was ever read, where it was
- * asked for; in a stream that was made anew, at its beginning.
- */
-bool
-pp_consume_create_group(PpWorker *w, PpRedisError *error)
-{
-	const PpLedger *ledger = pp_apply_ledger(w->apply);
-	char *asked = pp_pipeline_option(w->def, "start_id");
-	PpId begin = {0, 0};
-	char start[PP_ID_LEN];
-	PpReply *reply;
-
-	if (ledger->base_known)
-		begin = ledger->num_holes == 0 && pp_id_compare(ledger->pruned, ledger->sealed) > 0
-					? ledger->pruned
-					: ledger->sealed;
-	pp_id_print(begin, start);
-	set_reply_target(w, &w->batches[0]);
-	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
-								ledger->epoch == 1 && !ledger->base_known && asked ? asked : start);
-	reply = receive(w, ANSWER_MS, PP_WAIT_REDIS_REPLY);
-	if (failed(w, reply, error) && (reply == NULL || strcmp(error->code, "redis_busygroup") != 0))
-		return false;
-	if (reply->type != PP_REPLY_ERROR &&
-		pp_is_news(ledger->epoch == 1 && !ledger->base_known ? "group_made" : "group_made_again"))
-		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: made consumer group \"%s\" of "
-							 "stream \"%s\"",
-							 w->def->name, pp_my_proc->worker, w->def->group, w->def->stream)));
-	memset(error, 0, sizeof(*error));
-	return true;
 }
 
 /* Settles a batch of entries that may be settled already, and acknowledges it. */

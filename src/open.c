@@ -311,6 +311,47 @@ note_sharing(PpWorker *w)
 						 w->def->name, ledger->epoch)));
 }
 
+/*
+ * XGROUP CREATE.  The tables alone say where it begins, because it may have failed before: in an epoch
+ * that has begun, where everything is known as settled; before anything was ever read, where it was
+ * asked for; in a stream that was made anew, at its beginning.
+ */
+static bool
+create_group(PpWorker *w, PpRedisError *error)
+{
+	const PpLedger *ledger = pp_apply_ledger(w->apply);
+	char *asked = pp_pipeline_option(w->def, "start_id");
+	PpId begin = {0, 0};
+	char start[PP_ID_LEN];
+	PpReply *reply;
+
+	if (ledger->base_known)
+		begin = ledger->num_holes == 0 && pp_id_compare(ledger->pruned, ledger->sealed) > 0
+					? ledger->pruned
+					: ledger->sealed;
+	pp_id_print(begin, start);
+	pp_consume_begin_replies(w);
+	pp_stream_send_create_group(w->redis, w->def->stream, w->def->group,
+								ledger->epoch == 1 && !ledger->base_known && asked ? asked : start);
+	if ((reply = pp_consume_receive_any(w, error)) == NULL)
+		return false;
+	if (reply->type == PP_REPLY_ERROR)
+	{
+		PpRedisError refusal;
+
+		pp_redis_error_reply(&refusal, reply->str, reply->len);
+		if (strcmp(refusal.code, "redis_busygroup") == 0)
+			return true;
+		*error = refusal;
+		return false;
+	}
+	if (pp_is_news(ledger->epoch == 1 && !ledger->base_known ? "group_made" : "group_made_again"))
+		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: made consumer group \"%s\" of "
+							 "stream \"%s\"",
+							 w->def->name, pp_my_proc->worker, w->def->group, w->def->stream)));
+	return true;
+}
+
 /* Worker 1: everything that is said at the top of the file. */
 static bool
 look_at_stream(PpWorker *w, PpRedisError *error)
@@ -331,8 +372,7 @@ look_at_stream(PpWorker *w, PpRedisError *error)
 			ereport(LOG, (errmsg("postpipe pipeline \"%s\": epoch %d begins: %s", w->def->name,
 								 ledger->epoch, cause)));
 	}
-	if (!facts.group_exists &&
-		(!pp_consume_create_group(w, error) || !pp_open_get_facts(w, &facts, error)))
+	if (!facts.group_exists && (!create_group(w, error) || !pp_open_get_facts(w, &facts, error)))
 		return false;
 	if (!find_exclusive(w, error))
 		return false;

@@ -165,7 +165,6 @@ extern void pp_acks_keep(PpWorker *w, const PpBatch *batch, XLogRecPtr lsn);
 extern bool pp_acks_receive(PpWorker *w, PpRedisError *error);
 
 /* consume.c */
-extern bool pp_consume_create_group(PpWorker *w, PpRedisError *error);
 extern PpEntryError *pp_consume_normalize(PpWorker *w, PpBatch *batch);
 extern void pp_consume_apply(PpWorker *w, PpBatch *batch);
 extern bool pp_consume_pending(PpWorker *w, PpRedisError *error);
