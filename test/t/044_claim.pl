@@ -334,11 +334,12 @@ done_testing();
 
 sub unblocked { return $redis->cli('INFO', 'commandstats') =~ /cmdstat_client(?:\|unblock)?:calls=(\d+)/ ? $1 : 0 }
 
-# Adds so many entries and returns their IDs.
+# Adds so many entries, all at once, so that one that waits for entries is given them all; returns their IDs.
 sub add
 {
 	my ($stream, $n) = @_;
-	return $redis->pipeline(map { [ 'XADD', $stream, '*', 'n', $_ ] } 1 .. $n);
+	my @replies = $redis->pipeline([ 'MULTI' ], (map { [ 'XADD', $stream, '*', 'n', $_ ] } 1 .. $n), [ 'EXEC' ]);
+	return @{ $replies[-1] };
 }
 
 # So many entries that are pending for a consumer; returns their IDs.
