@@ -52,16 +52,17 @@ sub complaints
 	return $? && $said eq '' ? "promtool: exit status $?" : $said;
 }
 
-# As docs have it, without what the exporter measures besides.
+# As docs have it, without what the exporter measures besides: its collectors, which each version has others of.
 sub postgres_exporter
 {
 	my ($node, @databases) = @_;
+	my @collectors = qx(prometheus-postgres-exporter --help 2>&1) =~ /^ +--(?:\[no-\])?collector\.(\w+)\s/mg;
 	local $ENV{DATA_SOURCE_NAME} = join ',', map { "user=prometheus host=@{[$node->host]} port=@{[$node->port]} dbname=$_ sslmode=disable" } @databases;
 	return Postpipe::Test::Prometheus::Exporter->new(
 		sub {
 			my ($address) = @_;
 			return ('prometheus-postgres-exporter', "--web.listen-address=$address", "--extend.query-path=$top/monitoring/prometheus/postgres_exporter.yaml",
-				qw(--disable-default-metrics --disable-settings-metrics --no-collector.database --no-collector.bgwriter));
+				qw(--disable-default-metrics --disable-settings-metrics), map { "--no-collector.$_" } @collectors);
 		});
 }
 
