@@ -106,7 +106,8 @@ unlike(browse("$tmp/report.svg", '--dump-dom'), qr/parsererror/, '... which a br
 
 # --- What goes wrong.
 fails('no Prometheus', qr/could not reach Prometheus at http:\/\/127\.0\.0\.1:1: .*refused\nCheck that it runs/, PROMETHEUS => 'http://x:secret@127.0.0.1:1');
-fails('not Prometheus', qr/does not answer as Prometheus does: 200 .*\nCheck PROMETHEUS/, PROMETHEUS => 'http://' . $exporter->address);
+# With its "?" it is this page that answers, whatever is asked for; at other paths an old exporter has a page and a newer one none.
+fails('not Prometheus', qr/does not answer as Prometheus does: 200 .*\nCheck PROMETHEUS/, PROMETHEUS => 'http://' . $exporter->address . '/metrics?');
 fails('a range without data', qr/has no sample of postpipe from 2020-01-01T00:00:00Z to 2020-01-01T01:00:00Z\nCheck LAST, or START and END/, @range, START => '2020-01-01', END => '2020-01-01T02:00+01:00');
 fails('a filter that fits nothing', qr/with pipeline=~"nobody"\nCheck DATNAME and PIPELINE; in this range there are:\n  DATNAME=postgres PIPELINE=m\n/, @range, PIPELINE => 'nobody');
 fails('a filter that is none', qr/refused a query: .*\nThe query was: .*\nCheck DATNAME and PIPELINE, which are regular expressions/, @range, PIPELINE => '(');
