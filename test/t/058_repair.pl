@@ -102,7 +102,7 @@ for my $case ([ 'passed_over', 1, 1, 4 ], [ 'passed_over_2', 2, 1, 4 ], [ 'unrea
 	rows('rewound', 50);
 	$redis->command('XTRIM', 'stream:rewound', 'MAXLEN', 20);
 	sql('ALTER TABLE t_rewound RENAME TO t_away');
-	add('rewound', 10);
+	$redis->pipeline([ 'MULTI' ], xadds('rewound', 10), [ 'EXEC' ]); # one batch
 	wait_for { pending($redis, 'stream:rewound', 'postpipe_rewound') == 10 } 'rewound: ten are pending';
 	pause('rewound');
 	sql('ALTER TABLE t_away RENAME TO t_rewound');
