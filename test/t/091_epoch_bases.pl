@@ -73,7 +73,7 @@ for my $workers (1, 2)
 	rows($p, 50);
 	my $session = pp_session($node);
 	$session->("BEGIN; LOCK TABLE t_$p");
-	add($p, 5);
+	$redis->pipeline([ 'MULTI' ], xadds($p, 5), [ 'EXEC' ]); # one batch
 	wait_for { pending($redis, "stream:$p", "postpipe_$p") == 5 } "$p: five are in hand";
 	$redis->command('FLUSHALL');
 	$redis->pipeline([ 'MULTI' ], xadds($p, 40), [ 'XTRIM', "stream:$p", 'MAXLEN', 10 ], [ 'EXEC' ]);
