@@ -276,14 +276,15 @@ static bool
 is_in_stream(PpLedger *ledger, const PpPipeline *p, PpRedis *conn, const PpLetterKey *key)
 {
 	PpStoreScope store;
+	MemoryContext cxt = CurrentMemoryContext;
 	PpEntry letter;
 	PpEntry *entry;
 	bool loaded;
 
 	pp_store_begin(&store, ledger->ext);
-	loaded = pp_dead_letter_load(ledger, CurrentMemoryContext, key, &letter);
+	loaded = pp_dead_letter_load(ledger, cxt, key, &letter);
 	pp_store_end(&store);
-	pp_redis_reply_target(conn, CurrentMemoryContext, MAX_REPLY);
+	pp_redis_reply_target(conn, cxt, MAX_REPLY);
 	entry = pp_function_read_entry(conn, p, key->id);
 	return loaded && entry != NULL && pp_event_hash(entry) == pp_event_hash(&letter);
 }

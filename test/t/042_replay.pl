@@ -402,7 +402,8 @@ CREATE TABLE again (v text, CONSTRAINT v CHECK (v NOT LIKE 'bad%'));
 SELECT postpipe_create_pipeline('again', 'stream:again', statement => 'INSERT INTO again SELECT event ->> $$v$$ FROM postpipe_batch');
 SQL
 wait_state('again');
-my @again = map { $redis->xadd('stream:again', v => $_) } 'bad before', 'a', 'bad 1', 'bad gone', 'b', 'bad other';
+# Large ones, of which no memory is left in the process by chance.
+my @again = map { $redis->xadd('stream:again', v => $_, large => 'x' x 1_000_000) } 'bad before', 'a', 'bad 1', 'bad gone', 'b', 'bad other';
 letters('again', 4);
 sql(q(ALTER TABLE again DROP CONSTRAINT v; SELECT postpipe_pause('again')));
 wait_state('again', 'paused');
