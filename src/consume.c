@@ -50,6 +50,7 @@ no_reply(PpWorker *w)
 /*
  * The next reply; looks around meanwhile, but not before what has come is taken: the connection may be given up then.
  * NULL: the connection failed, or for timeout_ms nothing came.  A long reply may take longer, as long as it comes.
+ * With 0 only what has come is taken, and that it is nothing is no failure.
  */
 static PpReply *
 receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
@@ -75,8 +76,9 @@ receive(PpWorker *w, long timeout_ms, PpWaitEvent event)
 		left = pp_steady_left(end);
 		if (left <= 0)
 		{
-			(void) pp_redis_fail(w->redis, PP_REDIS_CLASS_MOMENT, "redis_timeout",
-								 "Redis did not answer within %ld ms", timeout_ms);
+			if (timeout_ms > 0)
+				(void) pp_redis_fail(w->redis, PP_REDIS_CLASS_MOMENT, "redis_timeout",
+									 "Redis did not answer within %ld ms", timeout_ms);
 			return no_reply(w);
 		}
 		pp_worker_look_around(w);
@@ -332,8 +334,10 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpR
 	return ok && pp_mirror_letters(w, batch, error);
 }
 
-/* One turn with nothing in hand: acknowledges, and blocks until there are entries or something else
- * is due. */
+/*
+ * One turn with nothing in hand: acknowledges, and blocks until there are entries or something else is due.  If the
+ * stream has to be looked at, what Redis has given with that answer is not given up either.
+ */
 static bool
 turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 {
@@ -344,9 +348,14 @@ turn_idle(PpWorker *w, PpBatch *next, PpRedisError *error)
 	set_reply_target(w, next);
 	send_read(w, block_ms > 0 ? block_ms : -1);
 	(void) pp_redis_flush(w->redis);
-	if (!pp_acks_receive(w, error) || !pp_owner_receive_check(w, error) ||
-		!pp_watch_receive(w, error))
+	if (!pp_acks_receive(w, error) || !pp_owner_receive_check(w, error))
 		return false;
+	if (!pp_watch_receive(w, error))
+	{
+		if (pp_redis_is_open(w->redis))
+			(void) receive_new(w, next, 0, PP_WAIT_REDIS_REPLY, error);
+		return false;
+	}
 	pp_worker_well(w, true);
 	pgstat_report_stat(true);
 	pp_process_activity(false, "waiting for entries");

@@ -16,6 +16,7 @@ sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql('CREATE SEQUENCE attempts');
 sql(q(CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN
 	IF NEW.v LIKE ''wait%'' THEN PERFORM pg_advisory_xact_lock(1); END IF;
+	IF NEW.v LIKE ''other%'' THEN PERFORM pg_advisory_xact_lock(2); END IF;
 	IF NEW.v LIKE ''fail%'' AND nextval(''public.attempts'') > 0 AND NOT pg_try_advisory_xact_lock(1) THEN RAISE lock_not_available; END IF;
 	RETURN NEW; END'));
 
@@ -64,6 +65,30 @@ for my $worker (1, 2)
 	kill('CONT', $pid);
 	rows($p, 1, "$p: it is applied");
 	goes_on($p, 1);
+}
+
+# --- A worker that has settled its batch sees that its consumer was deleted, and is given an entry with that answer, while another
+# one has a batch in hand, so that nobody looks.
+{
+	my $p = 'answer';
+	make($p, workers => 2, options => '{"batch_size": 1}');
+	sql("CREATE TRIGGER hold BEFORE INSERT ON t_$p FOR EACH ROW EXECUTE FUNCTION hold()");
+	wait_state($p);
+	$session->('SELECT pg_advisory_lock(1), pg_advisory_lock(2)');
+	$redis->pipeline([ 'XADD', "stream:$p", '*', 'v', 'wait' ], [ 'XADD', "stream:$p", '*', 'v', 'other' ]);
+	my %entry;
+	wait_for {
+		%entry = map { $_->[1] => $_->[0] } @{ $redis->command('XPENDING', "stream:$p", "postpipe_$p", '-', '+', 10) };
+		keys %entry == 2 && sql(q(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)) == 2
+	} "$p: each worker has an entry in hand";
+	my ($other) = sort { $entry{$b} cmp $entry{$a} } keys %entry;
+	$redis->pipeline([ 'MULTI' ], [ 'XGROUP', 'DELCONSUMER', "stream:$p", "postpipe_$p", $other ], xadds($p, 1), [ 'EXEC' ]);
+	$session->('SELECT pg_advisory_unlock(2)');
+	rows($p, 2, "$p: what came with the answer is applied");
+	$redis->command('FLUSHALL');
+	release();
+	rows($p, 3, "$p: the other one as well");
+	goes_on($p, 3);
 }
 
 # --- Redis crashes, and has nothing when it is back.  A Unix socket says that with the first byte that is written to it.
