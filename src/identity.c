@@ -193,14 +193,26 @@ is_back(PpWorker *w, const PpStreamFacts *facts, const char **cause, PpRedisErro
 }
 
 /*
+ * Is the group the one that workers have read, up to `top`?  It has consumers, or at least stands where they have left
+ * it; one that was made anew, perhaps with the stream, does neither.  Where there were other consumers, what these have
+ * left tells nothing.
+ */
+static bool
+group_was_read(const PpLedger *ledger, const PpStreamFacts *facts, PpId top)
+{
+	return facts->group_exists && (facts->consumers != 0 || ledger->shared ||
+								   pp_id_compare(facts->last_delivered, top) == 0);
+}
+
+/*
  * pp_identity_find_cause
  *		Why is the stream not the one that the ledger knows?  *cause becomes NULL when it is.  False with
  *		*error: the connection failed; with no error: it has to be looked at again.
  *
  * A stream that was deleted and filled again has fewer entries than were settled, or lower IDs, or other
  * entries under the same ones.  Of an epoch that has not begun yet nothing is known; in one that has,
- * everything up to `pruned` was in the stream, whoever settled it.  If the group is gone, and everything
- * that is known, it cannot be told.
+ * everything up to `pruned` was in the stream, whoever settled it.  If the group that was read is gone, and
+ * everything that is known, it cannot be told.
  */
 bool
 pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause,
@@ -220,7 +232,7 @@ pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cau
 		*cause = "stream_gone";
 	else if (!pp_trimmed_fits(ledger, facts) || pp_watch_is_other(w, facts))
 		return name_cause(w, facts, top, cause, error);
-	else if (pp_stream_is_gone_up_to(facts, top) && !facts->group_exists)
+	else if (pp_stream_is_gone_up_to(facts, top) && !group_was_read(ledger, facts, top))
 		*cause = "group_gone";
 	else if (facts->length > 0 && pp_id_compare(facts->first_entry, ledger->top) <= 0)
 	{

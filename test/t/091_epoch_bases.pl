@@ -48,6 +48,23 @@ for my $workers (1, 2)
 		'|10|0||how many entries the epoch began with could not be determined', '... of which it cannot be told how many were not read');
 	drop($p);
 
+	# --- The same, and somebody has made the group again: it has no consumers, and stands elsewhere.
+	for my $at ('0', '$')
+	{
+		$p = 'group_at_' . ($at eq '$' ? 'end' : 'begin') . "_$workers";
+		make($p, workers => $workers);
+		add($p, 50);
+		rows($p, 50);
+		pause($p);
+		$redis->pipeline([ 'DEL', "stream:$p" ], xadds($p, 400), [ 'XTRIM', "stream:$p", 'MAXLEN', 10 ], [ 'XGROUP', 'CREATE', "stream:$p", "postpipe_$p", $at ]);
+		resume($p);
+		rows($p, 60, "$p: made anew with its group, with more entries");
+		wait_sql($node, 'postgres', "SELECT added, applied, lost, balance, reason FROM postpipe_audit WHERE pipeline = '$p' ORDER BY epoch DESC LIMIT 1",
+			'|10|0||how many entries the epoch began with could not be determined', '... of which it cannot be told how many were not read');
+		is(lost($p), '', '... and nothing is said to be lost');
+		drop($p);
+	}
+
 	# --- A rewind of another life of the stream, at which nobody has looked: what is gone of it would be in no table.
 	$p = "unseen_$workers";
 	make($p, workers => $workers);
