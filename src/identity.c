@@ -211,8 +211,8 @@ group_was_read(const PpLedger *ledger, const PpStreamFacts *facts, PpId top)
  *
  * A stream that was deleted and filled again has fewer entries than were settled, or lower IDs, or other
  * entries under the same ones.  Of an epoch that has not begun yet nothing is known; in one that has,
- * everything up to `pruned` was in the stream, whoever settled it.  If the group that was read is gone, and
- * everything that is known, it cannot be told.
+ * everything up to `pruned` was in the stream, whoever settled it.  Of those that are lost only the number is
+ * known.  If the group that was read is gone, and everything that is known, it cannot be told.
  */
 bool
 pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cause,
@@ -222,16 +222,20 @@ pp_identity_find_cause(PpWorker *w, const PpStreamFacts *facts, const char **cau
 	PpId top = ledger->top;
 	bool there = true;
 	bool shrunk;
+	bool known;
 
 	*cause = NULL;
 	if (ledger->base_known && pp_id_compare(ledger->pruned, top) > 0)
 		top = ledger->pruned;
-	if (pp_id_is_zero(top) && !(ledger->base_known && ledger->base > 0))
+	known = !pp_id_is_zero(top) || (ledger->base_known && ledger->base > 0);
+	if (!known && ledger->settled == 0)
 		return is_back(w, facts, cause, error);
 	if (!facts->key_exists)
 		*cause = "stream_gone";
 	else if (!pp_trimmed_fits(ledger, facts) || pp_watch_is_other(w, facts))
 		return name_cause(w, facts, top, cause, error);
+	else if (!known)
+		return is_back(w, facts, cause, error);
 	else if (pp_stream_is_gone_up_to(facts, top) && !group_was_read(ledger, facts, top))
 		*cause = "group_gone";
 	else if (facts->length > 0 && pp_id_compare(facts->first_entry, ledger->top) <= 0)

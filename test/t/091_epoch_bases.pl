@@ -65,6 +65,26 @@ for my $workers (1, 2)
 		drop($p);
 	}
 
+	# --- Of the life before all entries were lost, so that none of them is known; then it is made anew with as many, or is gone.
+	for my $n (9, 0)
+	{
+		$p = "only_lost_${n}_$workers";
+		make($p, workers => $workers);
+		pause($p);
+		$redis->pipeline(xadds($p, 9), [ 'XTRIM', "stream:$p", 'MAXLEN', 0 ]);
+		resume($p);
+		shows($p, '9|0|9|0', 'all is lost');
+		pause($p);
+		$redis->pipeline([ 'DEL', "stream:$p" ], xadds($p, $n));
+		resume($p);
+		is(sql("SELECT postpipe_wait_state('$p', 'running')"), 't', "$p: runs");
+		add($p, 3);
+		rows($p, $n + 3);
+		shows($p, join('|', $n + 3, $n + 3, 0, 0), "what comes then is another stream's");
+		is(lost($p), '1 first 9 f', '... and nothing else is lost');
+		drop($p);
+	}
+
 	# --- A rewind of another life of the stream, at which nobody has looked: what is gone of it would be in no table.
 	$p = "unseen_$workers";
 	make($p, workers => $workers);
