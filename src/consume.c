@@ -320,7 +320,11 @@ turn_with_batch(PpWorker *w, PpBatch *batch, PpBatch *next, bool read_ahead, PpR
 	pp_worker_well(w, false);
 	set_reply_target(w, next);
 	if (!batch->full)
+	{
 		pp_consume_apply(w, batch);
+		/* One that is to stop must acknowledge this, and not ask whose group it is by now. */
+		pp_worker_look_around(w);
+	}
 	pp_acks_age(w);
 	read_ahead = read_ahead && pp_redis_is_open(w->redis);
 	if (read_ahead)
