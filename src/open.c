@@ -340,15 +340,19 @@ create_group(PpWorker *w, PpRedisError *error)
 		PpRedisError refusal;
 
 		pp_redis_error_reply(&refusal, reply->str, reply->len);
-		if (strcmp(refusal.code, "redis_busygroup") == 0)
-			return true;
-		*error = refusal;
-		return false;
+		if (strcmp(refusal.code, "redis_busygroup") != 0)
+		{
+			*error = refusal;
+			return false;
+		}
 	}
-	if (pp_is_news(ledger->epoch == 1 && !ledger->base_known ? "group_made" : "group_made_again"))
+	else if (pp_is_news(ledger->epoch == 1 && !ledger->base_known ? "group_made"
+																  : "group_made_again"))
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: made consumer group \"%s\" of "
 							 "stream \"%s\"",
 							 w->def->name, pp_my_proc->worker, w->def->group, w->def->stream)));
+	/* That there is no stream, which the facts have left here, is none any more. */
+	memset(error, 0, sizeof(*error));
 	return true;
 }
 
