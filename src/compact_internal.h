@@ -19,8 +19,6 @@ typedef struct PpIdList
 	int n;
 } PpIdList;
 
-/* compact.c */
-
 /* compact_merge.c */
 extern void pp_compact_merge(PpApply *a, void *arg);
 

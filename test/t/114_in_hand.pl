@@ -123,8 +123,7 @@ $node->stop;
 done_testing();
 
 # The first of n entries is in a worker's hand and waits, or fails, another one it has read ahead, or has in the same batch, and
-# nothing else is pending.
-# Returns how many rows there are when both are applied. These commands come in the same step.
+# nothing else is pending. Returns how many rows there are when both are applied. These commands come in the same step.
 sub hold_one
 {
 	my ($p, $how, $workers, $n, @commands) = @_;
