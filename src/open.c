@@ -351,8 +351,6 @@ create_group(PpWorker *w, PpRedisError *error)
 		ereport(LOG, (errmsg("postpipe pipeline \"%s\", worker %d: made consumer group \"%s\" of "
 							 "stream \"%s\"",
 							 w->def->name, pp_my_proc->worker, w->def->group, w->def->stream)));
-	/* That there is no stream, which the facts have left here, is none any more. */
-	memset(error, 0, sizeof(*error));
 	return true;
 }
 

@@ -35,15 +35,19 @@ pp_stream_send_facts(PpRedis *conn, const char *stream, const char *group)
 	pp_redis_send(conn, "EXEC");
 }
 
-/* "No such key" is an answer; every other error reply ends the measurement. */
+/* "No such key" is an answer; every other error reply ends the measurement, and is what *error says. */
 static bool
 check_error(const PpReply *reply, bool *absent, PpRedisError *error)
 {
+	PpRedisError said;
+
 	*absent = false;
 	if (reply->type != PP_REPLY_ERROR)
 		return true;
-	pp_redis_error_reply(error, reply->str, reply->len);
-	*absent = error->class == PP_REDIS_CLASS_STRUCTURE;
+	pp_redis_error_reply(&said, reply->str, reply->len);
+	*absent = said.class == PP_REDIS_CLASS_STRUCTURE;
+	if (!*absent)
+		*error = said;
 	return *absent;
 }
 
@@ -186,13 +190,15 @@ pp_stream_parse_facts(PpReply *const *replies, const char *group, PpStreamFacts 
 					  PpRedisError *error)
 {
 	const PpReply *answers = replies[PP_STREAM_FACT_REPLIES - 1];
-	bool absent;
 
 	nothing_known(facts);
 	/* What is refused when it is queued says why; EXEC says only that something was. */
 	for (int i = 0; i < PP_STREAM_FACT_REPLIES; i++)
-		if (!check_error(replies[i], &absent, error) || absent)
+		if (replies[i]->type == PP_REPLY_ERROR)
+		{
+			pp_redis_error_reply(error, replies[i]->str, replies[i]->len);
 			return false;
+		}
 	if (!pp_reply_is(answers, PP_REPLY_ARRAY, 3))
 		return pp_stream_unexpected(error, "EXEC");
 	return parse_answers(&answers->items[0], &answers->items[1], &answers->items[2], group, facts,

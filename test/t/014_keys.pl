@@ -107,7 +107,7 @@ sql(q(UPDATE gate SET open = false; CREATE TABLE ep (id int PRIMARY KEY, v text)
 $redis->command('XADD', 'stream:ep', '2000-1', id => 1, v => 'bad and old');
 $redis->command('XADD', 'stream:ep', '2000-2', id => 2, v => 'bad in the first epoch');
 letters('ep', 2);
-$redis->pipeline(['MULTI'], [ 'DEL', 'stream:ep' ], [ 'XADD', 'stream:ep', '500-1', id => 1, v => 'new' ], [ 'XADD', 'stream:ep', '500-2', id => 2, v => 'bad in the second' ], ['EXEC']);
+$redis->transaction([ 'DEL', 'stream:ep' ], [ 'XADD', 'stream:ep', '500-1', id => 1, v => 'new' ], [ 'XADD', 'stream:ep', '500-2', id => 2, v => 'bad in the second' ]);
 wait_sql($node, 'postgres', 'SELECT v FROM ep', 'new', 'a new stream with lower IDs');
 letters('ep', 3);
 sql(q(UPDATE gate SET open = true; UPDATE postpipe_dead_letter SET next_retry_at = now()));

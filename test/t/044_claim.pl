@@ -338,8 +338,7 @@ sub unblocked { return $redis->cli('INFO', 'commandstats') =~ /cmdstat_client(?:
 sub add
 {
 	my ($stream, $n) = @_;
-	my @replies = $redis->pipeline([ 'MULTI' ], (map { [ 'XADD', $stream, '*', 'n', $_ ] } 1 .. $n), [ 'EXEC' ]);
-	return @{ $replies[-1] };
+	return $redis->transaction(map { [ 'XADD', $stream, '*', 'n', $_ ] } 1 .. $n);
 }
 
 # So many entries that are pending for a consumer; returns their IDs.
@@ -357,9 +356,9 @@ sub fill
 sub add_for
 {
 	my ($stream, $group, $consumer, $n) = @_;
-	my @replies = $redis->pipeline(['MULTI'], (map { [ 'XADD', $stream, '*', 'n', $_ ] } 1 .. $n),
-		[ 'XREADGROUP', 'GROUP', $group, $consumer, 'COUNT', $n, 'STREAMS', $stream, '>' ], ['EXEC']);
-	return @{ $replies[-1] }[ 0 .. $n - 1 ];
+	my @replies = $redis->transaction((map { [ 'XADD', $stream, '*', 'n', $_ ] } 1 .. $n),
+		[ 'XREADGROUP', 'GROUP', $group, $consumer, 'COUNT', $n, 'STREAMS', $stream, '>' ]);
+	return @replies[ 0 .. $n - 1 ];
 }
 
 sub pending_of

@@ -260,6 +260,6 @@ sub read_as
 {
 	my ($consumer, $n) = @_;
 	$ms = ($ms // 2) + 1;
-	return $redis->pipeline(['MULTI'], (map { [ 'XADD', $stream, "$ms-$_", 'n', $_ ] } 1 .. $n),
-		[ 'XREADGROUP', 'GROUP', $group, $consumer, 'COUNT', $n, 'STREAMS', $stream, '>' ], ['EXEC']);
+	return $redis->transaction((map { [ 'XADD', $stream, "$ms-$_", 'n', $_ ] } 1 .. $n),
+		[ 'XREADGROUP', 'GROUP', $group, $consumer, 'COUNT', $n, 'STREAMS', $stream, '>' ]);
 }

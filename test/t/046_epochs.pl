@@ -27,7 +27,7 @@ for my $case (
 	add($p, $_, "old $_") for map { "1000-$_" } 1 .. 10;
 	settled($p, 10);
 	pause($p) if $how eq 'missed';
-	$redis->pipeline([ 'MULTI' ], [ 'DEL', "stream:$p" ], (map { [ 'XADD', "stream:$p", $_, 'v', "new $_" ] } @new), [ 'EXEC' ]);
+	$redis->transaction([ 'DEL', "stream:$p" ], (map { [ 'XADD', "stream:$p", $_, 'v', "new $_" ] } @new));
 	sql("SELECT postpipe_resume('$p')") if $how eq 'missed';
 	settled($p, 10 + @new);
 	is(sql("SELECT count(*), count(DISTINCT v), sum((v LIKE 'new%')::int) FROM t_$p"), (10 + @new) . '|' . (10 + @new) . '|' . @new, "$p: every new entry is applied once");
@@ -122,7 +122,7 @@ for my $p (qw(busy down))
 make('destroyed');
 add('destroyed', '*', "v$_") for 1 .. 10;
 settled('destroyed', 10);
-$redis->pipeline([ 'MULTI' ], [ 'XGROUP', 'DESTROY', 'stream:destroyed', 'postpipe_destroyed' ], (map { [ 'XADD', 'stream:destroyed', '*', 'v', "w$_" ] } 1 .. 5), [ 'EXEC' ]);
+$redis->transaction([ 'XGROUP', 'DESTROY', 'stream:destroyed', 'postpipe_destroyed' ], (map { [ 'XADD', 'stream:destroyed', '*', 'v', "w$_" ] } 1 .. 5));
 settled('destroyed', 15);
 is(sql('SELECT count(*), count(DISTINCT v) FROM t_destroyed'), '15|15', 'XGROUP DESTROY: each entry once');
 is(sql(q(SELECT count(*) FROM postpipe_audit WHERE pipeline = 'destroyed')), 1, '... in one epoch');
@@ -188,7 +188,7 @@ for my $workers (1, 2)
 	settled($p, 30);
 	is(lost($p), 90, "$p: 90 are lost");
 	balanced($p);
-	$redis->pipeline([ 'MULTI' ], (map { [ 'XADD', "stream:$p", '*', 'v', "m$_" ] } 1 .. 40), [ 'XTRIM', "stream:$p", 'MAXLEN', 5 ], [ 'EXEC' ]);
+	$redis->transaction((map { [ 'XADD', "stream:$p", '*', 'v', "m$_" ] } 1 .. 40), [ 'XTRIM', "stream:$p", 'MAXLEN', 5 ]);
 	settled($p, 35);
 	wait_sql($node, 'postgres', "SELECT sum(entries) FROM postpipe_lost_range WHERE pipeline = '$p'", 125, "$p: and 35 more, noticed while it runs");
 	balanced($p);

@@ -110,9 +110,9 @@ sub waits
 sub gone
 {
 	my ($name, $n) = @_;
-	my @replies = $redis->pipeline(['MULTI'], (map { [ 'XADD', "stream:$name", '*', 'n', $_ ] } 1 .. $n),
-		[ 'XREADGROUP', 'GROUP', "postpipe_$name", 'python-1', 'COUNT', $n, 'STREAMS', "stream:$name", '>' ], ['EXEC']);
-	my @ids = @{ $replies[-1] }[ 0 .. $n - 1 ];
+	my @replies = $redis->transaction((map { [ 'XADD', "stream:$name", '*', 'n', $_ ] } 1 .. $n),
+		[ 'XREADGROUP', 'GROUP', "postpipe_$name", 'python-1', 'COUNT', $n, 'STREAMS', "stream:$name", '>' ]);
+	my @ids = @replies[ 0 .. $n - 1 ];
 	$redis->command('XDEL', "stream:$name", @ids);
 	return @ids;
 }

@@ -54,7 +54,7 @@ settled('slow');
 $before = reconnects('slow');
 my $gate = pp_session($node);
 $gate->('SELECT pg_advisory_lock(7);');
-$redis->pipeline([ 'MULTI' ], [ 'XADD', 'stream:slow', '*', 'v', 'stuck' ], (map { [ 'XADD', 'stream:slow', '*', 'v', "m$_" ] } 1 .. 45), [ 'EXEC' ]);
+$redis->transaction([ 'XADD', 'stream:slow', '*', 'v', 'stuck' ], (map { [ 'XADD', 'stream:slow', '*', 'v', "m$_" ] } 1 .. 45));
 wait_sql($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'), 1, 'a worker is slow');
 wait_sql($node, 'postgres', 'SELECT count(*) >= 46 FROM t_slow', 't', 'the other has applied what was given to it');
 # For as long as Redis is asked for its numbers some times, which is longer than an answer may take.
@@ -99,8 +99,8 @@ for my $workers (1, 2)
 	add($p, 5);
 	settled($p);
 	calm($p, "$p: they block", 3);
-	$redis->pipeline([ 'MULTI' ], (map { [ 'XADD', "stream:$p", '*', 'v', "b$_" ] } 1 .. 2), [ 'XGROUP', 'SETID', "stream:$p", "postpipe_$p", '$' ],
-		[ 'XADD', "stream:$p", '*', 'v', 'b3' ], ['EXEC']);
+	$redis->transaction((map { [ 'XADD', "stream:$p", '*', 'v', "b$_" ] } 1 .. 2), [ 'XGROUP', 'SETID', "stream:$p", "postpipe_$p", '$' ],
+		[ 'XADD', "stream:$p", '*', 'v', 'b3' ]);
 	$added{$p} += 3;
 	settled($p);
 	is(lost($p), 0, "$p: moved forward under a blocked reader: nothing is lost");
@@ -114,7 +114,7 @@ for my $workers (1, 2)
 	settled($p);
 	is(lost($p), 0, "$p: ... nothing is lost");
 	balanced($p);
-	$redis->pipeline([ 'MULTI' ], (map { [ 'XADD', "stream:$p", '*', 'v', "f$_" ] } 1 .. 5), [ 'XGROUP', 'SETID', "stream:$p", "postpipe_$p", '9999999999999-0' ], ['EXEC']);
+	$redis->transaction((map { [ 'XADD', "stream:$p", '*', 'v', "f$_" ] } 1 .. 5), [ 'XGROUP', 'SETID', "stream:$p", "postpipe_$p", '9999999999999-0' ]);
 	$added{$p} += 5;
 	settled($p);
 	is(lost($p), 0, "$p: ... nor with unread entries");

@@ -57,7 +57,7 @@ make('shared');
 add('shared', 5);
 settled('shared', 5);
 shows('shared', '5|5|0|0|0', qr/^$/, 'alone');
-$redis->pipeline(['MULTI'], (map { [ 'XADD', 'stream:shared', '*', 'v', "other $_" ] } 1 .. 3), [ 'XREADGROUP', 'GROUP', 'shared', 'python', 'COUNT', 3, 'STREAMS', 'stream:shared', '>' ], ['EXEC']);
+$redis->transaction((map { [ 'XADD', 'stream:shared', '*', 'v', "other $_" ] } 1 .. 3), [ 'XREADGROUP', 'GROUP', 'shared', 'python', 'COUNT', 3, 'STREAMS', 'stream:shared', '>' ]);
 shows('shared', '8|5|3|0|0', qr/^$/, 'another one has three entries in hand: they are pending');
 $redis->command('XACK', 'stream:shared', 'shared', map { $_->[0] } @{ $redis->command('XPENDING', 'stream:shared', 'shared', '-', '+', 10) });
 shows('shared', '8|5|0|0|', qr/^the group has other consumers, and what they acknowledge is not counted here/, '... and acknowledges them');

@@ -40,7 +40,7 @@ sql(q(SELECT postpipe_drop_pipeline('posts')));
 	make('crash', workers => 3);
 	add('crash', 100);
 	rows('crash', 100);
-	$redis->pipeline([ 'MULTI' ], xadds('crash', 50), [ 'XGROUP', 'SETID', 'stream:crash', 'postpipe_crash', '$' ], [ 'EXEC' ]);
+	$redis->transaction(xadds('crash', 50), [ 'XGROUP', 'SETID', 'stream:crash', 'postpipe_crash', '$' ]);
 	add('crash', 30);
 	wait_for { sql('SELECT count(*) FROM t_crash') >= 130 } 'crash: what came after is applied';
 	$node->stop('immediate');
@@ -102,7 +102,7 @@ for my $case ([ 'passed_over', 1, 1, 4 ], [ 'passed_over_2', 2, 1, 4 ], [ 'unrea
 	rows('rewound', 50);
 	$redis->command('XTRIM', 'stream:rewound', 'MAXLEN', 20);
 	sql('ALTER TABLE t_rewound RENAME TO t_away');
-	$redis->pipeline([ 'MULTI' ], xadds('rewound', 10), [ 'EXEC' ]); # one batch
+	$redis->transaction(xadds('rewound', 10)); # one batch
 	wait_for { pending($redis, 'stream:rewound', 'postpipe_rewound') == 10 } 'rewound: ten are pending';
 	pause('rewound');
 	sql('ALTER TABLE t_away RENAME TO t_rewound');
@@ -137,7 +137,7 @@ for my $case ([ 'adopted_lower', 500 ], [ 'adopted_higher', 2000 ])
 	make($p);
 	wait_state($p);
 	pause($p);
-	$redis->pipeline([ 'MULTI' ], [ 'DEL', "stream:$p" ], xadds($p, 5, $ms), [ 'EXEC' ]);
+	$redis->transaction([ 'DEL', "stream:$p" ], xadds($p, 5, $ms));
 	resume($p);
 	rows($p, 5, "$p: what is new is applied");
 	balanced($p);
@@ -151,7 +151,7 @@ for my $case ([ 'adopted_lower', 500 ], [ 'adopted_higher', 2000 ])
 	wait_state('refused');
 	$redis->command('XADD', 'stream:refused', '1000-31', 'v', 'more');
 	rows('refused', 1);
-	$redis->pipeline([ 'MULTI' ], [ 'DEL', 'stream:refused' ], xadds('refused', 5, 500), [ 'CONFIG', 'SET', 'min-replicas-to-write', 1 ], [ 'EXEC' ]);
+	$redis->transaction([ 'DEL', 'stream:refused' ], xadds('refused', 5, 500), [ 'CONFIG', 'SET', 'min-replicas-to-write', 1 ]);
 	wait_sql($node, 'postgres', q(SELECT reason_code FROM postpipe_stats WHERE pipeline = 'refused'), 'redis_noreplicas', 'refused: Redis refuses');
 	wait_sql($node, 'postgres', q(SELECT max(epoch) FROM postpipe_epoch WHERE pipeline = 'refused'), 2, 'refused: an epoch has begun');
 	$redis->command('CONFIG', 'SET', 'min-replicas-to-write', 0);

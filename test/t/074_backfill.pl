@@ -96,7 +96,7 @@ for my $workers (1, 3)
 	settled($p, 70);
 	my $session = pp_session($node);
 	$session->("BEGIN; LOCK TABLE $p");
-	$redis->pipeline([ 'MULTI' ], (map { [ 'XADD', "stream:$p", '*', 'id', $_ ] } 71 .. 80), [ 'EXEC' ]); # one batch
+	$redis->transaction((map { [ 'XADD', "stream:$p", '*', 'id', $_ ] } 71 .. 80)); # one batch
 	wait_for { pending($redis, "stream:$p", "postpipe_$p") == 10 } "$p: ten are in hand";
 	pause($p);
 	$session->('ROLLBACK');

@@ -110,10 +110,10 @@ for my $workers (1, 2)
 	rows($p, 50);
 	my $session = pp_session($node);
 	$session->("BEGIN; LOCK TABLE t_$p");
-	$redis->pipeline([ 'MULTI' ], xadds($p, 5), [ 'EXEC' ]); # one batch
+	$redis->transaction(xadds($p, 5)); # one batch
 	wait_for { pending($redis, "stream:$p", "postpipe_$p") == 5 } "$p: five are in hand";
 	$redis->command('FLUSHALL');
-	$redis->pipeline([ 'MULTI' ], xadds($p, 40), [ 'XTRIM', "stream:$p", 'MAXLEN', 10 ], [ 'EXEC' ]);
+	$redis->transaction(xadds($p, 40), [ 'XTRIM', "stream:$p", 'MAXLEN', 10 ]);
 	$session->('COMMIT');
 	$session->(undef);
 	rows($p, 65);
@@ -130,7 +130,7 @@ for my $workers (1, 2)
 		add($p, 50);
 		rows($p, 50);
 		shows($p, '50|50|0|0', 'all is read');
-		$redis->pipeline([ 'MULTI' ], [ 'DEL', "stream:$p" ], xadds($p, $n, $ms), [ 'XGROUP', 'CREATE', "stream:$p", "postpipe_$p", '$' ], xadds($p, 1, $ms && $ms + 1), [ 'EXEC' ]);
+		$redis->transaction([ 'DEL', "stream:$p" ], xadds($p, $n, $ms), [ 'XGROUP', 'CREATE', "stream:$p", "postpipe_$p", '$' ], xadds($p, 1, $ms && $ms + 1));
 		rows($p, 51 + $n, "$p: made anew under a worker that waits: all is read");
 		shows($p, "$n|$n|0|0", '... and accounted for, but for the one that was settled before');
 		is(lost($p), '', '... and nothing is lost');
@@ -167,12 +167,12 @@ for my $workers (1, 2)
 		acknowledged($p);
 		my $consumer = sql("SELECT consumer FROM postpipe_workers WHERE pipeline = '$p' AND worker = $workers");
 		my @claim = $pending ? [ 'XCLAIM', "stream:$p", "postpipe_$p", $consumer, 0, @ids, 'FORCE', 'JUSTID' ] : ();
-		$redis->pipeline(['MULTI'], @claim, [ 'RENAME', "stream:$p", 'away' ], ['EXEC']);
+		$redis->transaction(@claim, [ 'RENAME', "stream:$p", 'away' ]);
 		wait_sql($node, 'postgres', "SELECT base_known FROM postpipe_epoch WHERE pipeline = '$p' AND epoch = 2", 't', "$p: the stream is gone");
 		add($p, 30);
 		rows($p, 80);
 		acknowledged($p);
-		$redis->pipeline(['MULTI'], [ 'RENAME', 'away', "stream:$p" ], xadds($p, 10), ['EXEC']);
+		$redis->transaction([ 'RENAME', 'away', "stream:$p" ], xadds($p, 10));
 		rows($p, 90);
 		wait_sql($node, 'postgres', "SELECT string_agg(cause, ' ' ORDER BY epoch) FROM postpipe_epoch WHERE pipeline = '$p'", 'first stream_gone stream_went_back', "$p: the stream is back");
 		add($p, 5);

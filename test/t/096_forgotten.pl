@@ -111,7 +111,7 @@ sql(q(SELECT postpipe_drop_pipeline('posts')));
 	configure('synchronous_standby_names', 'nobody');
 	local $ENV{PGOPTIONS} = '-c synchronous_commit=local';
 	wait_sql($node, 'postgres', 'SHOW synchronous_standby_names', 'nobody', 'from: a standby has to confirm');
-	$redis->pipeline([ 'MULTI' ], (map { [ 'XADD', 'stream:from', '*', 'v', "b$_" ] } 1 .. 5), [ 'EXEC' ]); # one batch: it waits behind that
+	$redis->transaction((map { [ 'XADD', 'stream:from', '*', 'v', "b$_" ] } 1 .. 5)); # one batch: it waits behind that
 	rows('from', 10);
 	wait_for { sync_wait() } 'from: waits for the standby';
 	sql('CREATE TABLE t_to (v text)');
@@ -174,7 +174,7 @@ sub waiting { return sql(q(SELECT count(*) FROM pg_locks WHERE locktype = 'advis
 sub take_away
 {
 	my ($p, $id, @more) = @_;
-	$redis->pipeline([ 'MULTI' ], [ 'XCLAIM', "stream:$p", "postpipe_$p", 'python', 0, $id, 'IDLE', 3_600_000, 'JUSTID' ], [ 'XDEL', "stream:$p", $id ], @more, [ 'EXEC' ]);
+	$redis->transaction([ 'XCLAIM', "stream:$p", "postpipe_$p", 'python', 0, $id, 'IDLE', 3_600_000, 'JUSTID' ], [ 'XDEL', "stream:$p", $id ], @more);
 	return;
 }
 

@@ -137,7 +137,7 @@ sub arrives
 sub add_for
 {
 	my ($consumer) = @_;
-	$redis->pipeline(['MULTI'], [ 'XADD', 'stream:p', '*', v => ++$n ], [ 'XREADGROUP', 'GROUP', 'postpipe_p', $consumer, 'STREAMS', 'stream:p', '>' ], ['EXEC']);
+	$redis->transaction([ 'XADD', 'stream:p', '*', v => ++$n ], [ 'XREADGROUP', 'GROUP', 'postpipe_p', $consumer, 'STREAMS', 'stream:p', '>' ]);
 	return;
 }
 

@@ -61,8 +61,8 @@ sql(q(SELECT pg_terminate_backend(pid) FROM postpipe_workers WHERE pipeline = 'g
 wait_sql($node, 'postgres', q(SELECT count(*) FROM postpipe_workers WHERE pipeline = 'gone'), 0, 'gone: no worker is left');
 wait_for { $redis->command('INFO', 'clients') =~ /^blocked_clients:0\r$/m } '... and nobody waits in Redis';
 # It begins with the same ID as before, and its group has the same consumers, and has read nothing.
-$redis->pipeline(['MULTI'], [ 'DEL', 'stream:gone' ], (map { [ 'XADD', 'stream:gone', "1000-$_", 'v', 'v' . ++$serial ] } 1 .. 20),
-	[ 'XGROUP', 'CREATE', 'stream:gone', 'postpipe_gone', 0 ], (map { [ 'XGROUP', 'CREATECONSUMER', 'stream:gone', 'postpipe_gone', $_ ] } @consumers), ['EXEC']);
+$redis->transaction([ 'DEL', 'stream:gone' ], (map { [ 'XADD', 'stream:gone', "1000-$_", 'v', 'v' . ++$serial ] } 1 .. 20),
+	[ 'XGROUP', 'CREATE', 'stream:gone', 'postpipe_gone', 0 ], (map { [ 'XGROUP', 'CREATECONSUMER', 'stream:gone', 'postpipe_gone', $_ ] } @consumers));
 kill('CONT', $supervisor);
 rows('gone', 30, '... when the stream is made anew');
 shows_epochs('gone', '1 first 10 -, 2 stream_made_anew 20 0');

@@ -57,7 +57,7 @@ rows('lost', 1);
 $from = log_offset($node);
 for my $round (1 .. 5)
 {
-	$redis->pipeline([ 'MULTI' ], (map { [ 'XADD', 'stream:lost', '*', v => ++$n ] } 1 .. 10), [ 'XTRIM', 'stream:lost', 'MAXLEN', 1 ], [ 'EXEC' ]);
+	$redis->transaction((map { [ 'XADD', 'stream:lost', '*', v => ++$n ] } 1 .. 10), [ 'XTRIM', 'stream:lost', 'MAXLEN', 1 ]);
 	wait_sql($node, 'postgres', q(SELECT sum(entries) FROM postpipe_lost WHERE pipeline = 'lost'), 9 * $round, "round $round: nine are lost");
 }
 is(scalar(grep { /WARNING: .* 9 entries of stream "stream:lost" were trimmed/ } said('lost')), 1, 'trimmed unread: said once');

@@ -82,7 +82,7 @@ for my $worker (1, 2)
 		keys %entry == 2 && sql(q(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)) == 2
 	} "$p: each worker has an entry in hand";
 	my ($other) = sort { $entry{$b} cmp $entry{$a} } keys %entry;
-	$redis->pipeline([ 'MULTI' ], [ 'XGROUP', 'DELCONSUMER', "stream:$p", "postpipe_$p", $other ], xadds($p, 1), [ 'EXEC' ]);
+	$redis->transaction([ 'XGROUP', 'DELCONSUMER', "stream:$p", "postpipe_$p", $other ], xadds($p, 1));
 	$session->('SELECT pg_advisory_unlock(2)');
 	rows($p, 2, "$p: what came with the answer is applied");
 	$redis->command('FLUSHALL');
@@ -136,7 +136,7 @@ sub hold_one
 	my ($rows, $pending) = (50);
 	wait_for {
 		$session->('SELECT pg_advisory_lock(1)');
-		$redis->pipeline([ 'MULTI' ], [ 'XADD', "stream:$p", '*', 'v', $how . ($rows += $n) ], xadds($p, $n - 1), @commands, [ 'EXEC' ]);
+		$redis->transaction([ 'XADD', "stream:$p", '*', 'v', $how . ($rows += $n) ], xadds($p, $n - 1), @commands);
 		wait_for {
 			my @consumers = @{ $redis->command('XPENDING', "stream:$p", "postpipe_$p")->[3] // [] };
 			$pending = @consumers == 1 && $consumers[0][1];

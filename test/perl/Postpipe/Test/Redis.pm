@@ -155,6 +155,15 @@ sub pipeline
 	die $@;
 }
 
+# All commands in one step, which nobody sees the middle of, and returns their replies as pipeline() does.
+sub transaction
+{
+	my ($self, @commands) = @_;
+	my $replies = ($self->pipeline(['MULTI'], @commands, ['EXEC']))[-1];
+	die "redis: EXEC: $replies\n" unless ref $replies eq 'ARRAY';
+	return @$replies;
+}
+
 # One command; an error reply dies with its text.
 sub command
 {

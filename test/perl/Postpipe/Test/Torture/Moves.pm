@@ -109,7 +109,7 @@ sub round
 		$self->move_pause($p) if $p->{paused};
 	}
 	# What others have done last is noticed with the next entries at the latest.
-	$self->_commands($_, $self->_adds($_, 3)) for @pipelines;
+	$self->{redis}->transaction($self->_adds($_, 3)) for @pipelines;
 	$ok = $self->_check($_) && $ok for @pipelines;
 	$self->{session}->(undef);
 	$self->{node}->stop;
@@ -135,13 +135,6 @@ sub _adds
 	return map { [ 'XADD', $p->{stream}, '*', 'v', ++$self->{serial} . _pick(('') x 7, 'w', 'f') ] } 1 .. $n;
 }
 
-# In one step.
-sub _commands
-{
-	my ($self, $p, @commands) = @_;
-	return $self->{redis}->pipeline([ 'MULTI' ], @commands, [ 'EXEC' ]);
-}
-
 sub _ids { my ($self, $p) = @_; return map { $_->[0] } @{ $self->{redis}->command('XRANGE', $p->{stream}, '-', '+') } }
 
 sub _consumer
@@ -155,7 +148,7 @@ sub move_add
 {
 	my ($self, $p) = @_;
 	my $n = _pick(1 .. 5, 40);
-	$self->_commands($p, $self->_adds($p, $n));
+	$self->{redis}->transaction($self->_adds($p, $n));
 	return $n;
 }
 
@@ -179,7 +172,7 @@ sub move_add_and_trim
 {
 	my ($self, $p) = @_;
 	my $left = int rand 10;
-	$self->_commands($p, $self->_adds($p, 15), [ 'XTRIM', $p->{stream}, 'MAXLEN', $left ]);
+	$self->{redis}->transaction($self->_adds($p, 15), [ 'XTRIM', $p->{stream}, 'MAXLEN', $left ]);
 	return "to $left";
 }
 
@@ -195,14 +188,14 @@ sub move_set_id
 {
 	my ($self, $p) = @_;
 	my $id = _pick('0', '$', '$', ($self->_ids($p))[-1] // (), _pick($self->_ids($p)) // ());
-	$self->_commands($p, $self->_adds($p, int rand 4), [ 'XGROUP', 'SETID', $p->{stream}, $p->{group}, $id ]);
+	$self->{redis}->transaction($self->_adds($p, int rand 4), [ 'XGROUP', 'SETID', $p->{stream}, $p->{group}, $id ]);
 	return $id;
 }
 
 sub move_destroy
 {
 	my ($self, $p) = @_;
-	$self->_commands($p, [ 'XGROUP', 'DESTROY', $p->{stream}, $p->{group} ], $self->_adds($p, int rand 4));
+	$self->{redis}->transaction([ 'XGROUP', 'DESTROY', $p->{stream}, $p->{group} ], $self->_adds($p, int rand 4));
 	return '';
 }
 
@@ -210,7 +203,7 @@ sub move_make_again
 {
 	my ($self, $p) = @_;
 	my $id = _pick('0', '$');
-	$self->_commands($p, [ 'XGROUP', 'DESTROY', $p->{stream}, $p->{group} ], $self->_adds($p, int rand 4),
+	$self->{redis}->transaction([ 'XGROUP', 'DESTROY', $p->{stream}, $p->{group} ], $self->_adds($p, int rand 4),
 		[ 'XGROUP', 'CREATE', $p->{stream}, $p->{group}, $id ], $self->_adds($p, int rand 3));
 	return $id;
 }
