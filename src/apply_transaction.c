@@ -7,7 +7,6 @@
 
 #include "access/xact.h"
 #include "catalog/pg_extension.h"
-#include "commands/extension.h"
 #include "executor/spi.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
@@ -34,7 +33,7 @@ pp_apply_begin(PpApply *a)
 	 * transaction, and the next one waits for it here and then finds the extension gone.
 	 */
 	LockDatabaseObject(ExtensionRelationId, a->ext->oid, 0, AccessShareLock);
-	if (get_extension_name(a->ext->oid) == NULL || !pp_extension_has_schema(a->ext))
+	if (!pp_extension_is_there(a->ext))
 		return false;
 	pp_pipeline_lock(a->ext, a->pipeline->name, AccessShareLock);
 	/* The snapshot after the locks: it has to see what we waited for. */

@@ -48,6 +48,7 @@ pp_extension_lookup(PpExtension *ext)
 		ext->schema = form->extnamespace;
 		ext->owner = form->extowner;
 		ext->schema_name = pstrdup(quote_identifier(get_namespace_name(form->extnamespace)));
+		ext->definitions = get_relname_relid("postpipe_pipeline", form->extnamespace);
 		ext->version = isnull ? NULL : TextDatumGetCString(version);
 	}
 	systable_endscan(scan);
@@ -79,13 +80,19 @@ pp_extension_lock(PpExtension *ext)
 	return false;
 }
 
-/* Has its schema the name that it had when it was looked up?  Another one may have that now. */
+/*
+ * pp_extension_is_there
+ *		Is the extension, which is locked, the one that was looked up, in a schema that has still the same name?
+ *		Another one may have that now.  An extension is there as long as its tables: these are in a cache of the
+ *		server's, where before 18 pg_extension is not, and each batch asks.
+ */
 bool
-pp_extension_has_schema(const PpExtension *ext)
+pp_extension_is_there(const PpExtension *ext)
 {
 	const char *name = get_namespace_name(ext->schema);
 
-	return name != NULL && strcmp(quote_identifier(name), ext->schema_name) == 0;
+	return name != NULL && strcmp(quote_identifier(name), ext->schema_name) == 0 &&
+		   SearchSysCacheExists1(RELOID, ObjectIdGetDatum(ext->definitions));
 }
 
 /* The OID of one of our tables. */

@@ -274,9 +274,7 @@ pp_generate_columns(const PpPipeline *p, Relation rel, List *key)
 	int nest = NewGUCNestLevel();
 
 	pp_guc_set_for_call("search_path", PP_SAFE_PATH);
-	pp_guc_set_for_call("DateStyle", "ISO, MDY");
-	pp_guc_set_for_call("IntervalStyle", "postgres");
-	pp_guc_set_for_call("extra_float_digits", "1");
+	pp_guc_set_styles_for_call();
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);

@@ -223,11 +223,41 @@ pp_guc_lists_database(const char *datname)
 /*
  * pp_guc_set_for_call
  *		Sets one of the server's settings, one that every user may set, to the end of the caller's GUC
- *		nest level.
+ *		nest level.  Nothing is done where it has this value: to set it and to put it back takes much longer
+ *		than to look.
  */
 void
 pp_guc_set_for_call(const char *name, const char *value)
 {
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-							 false);
+	const char *now = GetConfigOption(name, true, false);
+
+	if (now == NULL || strcmp(now, value) != 0)
+		(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
+}
+
+/* Under these, values and texts mean the same everywhere. */
+static const struct
+{
+	const char *name;
+	const char *value;
+} styles[] = {
+	{"TimeZone", "UTC"},     {"DateStyle", "ISO, MDY"},   {"IntervalStyle", "postgres"},
+	{"bytea_output", "hex"}, {"extra_float_digits", "1"},
+};
+
+/* Sets the styles in which statements are generated and run, as pp_guc_set_for_call(). */
+void
+pp_guc_set_styles_for_call(void)
+{
+	for (int i = 0; i < lengthof(styles); i++)
+		pp_guc_set_for_call(styles[i].name, styles[i].value);
+}
+
+/* The same for good, in a process of ours: then each call finds them set. */
+void
+pp_guc_set_styles(void)
+{
+	for (int i = 0; i < lengthof(styles); i++)
+		SetConfigOption(styles[i].name, styles[i].value, PGC_USERSET, PGC_S_SESSION);
 }

@@ -26,5 +26,7 @@ extern void pp_guc_redis_url(PpRedisUrl *url);
 extern bool pp_guc_lists_database(const char *datname);
 extern List *pp_guc_database_list(void);
 extern void pp_guc_set_for_call(const char *name, const char *value);
+extern void pp_guc_set_styles_for_call(void);
+extern void pp_guc_set_styles(void);
 
 #endif /* PP_GUC_H */

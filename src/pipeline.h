@@ -23,6 +23,7 @@ typedef struct PpExtension
 	Oid owner;
 	char *schema_name; /* quoted as an identifier */
 	char *version;
+	Oid definitions; /* postpipe_pipeline */
 } PpExtension;
 
 /* A row of postpipe_pipeline, or the built-in pipeline that has none. */
@@ -62,7 +63,7 @@ typedef struct PpPipeline
 /* extension.c */
 extern bool pp_extension_lookup(PpExtension *ext);
 extern bool pp_extension_lock(PpExtension *ext);
-extern bool pp_extension_has_schema(const PpExtension *ext);
+extern bool pp_extension_is_there(const PpExtension *ext);
 extern Oid pp_relation_oid(const PpExtension *ext, const char *name);
 extern Oid pp_id_type_oid(const PpExtension *ext);
 

@@ -61,6 +61,7 @@ pp_redis_close(PpRedis *conn)
 	{
 		if (conn->client_id != 0)
 			conn->old_client_id = conn->client_id;
+		pp_redis_wait_forget();
 		redisFree(conn->rc);
 		conn->rc = NULL;
 	}

@@ -61,6 +61,9 @@ extern PpRedisResult pp_redis_login_step(PpRedis *conn, const PpReply *reply);
 extern bool pp_redis_find_address(PpRedis *conn);
 extern void pp_redis_address_works(PpRedis *conn);
 
+/* redis_wait.c */
+extern void pp_redis_wait_forget(void);
+
 /* redis_reply.c */
 extern redisReplyObjectFunctions *pp_reply_functions(void);
 

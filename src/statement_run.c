@@ -170,11 +170,7 @@ pp_statement_enter(PpStatementScope *scope, Oid role, const char *search_path)
 	SetUserIdAndSecContext(role, scope->context | SECURITY_RESTRICTED_OPERATION);
 	scope->nest = NewGUCNestLevel();
 	pp_guc_set_for_call("search_path", search_path);
-	pp_guc_set_for_call("TimeZone", "UTC");
-	pp_guc_set_for_call("DateStyle", "ISO, MDY");
-	pp_guc_set_for_call("IntervalStyle", "postgres");
-	pp_guc_set_for_call("bytea_output", "hex");
-	pp_guc_set_for_call("extra_float_digits", "1");
+	pp_guc_set_styles_for_call();
 }
 
 void

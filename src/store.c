@@ -11,7 +11,6 @@
 #include "access/xact.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -27,7 +26,7 @@ static void
 keep_extension(const PpExtension *ext)
 {
 	LockDatabaseObject(ExtensionRelationId, ext->oid, 0, AccessShareLock);
-	if (get_extension_name(ext->oid) == NULL || !pp_extension_has_schema(ext))
+	if (!pp_extension_is_there(ext))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("extension postpipe was dropped or its schema was renamed meanwhile")));

@@ -243,6 +243,7 @@ fix_session(PpWorker *w)
 	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_SESSION);
 	SetConfigOption("default_transaction_deferrable", "off", PGC_SUSET, PGC_S_SESSION);
 	SetConfigOption("search_path", PP_SAFE_PATH, PGC_SUSET, PGC_S_SESSION);
+	pp_guc_set_styles();
 	/* Redis speaks UTF-8; a conversion can be found only in a transaction, and is kept from then on. */
 	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
 	set_option(w, "lock_timeout", NULL);
