@@ -8,7 +8,7 @@
 #include "batch.h"
 #include "pipeline.h"
 
-#include "executor/execdesc.h"
+#include "access/tupdesc.h"
 #include "utils/queryenvironment.h"
 
 /* Its columns. */
@@ -32,7 +32,6 @@ typedef struct PpBatchRelation
 	struct PpBatchScan *scan; /* of a query that reads it without a tuplestore: batch_scan.c */
 } PpBatchRelation;
 
-/* batch_relation.c */
 extern TupleDesc pp_batch_descriptor(const PpExtension *ext);
 extern PpBatchRelation *pp_batch_register(TupleDesc desc, const char *stream, PpEntry **entries,
 										  int n, double estimate);
@@ -41,10 +40,5 @@ extern void pp_batch_fill(PpBatchRelation *batch);
 extern PpBatchRelation *pp_batch_find(QueryEnvironment *env);
 extern Datum pp_batch_value(const PpBatchRelation *batch, int i, PpBatchColumn column,
 							bool *isnull);
-
-/* batch_scan.c */
-extern QueryDesc *pp_batch_query_start(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch,
-									   DestReceiver *dest);
-extern void pp_batch_query_end(QueryDesc *query);
 
 #endif /* PP_BATCH_RELATION_H */

@@ -2,20 +2,14 @@
  * batch_scan.c
  *		Rows for a plan that reads postpipe_batch, from the entries themselves.
  *
- * Through a tuplestore every event is made a jsonb, copied into a tuple, and its fields are looked for
- * in it and copied out again.  Most plans take nothing but fields of it (batch_field.c).  So such an
- * expression becomes a column of its own, filled from the entry, and the scan's target list is run
- * over a row that exists only as an array of values; what else it takes is made when it is asked for.
- * All else of the plan stays as it is.
- *
- * Only for a scan that is the plan's only one and is run once from begin to end, and only if it makes its
- * rows of a target list (with the bare columns the node above expects a tuple).
+ * Of a plan that was changed for it (batch_plan.c) the scan's target list is run over a row that exists only as an
+ * array of values: the executor takes such a row wherever it expects a tuple.  Any other plan reads the
+ * tuplestore, which is filled for it.
  */
-#include "batch_relation.h"
+#include "batch_scan.h"
 
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "utils/snapmgr.h"
 
@@ -28,98 +22,12 @@
 
 typedef struct PpBatchScan
 {
-	Index relid; /* of the scan, in the plan's range table */
-	bool wanted[PP_BATCH_COLUMNS + 1];
-	bool whole_row;
-	List *fields; /* PpField */
-	bool always;  /* what is looked at is evaluated for each row in any case */
+	const PpBatchPlan *plan;
 	int next;
-	TupleTableSlot *slot; /* columns, then fields */
-	ExprState *qual;      /* NULL: all rows */
+	TupleTableSlot *slot;
 	ProjectionInfo *projection;
 	ResultRelInfo *target; /* takes the rows as they are, once it has begun; else NULL */
 } PpBatchScan;
-
-/* The number of the column that is this field, from 1. */
-static AttrNumber
-field_column(PpBatchScan *scan, PpField *field)
-{
-	AttrNumber column = PP_BATCH_COLUMNS;
-	ListCell *lc;
-
-	foreach (lc, scan->fields)
-	{
-		column++;
-		if (equal(pp_field_expression(lfirst(lc)), pp_field_expression(field)))
-			return column;
-	}
-	scan->fields = lappend(scan->fields, field);
-	return column + 1;
-}
-
-static Node *replace_fields(Node *node, void *context);
-
-/* Only the first argument is evaluated in any case. */
-static Node *
-replace_in_coalesce(CoalesceExpr *coalesce, PpBatchScan *scan)
-{
-	CoalesceExpr *copy = makeNode(CoalesceExpr);
-	bool always = scan->always;
-	ListCell *lc;
-
-	*copy = *coalesce;
-	copy->args = NIL;
-	foreach (lc, coalesce->args)
-	{
-		copy->args = lappend(copy->args, replace_fields(lfirst(lc), scan));
-		scan->always = false;
-	}
-	scan->always = always;
-	return (Node *) copy;
-}
-
-/* A copy of an expression that has columns where it had fields. */
-static Node *
-replace_fields(Node *node, void *context)
-{
-	PpBatchScan *scan = context;
-	bool always = scan->always;
-	PpField *field;
-	Node *copy;
-
-	if (node == NULL)
-		return NULL;
-	if (IsA(node, List) || IsA(node, TargetEntry))
-		return expression_tree_mutator(node, replace_fields, context);
-	if ((field = pp_field_make(node, scan->relid, scan->always)) != NULL)
-		return (Node *) makeVar((int) scan->relid, field_column(scan, field), exprType(node), -1,
-								exprCollation(node), 0);
-	if (IsA(node, CoalesceExpr))
-		return replace_in_coalesce((CoalesceExpr *) node, scan);
-	if (IsA(node, Var) && ((Var *) node)->varno == scan->relid)
-	{
-		scan->whole_row |= ((Var *) node)->varattno <= 0;
-		scan->wanted[Max(((Var *) node)->varattno, 0)] = true;
-	}
-	scan->always = false;
-	copy = expression_tree_mutator(node, replace_fields, context);
-	scan->always = always;
-	return copy;
-}
-
-static TupleDesc
-make_descriptor(const PpBatchScan *scan, TupleDesc batch)
-{
-	TupleDesc desc = CreateTemplateTupleDesc(PP_BATCH_COLUMNS + list_length(scan->fields));
-	AttrNumber column = 0;
-	ListCell *lc;
-
-	while (++column <= PP_BATCH_COLUMNS)
-		TupleDescCopyEntry(desc, column, batch, column);
-	foreach (lc, scan->fields)
-		TupleDescInitEntry(desc, column++, NULL, exprType(pp_field_expression(lfirst(lc))), -1, 0);
-	return desc;
-}
 
 /*
  * An entry was read long ago, and the rows before it have gone through indexes meanwhile: its memory is
@@ -150,10 +58,10 @@ take_entry(PpBatchScan *scan, const PpBatchRelation *batch, MemoryContext cxt)
 	prefetch(batch, scan->next);
 	ExecClearTuple(slot);
 	for (int c = 1; c <= PP_BATCH_COLUMNS; c++)
-		if (scan->wanted[c])
+		if (scan->plan->wanted[c])
 			slot->tts_values[c - 1] =
 				pp_batch_value(batch, scan->next, c, &slot->tts_isnull[c - 1]);
-	foreach (lc, scan->fields)
+	foreach (lc, scan->plan->fields)
 	{
 		slot->tts_values[column] =
 			pp_field_value(lfirst(lc), batch->entries[scan->next], &slot->tts_isnull[column]);
@@ -182,110 +90,80 @@ next_row(PlanState *node)
 		ResetExprContext(econtext);
 		take_entry(scan, batch, econtext->ecxt_per_tuple_memory);
 		econtext->ecxt_scantuple = scan->slot;
-		if (ExecQual(scan->qual, econtext))
+		if (ExecQual(node->qual, econtext))
 			return ExecProject(scan->projection);
 	}
 	return ExecClearTuple(node->ps_ResultTupleSlot);
 }
 
-static bool
-count_scans(PlanState *node, void *count)
+typedef struct Search
 {
-	*(int *) count += IsA(node, NamedTuplestoreScanState);
-	return planstate_tree_walker(node, count_scans, count);
+	const Plan *plan;
+	PlanState *state;
+} Search;
+
+/* Finds the state of a node; a planstate_tree_walker(). */
+static bool
+find_state(PlanState *node, void *context)
+{
+	Search *search = context;
+
+	if (node->plan != search->plan)
+		return planstate_tree_walker(node, find_state, context);
+	search->state = node;
+	return true;
 }
 
-/* The scan of a plan, if it is the only one and runs once; else NULL. */
-static PlanState *
-find_scan(PlanState *root)
+/* After ExecutorStart: lets the scan take the entries. */
+static void
+begin(QueryDesc *query, const PpBatchPlan *plan, PpBatchRelation *batch)
 {
-	int count = 0;
+	EState *estate = query->estate;
+	MemoryContext old = MemoryContextSwitchTo(estate->es_query_cxt);
+	PpBatchScan *scan = palloc0(sizeof(PpBatchScan));
+	Search search = {plan->scan, NULL};
+	PlanState *node;
 
-	(void) count_scans(root, &count);
-	if (count != 1)
-		return NULL;
-	while (root != NULL && !IsA(root, NamedTuplestoreScanState))
-		switch (nodeTag(root))
-		{
-			case T_SubqueryScanState:
-				root = ((SubqueryScanState *) root)->subplan;
-				break;
-			case T_ModifyTableState:
-			case T_ResultState:
-			case T_SortState:
-			case T_AggState:
-			case T_NestLoopState:
-			case T_HashJoinState:
-				root = outerPlanState(root);
-				break;
-			default:
-				return NULL;
-		}
-	return root;
-}
-
-/*
- * After ExecutorStart, of a query whose environment has the relation: lets its only scan of it take the
- * entries.  False: it cannot, and reads the tuplestore.
- */
-static bool
-begin(PlanState *root, PpBatchRelation *batch)
-{
-	PlanState *node = find_scan(root);
-	EState *estate = root->state;
-	PpBatchScan *scan;
-	MemoryContext old;
-	List *targets;
-	List *qual;
-
-	if (node == NULL || node->ps_ProjInfo == NULL)
-		return false;
-	old = MemoryContextSwitchTo(estate->es_query_cxt);
-	scan = palloc0(sizeof(PpBatchScan));
-	scan->relid = ((Scan *) node->plan)->scanrelid;
-	scan->always = node->plan->qual == NIL;
-	targets = (List *) replace_fields((Node *) node->plan->targetlist, scan);
-	scan->always = false;
-	qual = (List *) replace_fields((Node *) node->plan->qual, scan);
-	if (!scan->whole_row)
-	{
-		TupleDesc desc = make_descriptor(scan, batch->enr.md.tupdesc);
-
-		scan->slot = ExecInitExtraTupleSlot(estate, desc, &TTSOpsVirtual);
-		memset(scan->slot->tts_isnull, true, desc->natts * sizeof(bool));
-		/* JIT compiles for the slot that the node is said to scan. */
-		node->scandesc = desc;
-		node->scanops = &TTSOpsVirtual;
-		node->scanopsfixed = node->scanopsset = true;
-		scan->qual = ExecInitQual(qual, node);
-		scan->target = pp_row_target(root, node);
-		scan->projection = ExecBuildProjectionInfo(targets, node->ps_ExprContext,
-												   scan->target ? pp_row_slot(scan->target, estate)
-																: node->ps_ResultTupleSlot,
-												   node, desc);
-		ExecSetExecProcNode(node, next_row);
-		batch->scan = scan;
-	}
+	if (!find_state(query->planstate, &search))
+		elog(ERROR, "the scan of a batch is not in its plan");
+	node = search.state;
+	scan->plan = plan;
+	scan->slot = ExecInitExtraTupleSlot(estate, plan->desc, &TTSOpsVirtual);
+	memset(scan->slot->tts_isnull, true, plan->desc->natts * sizeof(bool));
+	scan->projection = node->ps_ProjInfo;
+	scan->target = pp_row_target(query->planstate, node);
+	if (scan->target != NULL)
+		scan->projection =
+			ExecBuildProjectionInfo(node->plan->targetlist, node->ps_ExprContext,
+									pp_row_slot(scan->target, estate), node, plan->desc);
+	ExecSetExecProcNode(node, next_row);
+	batch->scan = scan;
 	MemoryContextSwitchTo(old);
-	return batch->scan != NULL;
 }
 
 /*
  * pp_batch_query_start
  *		A query that reads the batch, ready to be run once, in the current memory context, with the active
- *		snapshot.  Its rows go to `dest`.
+ *		snapshot: the plan's statement, or one of a part of that.  Its rows go to `dest`.
  */
 QueryDesc *
-pp_batch_query_start(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch, DestReceiver *dest)
+pp_batch_query_start(const PpBatchPlan *plan, PlannedStmt *stmt, const char *sql,
+					 const PpBatchRelation *batch, DestReceiver *dest)
 {
 	QueryEnvironment *env = create_queryEnv();
+	PpBatchRelation *relation = palloc(sizeof(PpBatchRelation));
 	QueryDesc *query;
 
-	register_ENR(env, &batch->enr);
+	*relation = *batch;
+	if (plan->scan != NULL)
+		relation->enr.md.tupdesc = plan->desc;
+	register_ENR(env, &relation->enr);
 	query = CreateQueryDesc(stmt, sql, GetActiveSnapshot(), InvalidSnapshot, dest, NULL, env, 0);
 	ExecutorStart(query, 0);
-	if (!begin(query->planstate, batch))
-		pp_batch_fill(batch);
+	if (plan->scan != NULL)
+		begin(query, plan, relation);
+	else
+		pp_batch_fill(relation);
 	return query;
 }
 

@@ -30,6 +30,7 @@
 #include "utils/typcache.h"
 
 #include "batch_row.h"
+#include "batch_scan.h"
 #include "bulk_index.h"
 #include "compat.h"
 
@@ -296,13 +297,13 @@ find_insert(const PlannedStmt *stmt)
 
 /* Runs the plan below the INSERT, with the rows into its table. */
 static void
-run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *batch)
+run(const PpBatchPlan *plan, ModifyTable *insert, const char *sql, const PpBatchRelation *batch)
 {
 	BulkReceiver *bulk = palloc0(sizeof(BulkReceiver));
 	PlannedStmt *rows = palloc(sizeof(PlannedStmt));
 	QueryDesc *query;
 
-	memcpy(rows, stmt, sizeof(PlannedStmt));
+	memcpy(rows, plan->stmt, sizeof(PlannedStmt));
 	rows->commandType = CMD_SELECT;
 	rows->planTree = outerPlan(insert);
 	rows->resultRelations = NIL;
@@ -312,7 +313,7 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
 	bulk->pub.rShutdown = do_nothing;
 	bulk->pub.rDestroy = do_nothing;
 	bulk->pub.mydest = DestNone;
-	query = pp_batch_query_start(rows, sql, batch, (DestReceiver *) bulk);
+	query = pp_batch_query_start(plan, rows, sql, batch, (DestReceiver *) bulk);
 
 	bulk->estate = query->estate;
 	bulk->cid = GetCurrentCommandId(true);
@@ -345,11 +346,11 @@ run(PlannedStmt *stmt, ModifyTable *insert, const char *sql, PpBatchRelation *ba
  *		what the statement throws.
  */
 bool
-pp_bulk_insert(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch)
+pp_bulk_insert(const PpBatchPlan *plan, const char *sql, const PpBatchRelation *batch)
 {
-	ModifyTable *insert = find_insert(stmt);
+	ModifyTable *insert = find_insert(plan->stmt);
 
 	if (insert != NULL)
-		run(stmt, insert, sql, batch);
+		run(plan, insert, sql, batch);
 	return insert != NULL;
 }

@@ -6,12 +6,11 @@
 #define PP_BULK_INSERT_H
 
 #include "postpipe.h"
-#include "nodes/plannodes.h"
 #include "utils/rel.h"
 
-#include "batch_relation.h"
+#include "batch_plan.h"
 
 extern bool pp_bulk_insert_allowed(Relation rel);
-extern bool pp_bulk_insert(PlannedStmt *stmt, const char *sql, PpBatchRelation *batch);
+extern bool pp_bulk_insert(const PpBatchPlan *plan, const char *sql, const PpBatchRelation *batch);
 
 #endif /* PP_BULK_INSERT_H */

@@ -8,9 +8,20 @@
 #include "postpipe.h"
 #include "executor/spi.h"
 
-#include "batch_relation.h"
+#include "batch_plan.h"
 
-extern void pp_run_plan(SPIPlanPtr plan, const char *search_path, PpBatchRelation *batch, bool bulk,
-						DestReceiver *dest);
+/* A plan that SPI keeps, and what is run of it. */
+typedef struct PpKeptPlan
+{
+	SPIPlanPtr spi;    /* NULL: there is none */
+	MemoryContext cxt; /* of … */
+	PpBatchPlan *plan; /* … what was made … */
+	int generation;    /* … of this plan of SPI's, which counts them from 1; 0: of none */
+} PpKeptPlan;
+
+extern void pp_run_keep(PpKeptPlan *kept, SPIPlanPtr plan, MemoryContext parent);
+extern void pp_run_forget(PpKeptPlan *kept);
+extern void pp_run_plan(PpKeptPlan *kept, const char *search_path, PpBatchRelation *batch,
+						bool bulk, DestReceiver *dest);
 
 #endif /* PP_RUN_PLAN_H */

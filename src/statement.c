@@ -111,11 +111,7 @@ static void
 forget_plans(PpStatement *s)
 {
 	for (int i = 0; i < PP_PLANS; i++)
-	{
-		if (s->plans[i] != NULL)
-			SPI_freeplan(s->plans[i]);
-		s->plans[i] = NULL;
-	}
+		pp_run_forget(&s->plans[i]);
 }
 
 static bool

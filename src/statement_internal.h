@@ -6,6 +6,7 @@
 #define PP_STATEMENT_INTERNAL_H
 
 #include "statement.h"
+#include "run_plan.h"
 #include "steady.h"
 
 #include "access/tupdesc.h"
@@ -27,7 +28,7 @@ struct PpStatement
 	char *search_path; /* of what is run */
 	Oid target;        /* OID of the target table; InvalidOid with a user's statement */
 	TupleDesc desc;    /* of postpipe_batch */
-	SPIPlanPtr plans[PP_PLANS];
+	PpKeptPlan plans[PP_PLANS];
 	int own_timeout_ms;  /* 0: none; -1: the setting counts, as it is when a run begins */
 	int timeout_ms;      /* of the run that is under way, or was last; 0: none */
 	PpSteady started_at; /* of the run that is under way; unset: none is */

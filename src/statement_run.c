@@ -32,7 +32,6 @@
 #include "compat.h"
 #include "guc.h"
 #include "returned.h"
-#include "run_plan.h"
 #include "target.h"
 
 #define SMALL_BATCH 16   /* entries, up to which the plan for a few is used */
@@ -132,17 +131,17 @@ lock_and_check(PpStatement *s, SPIPlanPtr plan, PpForm form)
 	} while (!CachedPlanIsValid(source));
 }
 
-static SPIPlanPtr
+static PpKeptPlan *
 get_plan(PpStatement *s, int n, PpForm form)
 {
-	int which = (n <= SMALL_BATCH ? 0 : 1) + 2 * (int) form;
+	PpKeptPlan *kept = &s->plans[(n <= SMALL_BATCH ? 0 : 1) + 2 * (int) form];
 	SPIPlanPtr plan;
 
-	if (s->plans[which] != NULL)
+	if (kept->spi != NULL)
 	{
 		if (s->pipeline->target == NULL || !pp_statement_is_current(s))
-			lock_and_check(s, s->plans[which], form);
-		return s->plans[which];
+			lock_and_check(s, kept->spi, form);
+		return kept;
 	}
 	plan = SPI_prepare(s->made->forms[form], 0, NULL);
 	if (plan == NULL)
@@ -154,8 +153,8 @@ get_plan(PpStatement *s, int n, PpForm form)
 	check_plan(s, plan, form, NULL);
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not keep the plan of the statement");
-	s->plans[which] = plan;
-	return plan;
+	pp_run_keep(kept, plan, s->cxt);
+	return kept;
 }
 
 /*
@@ -273,7 +272,7 @@ static void
 run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 {
 	PpBatchRelation *batch;
-	SPIPlanPtr plan;
+	PpKeptPlan *plan;
 	PpStatementScope scope;
 	MemoryContext old;
 

@@ -7,7 +7,7 @@ use warnings;
 use Postpipe::Test;
 
 my $redis = Postpipe::Test::Redis->new;
-my $node = pp_node('bulk', redis => $redis, conf => "postpipe.max_retries = 0\nauto_explain.log_min_duration = 0\nauto_explain.log_level = log");
+my $node = pp_node('bulk', redis => $redis, conf => "postpipe.max_retries = 0\nauto_explain.log_min_duration = 0\nauto_explain.log_level = log\nauto_explain.log_verbose = on");
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'postpipe, auto_explain'");
 $node->restart;
 sql('CREATE EXTENSION postpipe');

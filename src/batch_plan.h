@@ -1,0 +1,24 @@
+/*
+ * batch_plan.h
+ *		A plan that reads postpipe_batch, changed so that its scan takes the entries themselves.
+ */
+#ifndef PP_BATCH_PLAN_H
+#define PP_BATCH_PLAN_H
+
+#include "batch_relation.h"
+
+#include "nodes/plannodes.h"
+
+typedef struct PpBatchPlan
+{
+	PlannedStmt *stmt;
+	Plan *scan; /* in it; NULL: it is as it was, and reads the tuplestore */
+	TupleDesc
+		desc; /* of what is scanned: columns of the batch, fields, and one that nobody takes */
+	bool wanted[PP_BATCH_COLUMNS + 1]; /* of the columns, by their number */
+	List *fields;                      /* PpField */
+} PpBatchPlan;
+
+extern PpBatchPlan *pp_batch_plan_make(PlannedStmt *stmt, TupleDesc batch);
+
+#endif /* PP_BATCH_PLAN_H */
