@@ -60,7 +60,7 @@ for my $table (@tables)
 		$redis->xadd("stream:$name", id => $_, v => "v$_") for 1 .. 5;
 		sql("SELECT postpipe_create_pipeline('$name', 'stream:$name', target => '$name')");
 		settled($name, '5|0');
-		my ($plan) = log_lines($node, qr/Insert on $name |^\t(?:Subquery Scan|Named Tuplestore Scan)/, $from);
+		my ($plan) = log_lines($node, qr/Insert on public\.$name |^\t(?:Subquery Scan|Named Tuplestore Scan)/, $from);
 		is($plan =~ /Insert on/ ? 0 : 1, $bulk, $bulk ? 'in bulk' : 'row by row');
 		is(rows($name), $rows, 'the rows');
 		is(sql("SET enable_seqscan = off; SELECT count(*) FROM $name WHERE id BETWEEN 1 AND 5"), 5, 'the same through its indexes');
@@ -82,7 +82,7 @@ $redis->pipeline(map { [ 'XADD', 'stream:many', '*', id => sprintf('%x', $_ * 79
 my $from = log_offset($node);
 sql(q(SELECT postpipe_resume('many')));
 settled('many', "$n|0");
-unlike(join('', log_lines($node, qr/Insert on many/, $from)), qr/./, 'many rows: in bulk');
+unlike(join('', log_lines($node, qr/Insert on public\.many/, $from)), qr/./, 'many rows: in bulk');
 sql(q(CREATE EXTENSION amcheck));
 is(sql(q(SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class c ON c.oid = indexrelid WHERE indrelid = 'many'::regclass AND relam = 403)), 4, 'each row is in its btree indexes, in order');
 is(sql(q(SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count(*) FROM many WHERE v = 'v4999')), 1, '... and in that of another kind');
@@ -99,7 +99,7 @@ my $here = log_offset($node);
 sql(q(SELECT postpipe_create_pipeline('spread', 'stream:spread', target => 'spread')));
 settled('spread', '1|0');
 is(sql(q(SET enable_seqscan = off; SELECT count(*) FROM parts WHERE id = 1 AND g > 0)), 1500, 'a rule makes many rows of one');
-like(join('', log_lines($node, qr/Insert on parts/, $here)), qr/./, '... row by row');
+like(join('', log_lines($node, qr/Insert on public\.parts/, $here)), qr/./, '... row by row');
 
 # --- Where all rows conflict that shows before all of them are in the table.
 sql(q(CREATE TABLE there (id int PRIMARY KEY, v text); INSERT INTO there SELECT n, repeat('x', 1000) FROM generate_series(1, 1000) n; VACUUM there));
@@ -131,7 +131,7 @@ $redis->pipeline(map {
 $from = log_offset($node);
 sql(q(SELECT postpipe_resume('kinds')));
 settled('kinds', '3000|0');
-unlike(join('', log_lines($node, qr/Insert on kinds/, $from)), qr/./, 'keys of all kinds: in bulk');
+unlike(join('', log_lines($node, qr/Insert on public\.kinds/, $from)), qr/./, 'keys of all kinds: in bulk');
 is(sql(q(SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class c ON c.oid = indexrelid WHERE indrelid = 'kinds'::regclass AND relam = 403)), 12, 'each row is in its btree indexes, in order');
 my %found = (by_hash => q(u = (SELECT u FROM kinds WHERE id = 7919)), by_gin => 'a @> ARRAY[7919]', by_gist => q(p <@ box '((7919,0),(7919,100))'), by_spgist => q(p <@ box '((7919,0),(7919,100))'), by_brin => 'id = 7919');
 for my $index (sort keys %found)
@@ -179,7 +179,7 @@ for my $first (8001, 9001, 10001)
 	sql(q(SELECT postpipe_resume('many')));
 	wait_sql($node, 'postgres', "SELECT count(*) FROM many WHERE v = 'v@{[ $first + 999 ]}'", 1, "full batch from $first");
 }
-like(join('', log_lines($node, qr/Insert on many/, $from)), qr/./, 'one conflicted');
+like(join('', log_lines($node, qr/Insert on public\.many/, $from)), qr/./, 'one conflicted');
 is(sql(q(SELECT count(*), count(DISTINCT v) FROM many WHERE n > 8000)), '3000|3000', 'each row is there');
 
 # --- What an event may have comes to the same, row by row or in bulk: the trigger makes it row by row.
@@ -200,7 +200,7 @@ for my $table ('same_bulk', 'same_rows')
 	$from = log_offset($node);
 	sql("SELECT postpipe_create_pipeline('$table', 'stream:same', target => '$table')");
 	settled($table, @events . '|0');
-	(($table eq 'same_bulk') == (join('', log_lines($node, qr/Insert on $table/, $from)) eq '')) ? pass("$table: by its way") : fail("$table: by its way");
+	(($table eq 'same_bulk') == (join('', log_lines($node, qr/Insert on public\.$table/, $from)) eq '')) ? pass("$table: by its way") : fail("$table: by its way");
 }
 is(sql('SELECT count(*), count(bulk.id) FROM same_rows FULL JOIN same_bulk bulk ON same_rows::text = bulk::text'), '12|12', 'the same rows');
 is(sql(q(SELECT t, "Empty", c, i, n, j, a, d FROM same_bulk WHERE id = 7)), '1.50|true|false|12|100|{"a": [true, null], "b": 1}|{x,y}|default', '... of JSON values');
