@@ -33,8 +33,9 @@ struct PpField
 	Node *expr;
 	List *sources; /* FieldSource, of which the first that has a value counts */
 	Oid type;
-	FmgrInfo input; /* of a type that is not text */
+	Oid input_function; /* of a type that is not text; else invalid */
 	Oid ioparam;
+	FmgrInfo input;       /* … as a run has looked it up */
 	bool input_keeps_off; /* it neither writes into a string nor keeps it */
 };
 
@@ -133,7 +134,6 @@ pp_field_make(Node *expr, Index relid, bool convert)
 	bool is_cast = convert && IsA(expr, CoerceViaIO);
 	List *sources = NIL;
 	PpField *field;
-	Oid input;
 
 	if (!add_sources(&sources, is_cast ? (Node *) ((CoerceViaIO *) expr)->arg : expr, relid))
 		return NULL;
@@ -143,14 +143,26 @@ pp_field_make(Node *expr, Index relid, bool convert)
 	field->type = exprType(expr);
 	if (is_cast)
 	{
-		getTypeInputInfo(field->type, &input, &field->ioparam);
-		fmgr_info(input, &field->input);
-		fmgr_info_set_expr(expr, &field->input);
-		if (!field->input.fn_strict) /* NULL may be something else for it */
+		getTypeInputInfo(field->type, &field->input_function, &field->ioparam);
+		if (!func_strict(field->input_function)) /* NULL may be something else for it */
 			return NULL;
 		field->input_keeps_off = input_keeps_off(field->type);
 	}
 	return field;
+}
+
+/*
+ * pp_field_begin
+ *		Before a run takes values of it.  What its input function keeps from call to call lives as long as the
+ *		current memory context, that of the run: functions that it calls may be other ones in the next.
+ */
+void
+pp_field_begin(PpField *field)
+{
+	if (!OidIsValid(field->input_function))
+		return;
+	fmgr_info(field->input_function, &field->input);
+	fmgr_info_set_expr(field->expr, &field->input);
 }
 
 /* The expression that it was made from. */

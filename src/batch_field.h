@@ -12,6 +12,7 @@ typedef struct PpField PpField;
 
 /* batch_field.c */
 extern PpField *pp_field_make(Node *expr, Index relid, bool convert);
+extern void pp_field_begin(PpField *field);
 extern Node *pp_field_expression(const PpField *field);
 extern Datum pp_field_value(PpField *field, const PpEntry *entry, bool *isnull);
 

@@ -161,15 +161,12 @@ find_scan(Plan *plan)
 	return plan;
 }
 
-/* Changes the copy that the plan has.  False: its scan cannot take the entries. */
+/* Lets the scan of a copy take the entries.  False: it cannot. */
 static bool
-change(PpBatchPlan *plan, TupleDesc batch)
+change_scan(PpBatchPlan *plan, Plan *scan, TupleDesc batch)
 {
-	Plan *scan = find_scan(plan->stmt->planTree);
 	Replacing replacing = {plan};
 
-	if (scan == NULL)
-		return false;
 	replacing.relid = ((Scan *) scan)->scanrelid;
 	replacing.always = scan->qual == NIL;
 	scan->targetlist = (List *) replace_fields((Node *) scan->targetlist, &replacing);
@@ -185,16 +182,19 @@ change(PpBatchPlan *plan, TupleDesc batch)
 
 /*
  * pp_batch_plan_make
- *		What is run of a plan that was made for the relation `batch`: such a copy in the current memory context,
- *		or itself.
+ *		What is run of a plan that was made for the relation `batch`: such a copy in the current memory context;
+ *		or the plan itself, as long as SPI has it, if its scan cannot take the entries.
  */
 PpBatchPlan *
 pp_batch_plan_make(PlannedStmt *stmt, TupleDesc batch)
 {
 	PpBatchPlan *plan = palloc0(sizeof(PpBatchPlan));
 
+	plan->stmt = stmt;
+	if (!is_read_once(stmt) || find_scan(stmt->planTree) == NULL)
+		return plan;
 	plan->stmt = copyObject(stmt);
-	if (!is_read_once(stmt) || !change(plan, batch))
+	if (!change_scan(plan, find_scan(plan->stmt->planTree), batch))
 		plan->stmt = stmt;
 	return plan;
 }

@@ -12,11 +12,10 @@
 typedef struct PpBatchPlan
 {
 	PlannedStmt *stmt;
-	Plan *scan; /* in it; NULL: it is as it was, and reads the tuplestore */
-	TupleDesc
-		desc; /* of what is scanned: columns of the batch, fields, and one that nobody takes */
-	bool wanted[PP_BATCH_COLUMNS + 1]; /* of the columns, by their number */
-	List *fields;                      /* PpField */
+	Plan *scan;                        /* in it; NULL: it is as it was, and reads the tuplestore */
+	TupleDesc desc;                    /* of what is scanned */
+	bool wanted[PP_BATCH_COLUMNS + 1]; /* of the columns of the batch, by their number */
+	List *fields;                      /* PpField, the columns behind those */
 } PpBatchPlan;
 
 extern PpBatchPlan *pp_batch_plan_make(PlannedStmt *stmt, TupleDesc batch);

@@ -25,7 +25,6 @@ typedef struct PpBatchScan
 	const PpBatchPlan *plan;
 	int next;
 	TupleTableSlot *slot;
-	ProjectionInfo *projection;
 	ResultRelInfo *target; /* takes the rows as they are, once it has begun; else NULL */
 } PpBatchScan;
 
@@ -80,7 +79,7 @@ next_row(PlanState *node)
 	PpBatchScan *scan = batch->scan;
 	ExprContext *econtext = node->ps_ExprContext;
 
-	if (scan->target != NULL && pp_row_pass(scan->target, scan->projection->pi_state.resultslot))
+	if (scan->target != NULL && pp_row_pass(scan->target, node->ps_ProjInfo->pi_state.resultslot))
 		scan->target = NULL;
 	while (scan->next < batch->n)
 	{
@@ -91,51 +90,42 @@ next_row(PlanState *node)
 		take_entry(scan, batch, econtext->ecxt_per_tuple_memory);
 		econtext->ecxt_scantuple = scan->slot;
 		if (ExecQual(node->qual, econtext))
-			return ExecProject(scan->projection);
+			return ExecProject(node->ps_ProjInfo);
 	}
 	return ExecClearTuple(node->ps_ResultTupleSlot);
 }
 
-typedef struct Search
-{
-	const Plan *plan;
-	PlanState *state;
-} Search;
-
-/* Finds the state of a node; a planstate_tree_walker(). */
+/* Finds the scan, the only one that there is; for planstate_tree_walker(). */
 static bool
-find_state(PlanState *node, void *context)
+find_scan(PlanState *node, void *found)
 {
-	Search *search = context;
-
-	if (node->plan != search->plan)
-		return planstate_tree_walker(node, find_state, context);
-	search->state = node;
+	if (!IsA(node, NamedTuplestoreScanState))
+		return planstate_tree_walker(node, find_scan, found);
+	*(PlanState **) found = node;
 	return true;
 }
 
 /* After ExecutorStart: lets the scan take the entries. */
 static void
-begin(QueryDesc *query, const PpBatchPlan *plan, PpBatchRelation *batch)
+take_entries(QueryDesc *query, const PpBatchPlan *plan, PpBatchRelation *batch)
 {
 	EState *estate = query->estate;
 	MemoryContext old = MemoryContextSwitchTo(estate->es_query_cxt);
 	PpBatchScan *scan = palloc0(sizeof(PpBatchScan));
-	Search search = {plan->scan, NULL};
-	PlanState *node;
+	PlanState *node = NULL;
+	ListCell *lc;
 
-	if (!find_state(query->planstate, &search))
+	if (!find_scan(query->planstate, &node))
 		elog(ERROR, "the scan of a batch is not in its plan");
-	node = search.state;
 	scan->plan = plan;
+	foreach (lc, plan->fields)
+		pp_field_begin(lfirst(lc));
 	scan->slot = ExecInitExtraTupleSlot(estate, plan->desc, &TTSOpsVirtual);
 	memset(scan->slot->tts_isnull, true, plan->desc->natts * sizeof(bool));
-	scan->projection = node->ps_ProjInfo;
 	scan->target = pp_row_target(query->planstate, node);
+	/* It may be another one at any time: ExecBuildProjectionInfo() says so. */
 	if (scan->target != NULL)
-		scan->projection =
-			ExecBuildProjectionInfo(node->plan->targetlist, node->ps_ExprContext,
-									pp_row_slot(scan->target, estate), node, plan->desc);
+		node->ps_ProjInfo->pi_state.resultslot = pp_row_slot(scan->target, estate);
 	ExecSetExecProcNode(node, next_row);
 	batch->scan = scan;
 	MemoryContextSwitchTo(old);
@@ -154,6 +144,7 @@ pp_batch_query_start(const PpBatchPlan *plan, PlannedStmt *stmt, const char *sql
 	PpBatchRelation *relation = palloc(sizeof(PpBatchRelation));
 	QueryDesc *query;
 
+	/* A copy: SPI's relation has the columns that the planner knows, this one those that the scan reads. */
 	*relation = *batch;
 	if (plan->scan != NULL)
 		relation->enr.md.tupdesc = plan->desc;
@@ -161,7 +152,7 @@ pp_batch_query_start(const PpBatchPlan *plan, PlannedStmt *stmt, const char *sql
 	query = CreateQueryDesc(stmt, sql, GetActiveSnapshot(), InvalidSnapshot, dest, NULL, env, 0);
 	ExecutorStart(query, 0);
 	if (plan->scan != NULL)
-		begin(query, plan, relation);
+		take_entries(query, plan, relation);
 	else
 		pp_batch_fill(relation);
 	return query;

@@ -74,11 +74,11 @@
 #define pp_executor_run(query) ExecutorRun(query, ForwardScanDirection, 0, true)
 #endif
 
-/* A set of things to be waited for, without a resource owner. */
+/* A set of things to be waited for, until it is freed. */
 #if PG_VERSION_NUM >= 170000
 #define pp_create_wait_set(n) CreateWaitEventSet(NULL, n)
 #else
-#define pp_create_wait_set(n) CreateWaitEventSet(CurrentMemoryContext, n)
+#define pp_create_wait_set(n) CreateWaitEventSet(TopMemoryContext, n)
 #endif
 
 /* Stands before a declaration. */

@@ -30,14 +30,16 @@ pp_extension_lookup(PpExtension *ext)
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple tuple;
-	bool found;
+	const char *schema = NULL;
 
 	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
 				CStringGetDatum(PP_EXTENSION));
 	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
-	if (found)
+	/* It is not locked: while it is being dropped, its schema may be gone before. */
+	if (HeapTupleIsValid(tuple))
+		schema = get_namespace_name(((Form_pg_extension) GETSTRUCT(tuple))->extnamespace);
+	if (schema != NULL)
 	{
 		Form_pg_extension form = (Form_pg_extension) GETSTRUCT(tuple);
 		bool isnull;
@@ -47,13 +49,13 @@ pp_extension_lookup(PpExtension *ext)
 		ext->oid = form->oid;
 		ext->schema = form->extnamespace;
 		ext->owner = form->extowner;
-		ext->schema_name = pstrdup(quote_identifier(get_namespace_name(form->extnamespace)));
+		ext->schema_name = pstrdup(quote_identifier(schema));
 		ext->definitions = get_relname_relid("postpipe_pipeline", form->extnamespace);
 		ext->version = isnull ? NULL : TextDatumGetCString(version);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	return found;
+	return schema != NULL;
 }
 
 /*
@@ -82,9 +84,10 @@ pp_extension_lock(PpExtension *ext)
 
 /*
  * pp_extension_is_there
- *		Is the extension, which is locked, the one that was looked up, in a schema that has still the same name?
- *		Another one may have that now.  An extension is there as long as its tables: these are in a cache of the
- *		server's, where before 18 pg_extension is not, and each batch asks.
+ *		Is the extension, which is locked, the one that was looked up, in a schema that still has the same name?
+ *		Another schema may have that name now.  It is there as long as its table of definitions, unless a superuser
+ *		takes that out of it: tables are in a cache of the server's, where before 18 extensions are not, and
+ *		each batch asks.
  */
 bool
 pp_extension_is_there(const PpExtension *ext)

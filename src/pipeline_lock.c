@@ -28,16 +28,14 @@ pp_pipeline_lock_key(const char *name)
 void
 pp_pipeline_lock(const PpExtension *ext, const char *name, LOCKMODE mode)
 {
-	LockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"), pp_pipeline_lock_key(name), 0,
-					   mode);
+	LockDatabaseObject(ext->definitions, pp_pipeline_lock_key(name), 0, mode);
 }
 
 /* Takes that lock back, for who has changed nothing. */
 void
 pp_pipeline_unlock(const PpExtension *ext, const char *name, LOCKMODE mode)
 {
-	UnlockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"), pp_pipeline_lock_key(name), 0,
-						 mode);
+	UnlockDatabaseObject(ext->definitions, pp_pipeline_lock_key(name), 0, mode);
 }
 
 /*
@@ -49,8 +47,7 @@ pp_pipeline_unlock(const PpExtension *ext, const char *name, LOCKMODE mode)
 void
 pp_pipeline_lock_row(const PpExtension *ext, const char *name)
 {
-	LockDatabaseObject(pp_relation_oid(ext, "postpipe_pipeline"), pp_pipeline_lock_key(name), 1,
-					   ExclusiveLock);
+	LockDatabaseObject(ext->definitions, pp_pipeline_lock_key(name), 1, ExclusiveLock);
 }
 
 /* Some definition may have changed: counted by invalidation, which the table's trigger sends. */
@@ -92,7 +89,7 @@ pp_pipeline_is_current(const PpExtension *ext, const PpPipeline *p)
 	registered = true;
 	if (known == changes)
 		return true;
-	definition_table = pp_relation_oid(ext, "postpipe_pipeline");
+	definition_table = ext->definitions;
 	seen = changes; /* what comes meanwhile may not be in what is read */
 	now = pp_pipeline_get(ext, p->name);
 	if (now == NULL || now->version != p->version)

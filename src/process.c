@@ -90,16 +90,19 @@ pp_process_reload(void)
 	return true;
 }
 
-/* Waits for the latch, or for timeout_ms (-1: no limit), and serves interrupts. */
-void
+/* Waits for the latch, or for timeout_ms (-1: no limit), and serves interrupts.  Returns whether the latch was set. */
+bool
 pp_process_sleep(long timeout_ms, PpWaitEvent event)
 {
 	int events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (timeout_ms >= 0 ? WL_TIMEOUT : 0);
+	bool latch_set;
 
 	Assert(!IsTransactionState());
-	if (WaitLatch(MyLatch, events, timeout_ms, pp_wait_event(event)) & WL_LATCH_SET)
+	latch_set = (WaitLatch(MyLatch, events, timeout_ms, pp_wait_event(event)) & WL_LATCH_SET) != 0;
+	if (latch_set)
 		ResetLatch(MyLatch);
 	pp_process_interrupts();
+	return latch_set;
 }
 
 /* What pg_stat_activity shows in state and query. `text` must not hold an entry's content. */

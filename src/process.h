@@ -19,7 +19,7 @@ extern void (*pp_process_meanwhile)(void);
 extern bool pp_process_start(Datum main_arg);
 extern void pp_process_interrupts(void);
 extern bool pp_process_reload(void);
-extern void pp_process_sleep(long timeout_ms, PpWaitEvent event);
+extern bool pp_process_sleep(long timeout_ms, PpWaitEvent event);
 extern void pp_process_activity(bool running, const char *text);
 
 #endif /* PP_PROCESS_H */

@@ -29,31 +29,32 @@ socket_events(const PpRedis *conn)
  * the kernel as long as all else of a wait, and mostly the next one is for the same sockets.  They are open: who closes
  * one drops the set.
  */
-typedef struct WaitSet
+static struct
 {
-	MemoryContext cxt;
-	WaitEventSet *events; /* NULL: none is kept */
-	int n;
+	WaitEventSet *set;
 	pgsocket *sockets;
-} WaitSet;
+	int n; /* 0: none is kept */
+} kept;
 
 #define FIRST_SOCKET 2 /* in the set */
-
-static WaitSet kept;
 
 /* A socket is about to be closed: its number may be another one's soon. */
 void
 pp_redis_wait_forget(void)
 {
-	if (kept.events != NULL)
-		FreeWaitEventSet(kept.events);
-	kept.events = NULL;
+	kept.n = 0;
+	if (kept.set != NULL)
+		FreeWaitEventSet(kept.set);
+	if (kept.sockets != NULL)
+		pfree(kept.sockets);
+	kept.set = NULL;
+	kept.sockets = NULL;
 }
 
 static bool
 is_kept(PpRedis *const *conns, int n)
 {
-	if (kept.events == NULL || kept.n != n)
+	if (kept.n != n)
 		return false;
 	for (int i = 0; i < n; i++)
 		if (kept.sockets[i] != conns[i]->rc->fd)
@@ -64,78 +65,53 @@ is_kept(PpRedis *const *conns, int n)
 static void
 keep(PpRedis *const *conns, int n)
 {
-	MemoryContext old;
-
 	pp_redis_wait_forget();
-	if (kept.cxt == NULL)
-		kept.cxt =
-			AllocSetContextCreate(TopMemoryContext, "postpipe wait set", ALLOCSET_SMALL_SIZES);
-	MemoryContextReset(kept.cxt);
-	old = MemoryContextSwitchTo(kept.cxt);
-	kept.n = n;
-	kept.sockets = palloc(n * sizeof(pgsocket));
-	kept.events = pp_create_wait_set(FIRST_SOCKET + n);
-	MemoryContextSwitchTo(old);
-	AddWaitEventToSet(kept.events, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
-	AddWaitEventToSet(kept.events, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	kept.sockets = MemoryContextAlloc(TopMemoryContext, n * sizeof(pgsocket));
+	kept.set = pp_create_wait_set(FIRST_SOCKET + n);
+	AddWaitEventToSet(kept.set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(kept.set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	for (int i = 0; i < n; i++)
 	{
 		kept.sockets[i] = conns[i]->rc->fd;
-		AddWaitEventToSet(kept.events, socket_events(conns[i]), kept.sockets[i], NULL, NULL);
+		AddWaitEventToSet(kept.set, socket_events(conns[i]), kept.sockets[i], NULL, NULL);
 	}
-}
-
-/* Waits for some connections, which have sockets.  Returns whether the latch was set. */
-static bool
-wait_for_sockets(PpRedis *const *conns, int n, long timeout_ms, uint32 event)
-{
-	WaitEvent occurred = {0};
-
-	if (!is_kept(conns, n))
-		keep(conns, n);
-	for (int i = 0; i < n; i++)
-		ModifyWaitEvent(kept.events, FIRST_SOCKET + i, socket_events(conns[i]), NULL);
-	(void) WaitEventSetWait(kept.events, timeout_ms, &occurred, 1, event);
-	return (occurred.events & WL_LATCH_SET) != 0;
-}
-
-static bool
-wait_for_latch(long timeout_ms, uint32 event)
-{
-	int events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (timeout_ms >= 0 ? WL_TIMEOUT : 0);
-
-	return (WaitLatch(MyLatch, events, timeout_ms, event) & WL_LATCH_SET) != 0;
+	kept.n = n;
 }
 
 /*
  * pp_redis_wait_any
  *		Waits until one of the sockets is ready, the latch is set, or time is up (ms; -1: no limit).
- *		Serves interrupts; resets the latch, so that the caller has to look at what it may mean.  Of a
- *		connection that is closed, and without any, only the latch counts; those that are closed are taken
- *		out of the array.  Returns whether the latch was set.
+ *		Serves interrupts; resets the latch, so that the caller has to look at what it may mean.  Connections
+ *		that are closed are taken out of the array; without any other, outside a transaction, only the latch
+ *		counts.  Returns whether it was set.
  */
 bool
 pp_redis_wait_any(PpRedis **conns, int n, long timeout_ms, PpWaitEvent event)
 {
+	WaitEvent occurred = {0};
 	int num_open = 0;
-	bool latch_set;
 
 	for (int i = 0; i < n; i++)
 		if (conns[i]->rc != NULL)
 			conns[num_open++] = conns[i];
-	latch_set = num_open > 0 ? wait_for_sockets(conns, num_open, timeout_ms, pp_wait_event(event))
-							 : wait_for_latch(timeout_ms, pp_wait_event(event));
-	if (latch_set)
+	if (num_open == 0)
+		return pp_process_sleep(timeout_ms, event);
+	if (!is_kept(conns, num_open))
+		keep(conns, num_open);
+	for (int i = 0; i < num_open; i++)
+		ModifyWaitEvent(kept.set, FIRST_SOCKET + i, socket_events(conns[i]), NULL);
+	(void) WaitEventSetWait(kept.set, timeout_ms, &occurred, 1, pp_wait_event(event));
+	if (occurred.events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	pp_process_interrupts();
-	return latch_set;
+	return (occurred.events & WL_LATCH_SET) != 0;
 }
 
-/* The same for one connection, or for none (NULL). */
+/* The same for one connection, which is open or is being opened. */
 bool
 pp_redis_wait(PpRedis *conn, long timeout_ms, PpWaitEvent event)
 {
-	return pp_redis_wait_any(&conn, conn != NULL ? 1 : 0, timeout_ms, event);
+	return pp_redis_wait_any(&conn, 1, timeout_ms, event);
 }
 
 /*

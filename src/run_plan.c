@@ -27,13 +27,15 @@ add_context(void *sql)
 	errcontext("SQL statement \"%s\"", (const char *) sql);
 }
 
-/* A plan that SPI keeps, from now on.  What is made of it lives below `parent`. */
+/* Keeps a plan that was prepared.  What is made of it lives below `parent`. */
 void
 pp_run_keep(PpKeptPlan *kept, SPIPlanPtr plan, MemoryContext parent)
 {
 	kept->cxt = AllocSetContextCreate(parent, "postpipe plan", ALLOCSET_SMALL_SIZES);
-	kept->spi = plan;
 	kept->generation = 0;
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not keep the plan of the statement");
+	kept->spi = plan;
 }
 
 /* Frees it, if there is one. */

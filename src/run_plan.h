@@ -13,10 +13,10 @@
 /* A plan that SPI keeps, and what is run of it. */
 typedef struct PpKeptPlan
 {
-	SPIPlanPtr spi;    /* NULL: there is none */
-	MemoryContext cxt; /* of … */
-	PpBatchPlan *plan; /* … what was made … */
-	int generation;    /* … of this plan of SPI's, which counts them from 1; 0: of none */
+	SPIPlanPtr spi; /* NULL: there is none */
+	PpBatchPlan *plan;
+	MemoryContext cxt; /* of that */
+	int generation;    /* for which it was made, by SPI's count, which begins with 1; 0: for none */
 } PpKeptPlan;
 
 extern void pp_run_keep(PpKeptPlan *kept, SPIPlanPtr plan, MemoryContext parent);

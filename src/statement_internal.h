@@ -10,7 +10,6 @@
 #include "steady.h"
 
 #include "access/tupdesc.h"
-#include "executor/spi.h"
 
 #define PP_PLANS (2 * PP_FORMS) /* for a few and for many entries, of each form */
 

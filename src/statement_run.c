@@ -151,8 +151,6 @@ get_plan(PpStatement *s, int n, PpForm form)
 				(errcode(ERRCODE_SYNTAX_ERROR), errmsg("a pipeline needs exactly one statement"),
 				 errhint("Several changes fit into one statement with WITH.")));
 	check_plan(s, plan, form, NULL);
-	if (SPI_keepplan(plan) != 0)
-		elog(ERROR, "could not keep the plan of the statement");
 	pp_run_keep(kept, plan, s->cxt);
 	return kept;
 }
@@ -272,7 +270,7 @@ static void
 run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 {
 	PpBatchRelation *batch;
-	PpKeptPlan *plan;
+	PpKeptPlan *kept;
 	PpStatementScope scope;
 	MemoryContext old;
 
@@ -290,9 +288,9 @@ run(PpStatement *s, PpEntry **entries, int n, PpForm form, PpReturned *returned)
 	if (s->timeout_ms > 0)
 		enable_timeout_after(STATEMENT_TIMEOUT, s->timeout_ms);
 
-	plan = get_plan(s, n, form);
+	kept = get_plan(s, n, form);
 	s->over_entries = n > 0;
-	pp_run_plan(plan, s->search_path, batch, form == PP_FORM_PLAIN && s->bulk, &returned->pub);
+	pp_run_plan(kept, s->search_path, batch, form == PP_FORM_PLAIN && s->bulk, &returned->pub);
 	s->over_entries = false;
 	if (s->timeout_ms > 0)
 		disable_timeout(STATEMENT_TIMEOUT, false);

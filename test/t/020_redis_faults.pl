@@ -388,6 +388,20 @@ $hits->settled('half-open');
 wait_for { clients() == 1 } 'half-open: the old connection is gone';
 is(consumers($redis, $hits->stream, $hits->group), 1, 'half-open: one consumer');
 
+# --- another connection in the worker's own process, opened and closed while it has its own
+begin();
+$hits->sql(q(CREATE FUNCTION peek() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN PERFORM count(*) FROM public.postpipe_peek('hits'); RETURN NULL; END $$;
+	CREATE TRIGGER peek AFTER INSERT ON hits FOR EACH STATEMENT EXECUTE FUNCTION peek()));
+my $reconnects = $hits->worker('reconnects');
+for my $i (1 .. 3)
+{
+	$hits->publish(1);
+	$hits->settled("a trigger that looks at Redis, $i");
+}
+is($hits->worker('reconnects'), $reconnects, '... while the worker keeps its connection, and hears what comes on it');
+my $worker = $hits->worker('pid');
+is(scalar(grep { (readlink // '') =~ /eventpoll/ } glob "/proc/$worker/fd/*"), 2, 'sets of sockets are closed with their connections: two are left, that of the latch and the one in use');
+
 is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'), $postmaster, 'the server was never harmed');
 is($hits->sql('SELECT count(*) FROM postpipe_dlq'), 0, 'no fault of Redis is an entry\'s');
 is(scalar log_lines($node, qr/exited with exit code [^01]/), 0, 'every process left with code 0 or 1');

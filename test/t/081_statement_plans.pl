@@ -13,7 +13,7 @@ sql('CREATE EXTENSION postpipe');
 sql(q(SELECT postpipe_drop_pipeline('posts')));
 sql(<<'SQL');
 CREATE SCHEMA same;
-CREATE TABLE same.postpipe_batch (ord int, event jsonb);
+CREATE TABLE same.postpipe_batch (id postpipe_id, ord int, stream text, event jsonb, envelope jsonb, added_at timestamptz);
 CREATE TABLE kind (name text PRIMARY KEY, weight int);
 INSERT INTO kind VALUES ('a', 1), ('b', 10), ('c', 100);
 CREATE TYPE letter AS ENUM ('a', 'b', 'c');
@@ -31,6 +31,7 @@ my %queries = (
 	first_of => q(SELECT coalesce(event ->> 'none', nullif(event ->> 'n', ''), event ->> 'kind') AS v, coalesce(nullif(event ->> 'none', '')::int, (event ->> 'id')::int, 7) AS i FROM postpipe_batch),
 	cast_first => q(SELECT coalesce(event ->> 'none', event ->> 'id')::bigint AS i, coalesce((event ->> 'none')::date, '2025-01-02') AS d, (event ->> 'id')::numeric(6, 2) AS x, (event ->> 'kind')::varchar(1) AS k, (event ->> 'id')::int8 + 1 AS next FROM postpipe_batch),
 	types => q(SELECT (event ->> 'kind')::letter AS l, (event ->> 'id')::digits AS d, (event ->> 'a')::int[] AS a, (event ->> 'kind')::name AS n, (event ->> 'kind')::"char" AS c, (event ->> 'a')::text COLLATE "C" AS t, (nullif(event ->> 'n', ''))::bytea AS b FROM postpipe_batch),
+	all_columns => q(SELECT id, ord, stream, event, envelope, added_at FROM postpipe_batch),
 	whole_event => q(SELECT event, event ->> 'id' AS id, ord FROM postpipe_batch WHERE event ? 'n'),
 	grouped => q(SELECT event ->> 'kind' AS kind, count(*) AS n, sum((event ->> 'id')::int) AS ids FROM postpipe_batch GROUP BY 1),
 	counted => q(SELECT count(*) AS n, count(DISTINCT event ->> 'kind') AS kinds FROM postpipe_batch),
@@ -63,8 +64,9 @@ for my $case ([ 5, 'off' ], [ 40, 'off' ], [ 40, 'on' ])
 	for my $i (1 .. $n)
 	{
 		my @fields = (id => $i, kind => (qw(a b c))[ $i % 3 ], n => $i % 4 == 1 ? '' : $i % 4 == 2 ? 'x' : $i, a => "{$i,7}");
-		$redis->xadd('stream:all', @fields);
-		sql("INSERT INTO same.postpipe_batch SELECT $i, jsonb_object('{" . join(',', map { qq("$_") } @fields) . "}')");
+		my $id = $redis->xadd('stream:all', @fields);
+		my ($ms) = split /-/, $id;
+		sql("INSERT INTO same.postpipe_batch SELECT '$id', $i, 'stream:all', jsonb_object('{" . join(',', map { qq("$_") } @fields) . "}'), NULL, to_timestamp($ms / 1000.0)");
 	}
 	for my $name (sort keys %queries)
 	{

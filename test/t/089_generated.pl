@@ -74,6 +74,22 @@ for my $table (qw(few checked))
 	is(sql("SELECT count(*) FROM $table"), 3, '... and those that its check refuses, because of rows before them, have letters');
 }
 
+# --- What the input function of a type keeps while it is used, as a check and the functions in that, is of one batch: an error in it is
+# forgotten, and another function in the place of one is used.
+sql(<<'SQL');
+CREATE TABLE most (n int);
+INSERT INTO most VALUES (100);
+CREATE FUNCTION is_few(v int) RETURNS boolean LANGUAGE sql VOLATILE AS 'SELECT 100 / (v - 7) < (SELECT n FROM public.most) OR v > 0';
+CREATE DOMAIN checked_few AS int CHECK (public.is_few(VALUE));
+CREATE TYPE pair AS (a int, b checked_few);
+SQL
+make('paired', 'id int PRIMARY KEY, d pair', options => '{"max_retries": 0}');
+rows('paired', 'SELECT d FROM paired', '(1,2)', 'a check in a composite type', [ id => 1, d => '(1,2)' ]);
+rows('paired', q(SELECT sqlstate FROM postpipe_dlq WHERE pipeline = 'paired'), '22012', '... fails', [ id => 2, d => '(1,7)' ]);
+rows('paired', 'SELECT d FROM paired WHERE id = 3', '(1,3)', '... and passes again', [ id => 3, d => '(1,3)' ]);
+sql(q(CREATE OR REPLACE FUNCTION is_few(v int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN v > 0; END'));
+rows('paired', 'SELECT d FROM paired WHERE id = 4', '(1,7)', '... as the function that is now in it says', [ id => 4, d => '(1,7)' ]);
+
 # --- Where a plain INSERT is not the same as one with ON CONFLICT, although nothing conflicts.
 sql('CREATE ROLE app; GRANT CREATE ON SCHEMA public TO app; CREATE TABLE fired (n int)');
 make('secured', 'id int PRIMARY KEY, v text');
