@@ -90,6 +90,19 @@ rows('paired', 'SELECT d FROM paired WHERE id = 3', '(1,3)', '... and passes aga
 sql(q(CREATE OR REPLACE FUNCTION is_few(v int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN v > 0; END'));
 rows('paired', 'SELECT d FROM paired WHERE id = 4', '(1,7)', '... as the function that is now in it says', [ id => 4, d => '(1,7)' ]);
 
+# --- So is the input function itself.
+sql(<<'SQL');
+SET client_min_messages = error;
+CREATE TYPE num;
+CREATE FUNCTION num_in(cstring) RETURNS num LANGUAGE internal IMMUTABLE STRICT AS 'int4in';
+CREATE FUNCTION num_out(num) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'int4out';
+CREATE TYPE num (INPUT = num_in, OUTPUT = num_out, LIKE = int4);
+SQL
+make('numbered', 'id int PRIMARY KEY, n num');
+rows('numbered', 'SELECT n FROM numbered', 12, 'an input function', [ id => 1, n => 12 ]);
+sql(q(CREATE OR REPLACE FUNCTION num_in(cstring) RETURNS num LANGUAGE internal IMMUTABLE STRICT AS 'oidin'));
+rows('numbered', 'SELECT n FROM numbered WHERE id = 2', -1, '... and another one in its place', [ id => 2, n => 4294967295 ]);
+
 # --- Where a plain INSERT is not the same as one with ON CONFLICT, although nothing conflicts.
 sql('CREATE ROLE app; GRANT CREATE ON SCHEMA public TO app; CREATE TABLE fired (n int)');
 make('secured', 'id int PRIMARY KEY, v text');
