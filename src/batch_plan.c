@@ -174,7 +174,6 @@ change_scan(PpBatchPlan *plan, Plan *scan, TupleDesc batch)
 	scan->qual = (List *) replace_fields((Node *) scan->qual, &replacing);
 	if (replacing.whole_row)
 		return false;
-	plan->scan = scan;
 	plan->desc = make_descriptor(plan, batch);
 	name_columns(rt_fetch(replacing.relid, plan->stmt->rtable), plan->desc);
 	return true;

@@ -12,8 +12,7 @@
 typedef struct PpBatchPlan
 {
 	PlannedStmt *stmt;
-	Plan *scan;                        /* in it; NULL: it is as it was, and reads the tuplestore */
-	TupleDesc desc;                    /* of what is scanned */
+	TupleDesc desc; /* of what is scanned; NULL: the plan is as it was, and reads the tuplestore */
 	bool wanted[PP_BATCH_COLUMNS + 1]; /* of the columns of the batch, by their number */
 	List *fields;                      /* PpField, the columns behind those */
 } PpBatchPlan;

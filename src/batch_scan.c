@@ -146,12 +146,12 @@ pp_batch_query_start(const PpBatchPlan *plan, PlannedStmt *stmt, const char *sql
 
 	/* A copy: SPI's relation has the columns that the planner knows, this one those that the scan reads. */
 	*relation = *batch;
-	if (plan->scan != NULL)
+	if (plan->desc != NULL)
 		relation->enr.md.tupdesc = plan->desc;
 	register_ENR(env, &relation->enr);
 	query = CreateQueryDesc(stmt, sql, GetActiveSnapshot(), InvalidSnapshot, dest, NULL, env, 0);
 	ExecutorStart(query, 0);
-	if (plan->scan != NULL)
+	if (plan->desc != NULL)
 		take_entries(query, plan, relation);
 	else
 		pp_batch_fill(relation);
