@@ -42,6 +42,7 @@ balanced('xids');
 # --- Counters while who scrapes looks at them, as often as it can: none goes back, and each histogram is one.
 sql(<<'SQL');
 CREATE TABLE scraped (n int, complaint text);
+CREATE TABLE looks (pid int);
 CREATE TABLE enough ();
 CREATE PROCEDURE scrape(forever boolean) LANGUAGE plpgsql AS $$
 DECLARE
@@ -60,6 +61,7 @@ BEGIN
 			PERFORM count(*) FROM postpipe_prometheus();
 			PERFORM count(*) FROM postpipe_stats, postpipe_audit;
 			INSERT INTO scraped SELECT n, wrong WHERE wrong <> '';
+			INSERT INTO looks VALUES (pg_backend_pid());
 			before := now;
 		EXCEPTION WHEN OTHERS THEN
 			IF NOT forever THEN RAISE; END IF;
@@ -73,13 +75,14 @@ END $$;
 SQL
 make('seen', workers => 2, options => '{"batch_size": 10}');
 my @scrapers = map { scraper('false') } 1 .. 4;
-add('seen', 200) for 1 .. 20;
-rows('seen', 4000, 'four look all the time');
+my $n = 0;
+wait_for { $n += add('seen', 200); $n >= 4000 && sql('SELECT count(*) FROM (SELECT FROM looks GROUP BY pid HAVING count(*) > 5) x') == 4 } 'each of four has looked many times, while entries came';
+rows('seen', $n, 'they look all the time');
 wait_for { running() } 'they look still';
 sql('DROP TABLE enough');
 ended($_) for @scrapers;
-is(sql(q(SELECT count(*) FILTER (WHERE complaint IS NULL AND n > 5), string_agg(complaint, '; ') FROM scraped)), '4|', '... and find nothing wrong, each of them many times');
-is(sql(q(SELECT count(*), count(DISTINCT v) FROM t_seen)), '4000|4000', '... while each entry is applied once');
+is(sql(q(SELECT count(*) FILTER (WHERE complaint IS NULL), string_agg(complaint, '; ') FROM scraped)), '4|', '... and find nothing wrong');
+is(sql(q(SELECT count(*), count(DISTINCT v) FROM t_seen)), "$n|$n", '... while each entry is applied once');
 
 # --- A crash of the server: the counters begin anew, which stats_reset says; the audit, of tables, does not.
 my $numbers = q(SELECT entries_read, entries_applied, entries_deduplicated, entries_dead, batches, stats_reset, (SELECT applied FROM postpipe_audit a WHERE a.pipeline = s.pipeline) FROM postpipe_stats s WHERE pipeline = 'crash');
