@@ -74,7 +74,7 @@ for my $round (1 .. 6)
 {
 	sql('UPDATE postpipe_dead_letter SET attempts = 0');    # or the wait doubles
 	$fault->set('before_commit:kill');
-	wait_for { $fault->fired } "crash $round";
+	wait_for { $fault->fired && log_lines($node, qr/all server processes terminated; reinitializing/, $from) == $round } "crash $round";
 	wait_sql($node, 'postgres', q(SELECT last_failed_at > backend_start FROM postpipe_dlq, postpipe_workers w WHERE w.pipeline = 'hits'), 't', '... and another attempt');
 }
 is(sql('SELECT state, message FROM postpipe_dlq'), 'retrying|bad', 'no entry is to blame for six crashes that were not in a row');
