@@ -106,6 +106,17 @@ sub processor_ticks
 	return @ticks[ 0 .. 7 ];
 }
 
+# Parts of their time since they had done that: when something ran, and when the host had taken them.
+sub processors_since
+{
+	my (@before) = @_;
+	my @now = processor_ticks() or return;
+	my @ticks = map { $now[$_] - $before[$_] } 0 .. $#now;
+	my $all = sum0(@ticks) || 1;
+
+	return (busy => sum0(@ticks[ 0 .. 2, 5, 6 ]) / $all, stolen => $ticks[-1] / $all);
+}
+
 # Without the shared buffers, which every process maps little by little, and without the program's own file pages.
 sub anonymous_kb
 {

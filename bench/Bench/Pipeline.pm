@@ -4,10 +4,12 @@ package Bench::Pipeline;
 use strict;
 use warnings;
 use Bench::Meter;
+use List::Util qw(max min);
 use Time::HiRes qw(time);
 
-# Between two looks: little to do for the cores that two workers share with Redis; and once all is read, often enough to see
-# the end of what takes a second.
+# Between two looks: little to do for the cores that two workers share with Redis while much is left, a twentieth of the time that
+# it has taken; and once all is read, often enough to see the end of what takes a second.
+my $far_look_seconds = 0.1;
 my $look_seconds = 0.01;
 my $last_look_seconds = 0.002;
 
@@ -107,16 +109,17 @@ sub drain
 {
 	my ($self) = @_;
 	my $meter = Bench::Meter->new;
+	my $last_id = $self->last_id;
+	my @processors = Bench::Meter::processor_ticks();
 	my $start = time;
 
-	my $last_id = $self->last_id;
 	$self->resume;
 	my $entries = $self->wait_acknowledged($last_id, sub {
 		$meter->add($self->pids) if $meter->pids < $self->{workers};
 		$meter->look;
 	});
 	my $seconds = time - $start;
-	my %used = $meter->result;
+	my %used = ($meter->result, Bench::Meter::processors_since(@processors));
 	$meter->pids or die "no worker of pipeline \"$self->{name}\" was found\n";
 	$self->pause;
 	return { entries => $entries, seconds => $seconds, %used, memory => $meter->memory_profile };
@@ -128,9 +131,12 @@ sub wait_acknowledged
 	my ($self, $last_id, $meanwhile) = @_;
 	my $stage = $self->{stage};
 	my $length = $stage->redis("XLEN $self->{stream}");
-	my $look = sub { $meanwhile->() if $meanwhile; return $self->group_info };
+	my $start = time;
+	my $left;
+	my $look = sub { $meanwhile->() if $meanwhile; my $info = $self->group_info; $left = $info->{lag} || 0; return $info };
+	my $pause = sub { $left > $length / 10 ? max($look_seconds, min($far_look_seconds, (time - $start) / 20)) : $look_seconds };
 
-	$stage->wait_for('the last entry', sub { $look->()->{'last-delivered-id'} eq $last_id }, $look_seconds);
+	$stage->wait_for('the last entry', sub { $look->()->{'last-delivered-id'} eq $last_id }, $pause);
 	$stage->wait_for('the last acknowledgement', sub { $look->()->{pending} == 0 }, $last_look_seconds);
 	return $length;
 }

@@ -11,7 +11,6 @@ package Bench::Rounds;
 use strict;
 use warnings;
 use Bench::Meter;
-use List::Util qw(sum0);
 
 sub new
 {
@@ -42,7 +41,7 @@ sub compare
 			$self->{stage}->progress(sprintf '%d: %-16s %8.0f/s', $round + 1, $name, $result->{rate}) if $result->{rate};
 		}
 		push @order, shift @order;
-		$self->note_stolen(\@before);
+		$self->note_stolen(@before);
 	}
 	return $self;
 }
@@ -50,11 +49,10 @@ sub compare
 # A round in which the host of a virtual machine has taken much of the processors' time says little of the contenders.
 sub note_stolen
 {
-	my ($self, $before) = @_;
-	my @now = Bench::Meter::processor_ticks() or return;
-	my @ticks = map { $now[$_] - $before->[$_] } 0 .. $#now;
+	my ($self, @before) = @_;
+	my %part = Bench::Meter::processors_since(@before) or return;
 
-	push @{ $self->{stolen} }, rounded(100 * $ticks[-1] / (sum0(@ticks) || 1));
+	push @{ $self->{stolen} }, rounded(100 * $part{stolen});
 	return;
 }
 

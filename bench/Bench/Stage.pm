@@ -198,6 +198,7 @@ sub stop_program
 	return;
 }
 
+# pause: seconds between two looks at the condition, or what returns them.
 sub wait_for
 {
 	my ($self, $what, $condition, $pause) = @_;
@@ -206,7 +207,7 @@ sub wait_for
 	until ($condition->())
 	{
 		die "gave up waiting for $what\n" . $self->sql('SELECT s FROM postpipe_stats s') . "\n" if time > $deadline;
-		sleep($pause // 0.1);
+		sleep(ref $pause ? $pause->() : $pause // 0.1);
 	}
 	return;
 }

@@ -35,6 +35,8 @@ sub run
 	$rounds->ratio("two_workers_to_one_\l$_", "two workers / one, format $_", "${_}2", "${_}1") for qw(B C);
 	for my $format (qw(A B C))
 	{
+		$rounds->figure("room_for_two_\l$format", "... that need as much for an entry, with no core ever idle, format $format", '', sub { 1 / $_[0]{"${format}1"}{busy} })
+		  if $rounds->{rounds}[0]{"${format}1"}{busy};
 		$rounds->contender("${format}1", "format $format, one worker")->contender("${format}2", "format $format, two workers");
 	}
 	return $rounds->result;
