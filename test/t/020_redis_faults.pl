@@ -392,7 +392,7 @@ is(consumers($redis, $hits->stream, $hits->group), 1, 'half-open: one consumer')
 begin();
 $hits->sql(q(CREATE FUNCTION peek() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN PERFORM count(*) FROM public.postpipe_peek('hits'); RETURN NULL; END $$;
 	CREATE TRIGGER peek AFTER INSERT ON hits FOR EACH STATEMENT EXECUTE FUNCTION peek()));
-my $reconnects = $hits->worker('reconnects');
+$reconnects = $hits->worker('reconnects');
 for my $i (1 .. 3)
 {
 	$hits->publish(1);
