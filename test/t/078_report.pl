@@ -28,14 +28,14 @@ sql(q(CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'bad'))));
 sql(q(SELECT postpipe_create_pipeline('m', 'stream:m', target => 't', options => '{"max_retries": 0}')));
 sql("SELECT postpipe_create_pipeline('n', \$n\$stream:$hostile\$n\$, target => 't', consumer_group => \$n\$<b>&\$n\$)");
 my $exporter = postgres_exporter($node, 'postgres');
-my $prometheus = Postpipe::Test::Prometheus->new(targets => { 'localhost:9187' => $exporter->address }, interval => '1s');
+my $prometheus = Postpipe::Test::Prometheus->new(targets => { 'localhost:9187' => $exporter->address }, interval => '2s');
 wait_for { @{ $prometheus->query('stream_consumer_lag') } == 2 } 'Prometheus has both pipelines';
 
 my $id = 0;
 wait_for
 {
 	add('stream:m', $_ % 7 ? ++$id : $id) for 1 .. 50;
-	@{ $prometheus->query('count_over_time((histogram_quantile(0.95, rate(postpipe_end_to_end_seconds_bucket[4s])) > 0)[1m:1s]) > 8') } == 1;
+	@{ $prometheus->query('count_over_time((histogram_quantile(0.95, rate(postpipe_end_to_end_seconds_bucket[8s])) > 0)[1m:2s]) > 8') } == 1;
 }
 'Prometheus has traffic';
 add('stream:m', 'bad') for 1 .. 3;
