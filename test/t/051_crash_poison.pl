@@ -154,7 +154,7 @@ wait_for { !grep { /\.hits\./ } files() } 'no file is left of a pipeline that is
 done_testing();
 
 # What it starts may crash before the session has its answer.
-sub resume { return $node->psql('postgres', "SELECT postpipe_resume('hits')", on_error_die => 0) }
+sub resume { return error("SELECT postpipe_resume('hits')") }
 
 sub files { opendir(my $dir, $node->data_dir . '/postpipe') or die $!; return grep { !/^\./ } readdir $dir }
 

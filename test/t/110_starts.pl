@@ -17,7 +17,8 @@ my $hits = Postpipe::Test::Hits->new(node => $node, redis => $redis);
 $hits->shows(qr/^idle/, 'the pipeline is idle');
 
 # --- A worker: with its slot taken and nothing else, in its main function, before it connects to Redis, in its first transaction.
-# What fails in a transaction is tried again by the same process.
+# What fails in a transaction is tried again by the same process. Where one crashes, the session that it was started by may be gone
+# before it has its answer.
 for my $case (map { my $point = $_; map { [ $point, $_ ] } qw(error fatal kill) } qw(at_attach at_start at_connect at_prepare))
 {
 	my ($point, $how) = @$case;
@@ -25,7 +26,7 @@ for my $case (map { my $point = $_; map { [ $point, $_ ] } qw(error fatal kill) 
 	$hits->pause;
 	$fault->set("$point:$how");
 	$hits->publish(10);
-	set_off(q(SELECT postpipe_resume('hits')));
+	error(q(SELECT postpipe_resume('hits')));
 	wait_for { $fault->fired } "$point, $how: the worker was there";
 	$hits->settled("$point, $how");
 	is(scalar log_lines($node, qr/all server processes terminated; reinitializing/, $from), $how eq 'kill' ? 1 : 0, '... and the server has crashed only if it had to');
@@ -42,7 +43,7 @@ for my $kind (qw(supervisor launcher))
 		my $process = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'postpipe $kind' AND (datname = 'postgres' OR datname IS NULL)";
 		my $before = $hits->sql($process);
 		$fault->set("at_attach:$how");
-		set_off("SELECT pg_terminate_backend($before)");
+		error("SELECT pg_terminate_backend($before)");
 		wait_for { $fault->fired } "$kind, $how: it was there";
 		wait_for { my $now = $hits->sql($process); $now && $now != $before } "$kind, $how: another one runs";
 		$hits->publish(10);
@@ -95,9 +96,6 @@ whole('after that, too');
 pp_balanced($node);
 $node->stop;
 done_testing();
-
-# A statement because of which a process starts. Where that one crashes, the session may be gone before it has its answer.
-sub set_off { my ($statement) = @_; return $node->psql('postgres', $statement, on_error_die => 0) }
 
 # Sets how many processes the server's user may have for the server to make one more, or returns that.
 sub limit
