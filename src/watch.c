@@ -253,6 +253,8 @@ is_ahead(PpWorker *w, const PpStreamFacts *facts)
 static bool
 look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 {
+	int moved;
+
 	if (!facts->key_exists || !facts->group_exists)
 		return true; /* the read will say so */
 	/* Somebody else has come: what was not delivered to us may be his, and not lost. */
@@ -266,13 +268,12 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 		facts->consumers < Min(w->watch.consumers, w->pipe->max_consumers))
 		return consumer_gone(w);
 	w->watch.consumers = facts->consumers;
-	/* Moved forward: with one worker nobody else can have been given entries. */
-	if (pp_watch_is_alone(w) && pp_id_compare(facts->last_delivered, w->watch.delivered) > 0)
+	/* Set back; or moved forward, as with one worker nobody else can have been given entries. */
+	moved = pp_id_compare(facts->last_delivered, w->watch.delivered);
+	if (moved < 0 || (moved > 0 && pp_watch_is_alone(w)))
 		return false;
 	if (is_ahead(w, facts) || is_to_be_looked_at(w, facts))
 		return false;
-	if (pp_id_compare(facts->last_delivered, w->watch.delivered) < 0)
-		w->watch.position = -1; /* set back: what was counted is counted again */
 	w->watch.delivered = facts->last_delivered;
 	if (!whole)
 		return true;

@@ -42,5 +42,48 @@ SH
 	}
 }
 
+# A group that somebody has set back, or destroyed so that the pipeline makes it again, gives entries again that are on record.
+# These, and some that nobody has read, are trimmed just before the stream is looked at with a read: with the first one after
+# that, or with one of workers that wait.
+for my $back ([ 'SETID', '0' ], [ 'SETID', '0', 'ENTRIESREAD', '0' ], ['DESTROY'])
+{
+	my ($command, @at) = @$back;
+	for my $workers (1, 2)
+	{
+		for my $paused ($command eq 'DESTROY' ? 1 : (0, 1))
+		{
+			my $p = lc join '_', 'again', $command, scalar @at, $workers, $paused;
+			my @move = ('XGROUP', $command, "stream:$p", "postpipe_$p", @at);
+			make($p, workers => $workers);
+			$redis->pipeline(xadds($p, 20));
+			rows($p, 20);
+			my $dir = PostgreSQL::Test::Utils::tempdir();
+			PostgreSQL::Test::Utils::append_to_file("$dir/gate", <<"SH");
+printf %s "\$FP_DATA" | tr -d '\\r\\n' | grep -q 'XINFO.*XREADGROUP' || exit 0
+mkdir $dir/done 2>/dev/null || exit 0
+{
+	echo MULTI
+	[ $paused = 1 ] || echo @move
+	for i in 1 2 3 4 5 6 7; do echo XADD stream:$p '*' v new\$i; done
+	echo XTRIM stream:$p MAXLEN 3
+	echo EXEC
+} | redis-cli -p @{[ $redis->port ]}
+SH
+			if ($paused)
+			{
+				pause($p);
+				$redis->command(@move);
+			}
+			$proxy->command("gate c2s XREADGROUP sh $dir/gate");
+			resume($p) if $paused;
+			rows($p, 23, "$p: what is left is read");
+			$proxy->command('pass');
+			shows($p, '27|23|4|0', 'and four are lost');
+			is(sql("SELECT count(*) FROM postpipe_epoch WHERE pipeline = '$p'"), 1, '... in one epoch');
+			drop($p);
+		}
+	}
+}
+
 $node->stop;
 done_testing();
