@@ -118,6 +118,7 @@ pp_watch_join(PpWorker *w)
 	w->watch.stream = w->pipe->stream;
 	w->watch.looked = w->watch.delivered = w->pipe->seen;
 	LWLockRelease(&w->pipe->lock);
+	w->watch.again = pp_ledger_highest(pp_apply_ledger(w->apply));
 	w->watch.consumers = 0;
 	w->watch.look_at = (PpSteady){0};
 	w->watch.reads = 0;
@@ -246,6 +247,18 @@ is_ahead(PpWorker *w, const PpStreamFacts *facts)
 	return ahead;
 }
 
+/* The group was set back: what was counted is counted again, and given again. */
+static void
+set_back(PpWorker *w, PpId to)
+{
+	PpWatch *watch = &w->watch;
+
+	watch->position = -1;
+	watch->again = pp_id_max(watch->again, watch->delivered);
+	if (pp_id_compare(to, watch->looked) < 0)
+		watch->looked = to;
+}
+
 /*
  * Looks at where the group stood before a read, and the stream, if that was asked for.  False: the
  * pipeline has to be looked at as a whole, before anything else is read.
@@ -253,8 +266,6 @@ is_ahead(PpWorker *w, const PpStreamFacts *facts)
 static bool
 look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 {
-	int moved;
-
 	if (!facts->key_exists || !facts->group_exists)
 		return true; /* the read will say so */
 	/* Somebody else has come: what was not delivered to us may be his, and not lost. */
@@ -268,12 +279,13 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 		facts->consumers < Min(w->watch.consumers, w->pipe->max_consumers))
 		return consumer_gone(w);
 	w->watch.consumers = facts->consumers;
-	/* Set back; or moved forward, as with one worker nobody else can have been given entries. */
-	moved = pp_id_compare(facts->last_delivered, w->watch.delivered);
-	if (moved < 0 || (moved > 0 && pp_watch_is_alone(w)))
+	/* Moved forward: with one worker nobody else can have been given entries. */
+	if (pp_watch_is_alone(w) && pp_id_compare(facts->last_delivered, w->watch.delivered) > 0)
 		return false;
 	if (is_ahead(w, facts) || is_to_be_looked_at(w, facts))
 		return false;
+	if (pp_id_compare(facts->last_delivered, w->watch.delivered) < 0)
+		set_back(w, facts->last_delivered);
 	w->watch.delivered = facts->last_delivered;
 	if (!whole)
 		return true;

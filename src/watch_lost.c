@@ -193,8 +193,8 @@ pp_watch_look_for_trimmed(PpWorker *w, const PpStreamFacts *facts)
 	learn(w, facts);
 	if (expected < 0 || (missing = take_missing(w, facts, expected)) == 0)
 		return true;
-	/* A group that was set back gives again what is on record: how many of these are lost, that tells. */
-	if (pp_id_compare(w->watch.looked, pp_ledger_highest(pp_apply_ledger(w->apply))) < 0)
+	/* Some of them may be on record: how many are lost, that tells. */
+	if (pp_id_compare(w->watch.looked, w->watch.again) < 0)
 		missing = -1;
 	if (w->pipe->exclusive &&
 		(missing < 0 || !pp_stream_is_gone_up_to(facts, facts->last_delivered)))

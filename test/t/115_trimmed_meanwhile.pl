@@ -44,7 +44,7 @@ SH
 
 # A group that somebody has set back, or destroyed so that the pipeline makes it again, gives entries again that are on record.
 # These, and some that nobody has read, are trimmed just before the stream is looked at with a read: with the first one after
-# that, or with one of workers that wait.
+# that; or, while workers read, with the second, when it is known how Redis counts.
 for my $back ([ 'SETID', '0' ], [ 'SETID', '0', 'ENTRIESREAD', '0' ], ['DESTROY'])
 {
 	my ($command, @at) = @$back;
@@ -54,31 +54,38 @@ for my $back ([ 'SETID', '0' ], [ 'SETID', '0', 'ENTRIESREAD', '0' ], ['DESTROY'
 		{
 			my $p = lc join '_', 'again', $command, scalar @at, $workers, $paused;
 			my @move = ('XGROUP', $command, "stream:$p", "postpipe_$p", @at);
-			make($p, workers => $workers);
-			$redis->pipeline(xadds($p, 20));
-			rows($p, 20);
 			my $dir = PostgreSQL::Test::Utils::tempdir();
 			PostgreSQL::Test::Utils::append_to_file("$dir/gate", <<"SH");
-printf %s "\$FP_DATA" | tr -d '\\r\\n' | grep -q 'XINFO.*XREADGROUP' || exit 0
-mkdir $dir/done 2>/dev/null || exit 0
+printf %s "\$FP_DATA" | tr -d '\\r\\n' | grep -q 'XINFO.6STREAM.*XREADGROUP' || exit 0
+[ $paused = 1 ] || ! mkdir $dir/1 2>/dev/null || exit 0
+[ $paused = 1 ] || ! mkdir $dir/2 2>/dev/null || exit 0
+[ $paused = 1 ] || ! mkdir $dir/3 2>/dev/null || exit 0
+mkdir $dir/4 2>/dev/null || exit 0
 {
 	echo MULTI
 	[ $paused = 1 ] || echo @move
 	for i in 1 2 3 4 5 6 7; do echo XADD stream:$p '*' v new\$i; done
-	echo XTRIM stream:$p MAXLEN 3
+	echo XTRIM stream:$p MAXLEN 0
 	echo EXEC
 } | redis-cli -p @{[ $redis->port ]}
 SH
-			if ($paused)
-			{
-				pause($p);
-				$redis->command(@move);
-			}
+			make($p, workers => $workers);
+			$redis->pipeline(xadds($p, 20));
+			rows($p, 20);
+			pause($p) if $paused;
+			$redis->command(@move) if $paused;
 			$proxy->command("gate c2s XREADGROUP sh $dir/gate");
 			resume($p) if $paused;
-			rows($p, 23, "$p: what is left is read");
+			if (!$paused)
+			{
+				wait_for { -d "$dir/3" } "$p: the stream is looked at";
+				$redis->pipeline(xadds($p, 1));
+			}
+			wait_for { -d "$dir/4" } "$p: all is trimmed";
 			$proxy->command('pass');
-			shows($p, '27|23|4|0', 'and four are lost');
+			$redis->pipeline(xadds($p, 3));
+			rows($p, 24 - $paused, "$p: what comes then is read");
+			shows($p, sprintf('%d|%d|7|0', 31 - $paused, 24 - $paused), 'and seven are lost');
 			is(sql("SELECT count(*) FROM postpipe_epoch WHERE pipeline = '$p'"), 1, '... in one epoch');
 			drop($p);
 		}
