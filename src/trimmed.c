@@ -132,7 +132,8 @@ pp_trimmed_range(const PpStreamFacts *facts, PpId after, int64 entries)
  * pp_trimmed_find
  *		Which entries are gone after the one that the group has delivered last?  By Redis's entries-read and its
  *		correction, if both are of the life `run` of Redis; else perhaps some are, and it cannot be told how
- *		many.  Up to `top` all were delivered, also to a group that was set back since.
+ *		many.  Up to `top` all were delivered, also to a group that was set back since: what is gone up to there may
+ *		be on record, and it cannot be told either.
  */
 PpTrimmed
 pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top)
@@ -144,7 +145,7 @@ pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top)
 	if (!facts->group_exists || expected <= 0)
 		return (PpTrimmed){.entries = 0};
 	LWLockAcquire(&pipe->lock, LW_SHARED);
-	if (pipe->correction.run == run)
+	if (pipe->correction.run == run && pp_id_compare(facts->last_delivered, top) >= 0)
 		position = pp_trimmed_position(&pipe->correction, facts);
 	LWLockRelease(&pipe->lock);
 	if (position >= 0)
