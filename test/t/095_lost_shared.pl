@@ -49,6 +49,7 @@ for my $at ([0], [ 0, 'ENTRIESREAD', 0 ])
 	add($p, 20);
 	wait_sql($node, 'postgres', "SELECT count(*), (SELECT shared FROM postpipe_progress WHERE pipeline = '$p') FROM t_$p", '20|t', "$p: another consumer is seen");
 	$session->("SELECT postpipe_pause('$p')");
+	wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$p'", 'paused', "$p rests");
 	$redis->command('XGROUP', 'SETID', "stream:$p", "postpipe_$p", @$at);
 	$redis->transaction(xadds($p, 7), [ 'XTRIM', "stream:$p", 'MAXLEN', 3 ]);
 	$session->("SELECT postpipe_resume('$p')");
