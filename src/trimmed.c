@@ -132,8 +132,8 @@ pp_trimmed_range(const PpStreamFacts *facts, PpId after, int64 entries)
  * pp_trimmed_find
  *		Which entries are gone after the one that the group has delivered last?  By Redis's entries-read and its
  *		correction, if both are of the life `run` of Redis; else perhaps some are, and it cannot be told how
- *		many.  Up to `top` all were delivered, also to a group that was set back since: what is gone up to there may
- *		be on record, and it cannot be told either.
+ *		many.  Up to `top` all were delivered, also to a group that was set back since: as long as it stands before
+ *		that, what is gone may be on record, and it cannot be told either.
  */
 PpTrimmed
 pp_trimmed_find(PpPipe *pipe, uint64 run, const PpStreamFacts *facts, PpId top)

@@ -249,7 +249,7 @@ is_ahead(PpWorker *w, const PpStreamFacts *facts)
 
 /* The group was set back: what was counted is counted again, and given again. */
 static void
-set_back(PpWorker *w, PpId to)
+note_set_back(PpWorker *w, PpId to)
 {
 	PpWatch *watch = &w->watch;
 
@@ -285,7 +285,7 @@ look(PpWorker *w, const PpStreamFacts *facts, bool whole)
 	if (is_ahead(w, facts) || is_to_be_looked_at(w, facts))
 		return false;
 	if (pp_id_compare(facts->last_delivered, w->watch.delivered) < 0)
-		set_back(w, facts->last_delivered);
+		note_set_back(w, facts->last_delivered);
 	w->watch.delivered = facts->last_delivered;
 	if (!whole)
 		return true;

@@ -83,7 +83,7 @@ typedef struct PpWatch
 	bool owed;          /* there was something new since */
 	bool counted;       /* the group has told how many entries it has read */
 	PpId delivered;     /* the last entry that was delivered, as far as is known */
-	PpId again;         /* up to here, what comes may be on record: the group was set back */
+	PpId again;         /* up to here, what comes is given again, if the group was set back */
 	int64 position;     /* entries ever added up to there; -1: not known */
 	int64 consumers;    /* of the group */
 	uint64 received;    /* by all workers, and … */

@@ -5,7 +5,7 @@
 use strict;
 use warnings;
 use Postpipe::Test;
-use Postpipe::Test::Pipelines qw(xadds);
+use Postpipe::Test::Pipelines qw(make xadds drop pause resume wait_state rows);
 
 my $redis = Postpipe::Test::Redis->new;
 my $node = pp_node('lost_shared', redis => $redis);
@@ -42,21 +42,20 @@ for my $workers (1, 2)
 for my $at ([0], [ 0, 'ENTRIESREAD', 0 ])
 {
 	my $p = 'back_' . @$at;
-	$session->("CREATE TABLE t_$p (v text)");
-	$session->("SELECT postpipe_create_pipeline('$p', 'stream:$p', statement => \$\$INSERT INTO t_$p SELECT event ->> 'v' FROM postpipe_batch\$\$)");
-	wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$p'", 'idle', "$p reads");
+	make($p);
+	wait_state($p);
 	$redis->command('XGROUP', 'CREATECONSUMER', "stream:$p", "postpipe_$p", 'python');
 	add($p, 20);
-	wait_sql($node, 'postgres', "SELECT count(*), (SELECT shared FROM postpipe_progress WHERE pipeline = '$p') FROM t_$p", '20|t', "$p: another consumer is seen");
-	$session->("SELECT postpipe_pause('$p')");
-	wait_sql($node, 'postgres', "SELECT state FROM postpipe_stats WHERE pipeline = '$p'", 'paused', "$p rests");
+	rows($p, 20);
+	wait_sql($node, 'postgres', "SELECT shared FROM postpipe_progress WHERE pipeline = '$p'", 't', "$p: another consumer is seen");
+	pause($p);
 	$redis->command('XGROUP', 'SETID', "stream:$p", "postpipe_$p", @$at);
 	$redis->transaction(xadds($p, 7), [ 'XTRIM', "stream:$p", 'MAXLEN', 3 ]);
-	$session->("SELECT postpipe_resume('$p')");
-	wait_sql($node, 'postgres', "SELECT count(*) FROM t_$p", 23, "$p: set back and trimmed: what is left is read");
+	resume($p);
+	rows($p, 23, "$p: set back and trimmed: what is left is read");
 	wait_sql($node, 'postgres', "SELECT string_agg(coalesce(entries::text, 'some'), ' ') FROM postpipe_lost WHERE pipeline = '$p'", 'some', '... and some are lost');
 	is(sql("SELECT count(*) FROM postpipe_epoch WHERE pipeline = '$p'"), 1, '... in one epoch');
-	$session->("SELECT postpipe_drop_pipeline('$p')");
+	drop($p);
 }
 
 pp_balanced($node);

@@ -44,7 +44,7 @@ SH
 
 # A group that somebody has set back, or destroyed so that the pipeline makes it again, gives entries again that are on record.
 # These, and some that nobody has read, are trimmed just before the stream is looked at with a read: with the first one after
-# that; or, while workers read, with the second, when it is known how Redis counts.
+# that; or, while workers read, with a later one, when it is known how Redis counts.
 for my $back ([ 'SETID', '0' ], [ 'SETID', '0', 'ENTRIESREAD', '0' ], ['DESTROY'])
 {
 	my ($command, @at) = @$back;
@@ -54,16 +54,15 @@ for my $back ([ 'SETID', '0' ], [ 'SETID', '0', 'ENTRIESREAD', '0' ], ['DESTROY'
 		{
 			my $p = lc join '_', 'again', $command, scalar @at, $workers, $paused;
 			my @move = ('XGROUP', $command, "stream:$p", "postpipe_$p", @at);
+			my @before = $paused ? () : 1 .. 3;
 			my $dir = PostgreSQL::Test::Utils::tempdir();
 			PostgreSQL::Test::Utils::append_to_file("$dir/gate", <<"SH");
 printf %s "\$FP_DATA" | tr -d '\\r\\n' | grep -q 'XINFO.6STREAM.*XREADGROUP' || exit 0
-[ $paused = 1 ] || ! mkdir $dir/1 2>/dev/null || exit 0
-[ $paused = 1 ] || ! mkdir $dir/2 2>/dev/null || exit 0
-[ $paused = 1 ] || ! mkdir $dir/3 2>/dev/null || exit 0
-mkdir $dir/4 2>/dev/null || exit 0
+for look in @before; do ! mkdir $dir/look\$look 2>/dev/null || exit 0; done
+mkdir $dir/trimmed 2>/dev/null || exit 0
 {
 	echo MULTI
-	[ $paused = 1 ] || echo @move
+	@{[ $paused ? '' : "echo @move" ]}
 	for i in 1 2 3 4 5 6 7; do echo XADD stream:$p '*' v new\$i; done
 	echo XTRIM stream:$p MAXLEN 0
 	echo EXEC
@@ -72,16 +71,22 @@ SH
 			make($p, workers => $workers);
 			$redis->pipeline(xadds($p, 20));
 			rows($p, 20);
-			pause($p) if $paused;
-			$redis->command(@move) if $paused;
-			$proxy->command("gate c2s XREADGROUP sh $dir/gate");
-			resume($p) if $paused;
-			if (!$paused)
+			if ($paused)
 			{
-				wait_for { -d "$dir/3" } "$p: the stream is looked at";
+				pause($p);
+				$redis->command(@move);
+			}
+			$proxy->command("gate c2s XREADGROUP sh $dir/gate");
+			if ($paused)
+			{
+				resume($p);
+			}
+			else
+			{
+				wait_for { -d "$dir/look3" } "$p: the stream is looked at";
 				$redis->pipeline(xadds($p, 1));
 			}
-			wait_for { -d "$dir/4" } "$p: all is trimmed";
+			wait_for { -d "$dir/trimmed" } "$p: all is trimmed";
 			$proxy->command('pass');
 			$redis->pipeline(xadds($p, 3));
 			rows($p, 24 - $paused, "$p: what comes then is read");
